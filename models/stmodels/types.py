@@ -1,0 +1,47 @@
+"""What goes into a forecaster and what comes out.
+
+Shape legend, used everywhere in this package: B batch, P history steps, Q horizon steps, C channels, H×W grid, N nodes or
+spatial tokens, S the shape of one time step: (C, H, W) for a grid, (N, C) for sensors. Time is always axis 1. Values are
+scaled (by the scaler fitted on the train segment) unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Windows of a series. All that lies after the history is in fields named ``target_*``; of these a model may read only
+    ``target_slot`` and ``target_season``, which are known at the moment of the forecast."""
+
+    history: Tensor  # (B, P, *S)
+    target: Tensor  # (B, Q, *S)
+    start: Tensor  # (B,) int64: index in the series of the first step of the history
+    history_slot: Tensor | None = None  # (B, P) int64: slot of the week, Monday 00:00 = 0; None without timestamps
+    target_slot: Tensor | None = None  # (B, Q)
+    history_season: Tensor | None = None  # (B, P, *S): mean of the train segment at that slot of the week
+    target_season: Tensor | None = None  # (B, Q, *S); on train windows both are leave-one-out
+    target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
+
+
+class Forecast(NamedTuple):
+    """A forecast in scaled space."""
+
+    value: Tensor  # (B, Q, *S)
+    flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, divided by SeriesInfo.flow_std
+
+
+class SeriesInfo(NamedTuple):
+    """What a model may know of its data before it sees any of it."""
+
+    family: str  # "grid" or "sensors"
+    shape: tuple[int, ...]  # S
+    history: int  # P
+    horizon: int  # Q
+    slots_per_day: int | None  # None without timestamps
+    flow_std: float  # standard deviation of x_t - x_{t-1} over the train segment, scaled
+    season_count: int = 0  # train readings at the rarest slot of the week; 0: some slot never seen, or no timestamps
+    residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (leave-one-out), scaled
+    lookback: int = 0  # series steps that precede the earliest target of a validation or test window

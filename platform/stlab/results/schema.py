@@ -1,0 +1,127 @@
+"""The Parquet schemas. Every column carries its unit and its meaning in the field's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning, "unit": unit})
+
+
+_EPOCH_FIELDS = [
+    _field("epoch", pa.int32(), "epochs done, from 1"),
+    _field("step", pa.int64(), "optimiser steps done"),
+    _field("loss", pa.float64(), "training loss, mean over the epoch", "scaled²"),
+    _field("val_mae", pa.float64(), "mean absolute error on the validation segment", "data unit"),
+    _field("val_rmse", pa.float64(), "root mean squared error on the validation segment", "data unit"),
+    _field("lr", pa.float64(), "learning rate at the end of the epoch"),
+    _field("grad_norm", pa.float64(), "gradient norm before clipping, mean over the epoch"),
+    _field("seconds", pa.float64(), "duration of the epoch, validation included", "s"),
+    _field("samples_per_second", pa.float64(), "training windows per second", "1/s"),
+]
+
+HORIZON = pa.schema(
+    [
+        _field("segment", pa.string(), "validation or test"),
+        _field("horizon", pa.int32(), "steps ahead, from 1", "step"),
+        _field("mae", pa.float64(), "mean absolute error at this horizon", "data unit"),
+        _field("rmse", pa.float64(), "root mean squared error at this horizon", "data unit"),
+        _field("mape", pa.float64(), "mean absolute percentage error at this horizon; sensors only", "%"),
+        _field("count", pa.int64(), "readings"),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        _field("window", pa.int64(), "index in the series of the first step of the window's history"),
+        _field("horizon", pa.int32(), "steps ahead, from 1", "step"),
+        _field("time", pa.timestamp("s"), "time of the step that is forecast; null without timestamps"),
+        _field("truth", pa.list_(pa.float32()), "what was measured, one step flattened in C order", "data unit"),
+        _field("forecast", pa.list_(pa.float32()), "what was forecast, in the same order", "data unit"),
+    ]
+)
+
+_TRIAL_FIELDS = [
+    _field("study", pa.string(), "the study that lists the trial"),
+    _field("trial_id", pa.string(), "hash of everything that changes the numbers"),
+    _field("variant", pa.string(), "name of the variant, or of the baseline"),
+    _field("seed", pa.int64(), "seed of initial weights and data order"),
+    _field("baseline", pa.bool_(), "a reference forecast, not a variant"),
+    _field("status", pa.string(), "finished, failed, pruned or missing"),
+    _field("val_mae", pa.float64(), "mean absolute error, validation segment, best checkpoint", "data unit"),
+    _field("val_rmse", pa.float64(), "root mean squared error, validation segment, best checkpoint", "data unit"),
+    _field("test_mae", pa.float64(), "mean absolute error, test segment, best checkpoint", "data unit"),
+    _field("test_rmse", pa.float64(), "root mean squared error, test segment, best checkpoint", "data unit"),
+    _field("test_mape", pa.float64(), "mean absolute percentage error, test segment; sensors only", "%"),
+    _field("best_epoch", pa.int32(), "epoch of the best checkpoint, by validation RMSE"),
+    _field("epochs", pa.int32(), "epochs trained"),
+    _field("wall_seconds", pa.float64(), "training and validation, resumed parts summed", "s"),
+    _field("device_seconds", pa.float64(), "wall_seconds times workers", "s"),
+    _field("peak_memory_bytes", pa.int64(), "of the device on a GPU, of the process on a CPU", "B"),
+    _field("trainable_params", pa.int64(), "parameters the optimiser changes"),
+    _field("total_params", pa.int64(), "all parameters, frozen ones included"),
+    _field("samples_per_second", pa.float64(), "training windows per second, mean", "1/s"),
+    _field("precision", pa.string(), "fp32 or bf16, as trained"),
+    _field("device", pa.string(), "name of the device"),
+    _field("weights", pa.string(), "where the frozen weights come from: pretrained, random, a path; none"),
+    _field("dataset", pa.string(), "name of the data set"),
+    _field("synthetic", pa.bool_(), "the data was generated, not measured"),
+    _field("leaks", pa.bool_(), "the protocol lets later values be seen (UniST's scaler)"),
+    _field("protocol", pa.string(), "protocol fingerprint, as JSON"),
+    _field("data_sha256", pa.string(), "hash of the data's content"),
+    _field("code_version", pa.string(), "stlab's version and the hash of the sources that compute"),
+    _field("started_at", pa.timestamp("us", tz="UTC"), "start of the training"),
+    _field("error", pa.string(), "why a trial failed"),
+]
+
+_PLAIN_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+
+
+def _plain(values: Iterable[Any]) -> tuple[list[Any], pa.DataType]:
+    """A column of configuration values and its type: the values' own where they agree, their JSON where they don't."""
+    values = list(values)
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and kinds:
+        kinds = {float} if float in kinds else {int}
+    if len(kinds) == 1 and (kind := kinds.pop()) in _PLAIN_TYPES:
+        return [None if v is None else kind(v) for v in values], _PLAIN_TYPES[kind]
+    return [v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string()
+
+
+def _table(fields: list[pa.Field], rows: list[Mapping[str, Any]], extra: dict[str, str]) -> pa.Table:
+    """Rows as a table of the given fields, then every further column whose name starts with one of ``extra``'s prefixes."""
+    names = dict.fromkeys(name for row in rows for name in row if any(name.startswith(prefix) for prefix in extra))
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
+    fields = list(fields)
+    for name in names:
+        values, kind = _plain(row.get(name) for row in rows)
+        columns.append(pa.array(values, kind))
+        fields.append(_field(name, kind, next(meaning for prefix, meaning in extra.items() if name.startswith(prefix))))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def trials_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+    """A row a trial; ``param.*`` columns hold the resolved configuration, flat and typed."""
+    return _table(_TRIAL_FIELDS, rows, {"param.": "resolved configuration field"})
+
+
+def epochs_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+    """A row an epoch; ``loss.*`` columns hold the terms of the loss, unweighted."""
+    return _table(_EPOCH_FIELDS, rows, {"loss.": "term of the training loss, unweighted, mean over the epoch"})
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names: ``{"model": {"rank": 8}}`` → ``{"model.rank": 8}``."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{name}."))
+        else:
+            flat[name] = list(item) if isinstance(item, tuple) else item
+    return flat
