@@ -1,0 +1,134 @@
+"""What of ST-VFM can be chosen. Standard library only: configurations are read where torch is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+_DEFAULT_RANKS = {"adapter": 64, "lora": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class STVFMConfig:
+    """Configuration of ST-VFM. Defaults are the full model of the paper, read as the README's model notes say."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+
+    name: Literal["st_vfm"] = "st_vfm"
+    """The model."""
+    backbone: str = "dinov2_s"
+    """`dinov2_s`, `clip_b`, `deit_b`, `videomae_s`, the name of any timm ViT, or `vit_test` (very small, for tests)."""
+    weights: str = "pretrained"
+    """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint."""
+    weights_seed: int = 0
+    """Seed of random backbone weights; all trials of a study share one backbone."""
+    use_cls: bool = False
+    """Let the backbone's class token take part."""
+    patch: int = 2
+    """s: cells a side of a spatial patch."""
+    temporal_patch: int = 2
+    """p: steps of a temporal patch; divides history and horizon."""
+    pad: bool = False
+    """Pad a grid with zeros (in scaled space) to a multiple of the patch."""
+    adaptation: Literal["token", "simple"] = "token"
+    """`token`: Eq. 7-8, a linear map and a learnable position; `simple` (#1): a linear map alone."""
+    temporal_context: bool = True
+    """Temporal context encoder before the backbone (Eq. 5-6)."""
+    temporal_width: int = 128
+    """D_T: width of the temporal layers."""
+    temporal_heads: int = 4
+    """Attention heads of the temporal layers."""
+    temporal_layers: int = 3
+    """Layers of the context encoder, and of each decoder."""
+    dropout: float = 0.0
+    """Dropout in the temporal layers."""
+    peft: Literal["none", "adapter", "lora"] = "adapter"
+    """Trainable parts inside the frozen backbone."""
+    rank: int | None = None
+    """Bottleneck of the adapters (64 if unset) or rank of LoRA (8 if unset)."""
+    flow: bool = True
+    """Second branch on the ST flow (Eq. 4), with its auxiliary forecast."""
+    cross_prompt_layers: int = 2
+    """Layers of bilateral cross-prompt coordination (Eq. 9-10); the paper uses 1 on BikeNYC and TaxiNYC."""
+    prompts: int | Literal["all"] = 16
+    """L_p: prompts a frame that a branch gives the other; `all` keeps every token."""
+    decoder: Literal["transformer", "mlp"] = "transformer"
+    """`transformer`: over time, with learnable queries; `mlp` (#1): each token for itself."""
+    calendar: bool = False
+    """Beyond the paper: learned embeddings of slot of day and day of week."""
+    seasonal_residual: bool = False
+    """Beyond the paper: forecast the difference to the train segment's mean by slot of week."""
+
+    def __post_init__(self) -> None:
+        for field in ("patch", "temporal_patch", "temporal_width", "temporal_heads", "temporal_layers"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"model.{field} must be at least 1, it is {getattr(self, field)}")
+        if self.temporal_width % self.temporal_heads:
+            raise ConfigError(f"model.temporal_heads={self.temporal_heads} must divide model.temporal_width={self.temporal_width}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout must lie in [0, 1), it is {self.dropout}")
+        if self.cross_prompt_layers < 0:
+            raise ConfigError(f"model.cross_prompt_layers must be 0 or more, it is {self.cross_prompt_layers}")
+        if self.cross_prompt_layers and not self.flow:
+            raise ConfigError(
+                "model.cross_prompt_layers needs the flow branch to exchange prompts with: set model.cross_prompt_layers to 0, or model.flow to true"
+            )
+        if self.prompts != "all" and self.prompts < 1:
+            raise ConfigError(f"model.prompts must be at least 1 or `all`, it is {self.prompts}")
+        if self.adaptation == "simple" and self.temporal_context:
+            raise ConfigError("model.adaptation=simple has no temporal context encoder: set model.temporal_context to false")
+        if self.calendar and not (self.temporal_context or self.decoder == "transformer"):
+            raise ConfigError("model.calendar is added to temporal tokens, and this model has none: set model.decoder to transformer")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"model.rank must be at least 1, it is {self.rank}")
+        if self.rank is None and self.peft != "none":
+            object.__setattr__(self, "rank", _DEFAULT_RANKS[self.peft])
+
+    def inert(self) -> set[str]:
+        """Dotted fields that cannot change a number under this configuration; they are no part of a trial's identity."""
+        return {
+            field
+            for field, has_no_effect in {
+                "train.flow_loss_weight": not self.flow,
+                "model.rank": self.peft == "none",
+                "model.prompts": self.cross_prompt_layers == 0,
+                "model.weights_seed": self.weights != "random",
+                "model.temporal_heads": not (self.temporal_context or self.decoder == "transformer"),
+                "model.temporal_layers": not (self.temporal_context or self.decoder == "transformer"),
+                "model.dropout": not (self.temporal_context or self.decoder == "transformer"),
+            }.items()
+            if has_no_effect
+        }
+
+    def files(self) -> list[str]:
+        """Files whose content changes the numbers."""
+        return [] if self.weights in ("pretrained", "random") else [self.weights]
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError where this model cannot run on that data."""
+        if info.family != "grid":
+            raise ConfigError(f"st_vfm forecasts grids (T, C, H, W); this data is of the family '{info.family}'")
+        _, height, width = info.shape
+        if not self.pad and (height % self.patch or width % self.patch):
+            raise ConfigError(
+                f"the grid {height}×{width} cannot be cut into patches of {self.patch}×{self.patch}: set model.pad=true to pad it, "
+                f"or model.patch to a divisor of both sides"
+            )
+        for field, steps in (("history", info.history), ("horizon", info.horizon)):
+            if steps % self.temporal_patch:
+                raise ConfigError(
+                    f"model.temporal_patch={self.temporal_patch} does not divide data.{field}={steps}: change one of them"
+                )
+        if (self.calendar or self.seasonal_residual) and info.slots_per_day is None:
+            switch = "calendar" if self.calendar else "seasonal_residual"
+            raise ConfigError(f"model.{switch} needs timestamps, and this data has none: add the array `timestamps`, or switch it off")
+        if self.seasonal_residual and info.season_count < 2:
+            raise ConfigError(
+                "model.seasonal_residual needs every slot of the week at least twice in the train segment (its own mean would otherwise "
+                f"be itself); the rarest is seen {info.season_count} times: give more data, or switch it off"
+            )
