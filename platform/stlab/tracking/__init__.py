@@ -1,0 +1,7 @@
+"""MLflow as a view of a study's directories. The only package that imports mlflow, and only on use."""
+
+from stlab.tracking._connection import TrackingUnavailable, default_uri, ui_command
+from stlab.tracking._sync import sync
+from stlab.tracking._tracker import Tracker
+
+__all__ = ["Tracker", "TrackingUnavailable", "default_uri", "sync", "ui_command"]

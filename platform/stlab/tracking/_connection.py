@@ -1,0 +1,149 @@
+"""Where MLflow is, how it is reached quickly and quietly, and what it means when it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from stlab.errors import UserError
+from stlab.results import Store
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https")
+
+# Set before mlflow is imported; what the user has set stands. MLflow's own defaults retry a dead server for minutes.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # its records go to the driver's own handlers, not to a handler of MLflow's
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class TrackingUnavailable(Exception):
+    """MLflow cannot be reached, or refuses. Training goes on; :func:`sync` makes up for it later."""
+
+
+def default_uri(store: Store) -> str | None:
+    """``sqlite:///<storage>/mlflow.db`` for a local storage; None for a remote one, where a URI must be told.
+
+    Raises:
+        UserError: the path of the storage cannot be written as a database URI.
+    """
+    if not store.is_local:
+        return None
+    if "?" in store.location:
+        raise UserError(
+            f"--storage {store.location}: a database URI cannot hold the '?'. Give a tracking URI of your own."
+        )
+    return f"sqlite:///{store.location}/mlflow.db"
+
+
+def ui_command(uri: str, port: int = 5000) -> list[str]:
+    """The command (argv) that opens MLflow's pages.
+
+    A database gets a server on 127.0.0.1; a tracking server has pages of its own, which the browser opens.
+
+    Raises:
+        UserError: the URI is of a kind that MLflow does not track to.
+    """
+    scheme = check_uri(uri)
+    if scheme in _SERVERS:
+        return [sys.executable, "-m", "webbrowser", uri]
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    return [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+
+
+def check_uri(uri: str | None) -> str:
+    """The URI's scheme, without the driver's name. Raises UserError for one that cannot be tracked to."""
+    if not uri:
+        raise UserError("no tracking URI: with a remote storage give one, e.g. http://127.0.0.1:5000 or sqlite:////path/mlflow.db.")
+    scheme = uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
+    if scheme not in (*_DATABASES, *_SERVERS):
+        allowed = ", ".join(f"{name}://" for name in (*_DATABASES, *_SERVERS))
+        raise UserError(
+            f"tracking URI {without_password(uri)}: it must begin with one of {allowed}. "
+            "MLflow has given up folders of files; sqlite:////path/mlflow.db takes their place."
+        )
+    return scheme
+
+
+def is_database(uri: str) -> bool:
+    return check_uri(uri) in _DATABASES
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}"))
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Whatever MLflow, its database or the network raises inside becomes TrackingUnavailable."""
+    prepare()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        shown = without_password(uri)
+        reason = next((line for line in str(error).replace(uri, shown).splitlines() if line.strip()), "")
+        raise TrackingUnavailable(f"MLflow at {shown}: {type(error).__name__}: {reason[:500]}") from error
+
+
+def prepare() -> None:
+    """Before mlflow is imported: short timeouts, no telemetry, no lines of its own on the terminal."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)  # an ERROR or WARNING still shows
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client whose store is there; a database that is absent is created (1-2 s for SQLite).
+
+    Raises:
+        TrackingUnavailable: it cannot be reached.
+    """
+    with reaching(uri):
+        from mlflow.tracking import MlflowClient
+
+        if is_database(uri):
+            _check_database(uri)
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check_database(uri: str) -> None:
+    # MLflow tries a database that is away ten times, over minutes. Ask once, ourselves, first.
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url)
+    try:
+        inspect(engine).get_table_names()
+    finally:
+        engine.dispose()

@@ -1,0 +1,50 @@
+"""MLflow from the directories alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from stlab.results import Store, StudyDirectory, TrialDirectory
+from stlab.tracking._rows import RUN_STATUS
+from stlab.tracking._tracker import Tracker
+
+_log = logging.getLogger(__name__)
+
+
+def sync(store: Store, study_name: str, uri: str) -> int:
+    """Bring MLflow up to date from a study's directory and its trials'. As often as asked: nothing is doubled.
+
+    Returns:
+        How many trials MLflow now shows as their directories do.
+
+    Raises:
+        UserError: no such study in the store, or a URI that MLflow does not track to.
+        TrackingUnavailable: MLflow is away.
+    """
+    study = StudyDirectory(store, study_name)
+    rows = [_current(store, row) for row in study.read_trials().to_pylist()]
+    tracker = Tracker(uri, store, study_name)
+    tracker.open(study.read_study() or "")
+    shown = [row for row in rows if row["status"] != "missing"]
+    for row in shown:
+        if row["status"] in RUN_STATUS:
+            tracker.finish(row)
+        else:
+            tracker.trial(row)
+            tracker.epochs(row["trial_id"], TrialDirectory(store, row["trial_id"]).read_epochs())
+    tracker.summarise(rows)
+    if store.exists(study.report_path()):
+        tracker.attach_report(f"{study.prefix}/report")
+    ended = all(row["status"] in RUN_STATUS for row in rows)
+    tracker.close("finished" if ended else "interrupted")
+    _log.info("MLflow shows %d trials of %s", len(shown), study_name)
+    return len(shown)
+
+
+def _current(store: Store, listed: dict[str, Any]) -> dict[str, Any]:
+    """A row as its trial's directory says now; what the study says of it (study, variant) as listed."""
+    directory = TrialDirectory(store, listed["trial_id"]).row()
+    if directory["status"] == "new":
+        return listed
+    return listed | {key: value for key, value in directory.items() if value is not None}

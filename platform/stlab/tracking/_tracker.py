@@ -1,0 +1,272 @@
+"""A study in MLflow: one experiment, one parent run, a child run a trial, a summary run a variant."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from stlab.errors import UserError
+from stlab.results import Store, TrialDirectory
+from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, is_database, reaching
+from stlab.tracking._rows import (
+    RUN_STATUS,
+    Row,
+    axes_of,
+    by_label,
+    description_of,
+    final_metrics,
+    milliseconds,
+    summary_metrics,
+    summary_tags,
+    trial_name,
+    trial_params,
+    trial_tags,
+)
+from stlab.tracking._run import Run, files_below
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_KEYS = {"study": "study", "trial": "trial_id", "summary": "label"}  # kind of run → the tag it is found again by
+
+_NOTE = "mlflow.note.content"  # what the page shows as the description
+_EXPERIMENT_KIND = "mlflow.experimentKind"  # spares the page's question whether these are language model traces
+
+# After a call that failed in t seconds, none is tried for this many times t: a dead server costs a tenth of the time.
+_PATIENCE = 10.0
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _guarded(method: Callable[Concatenate[Tracker, _P], _T]) -> Callable[Concatenate[Tracker, _P], _T]:
+    """Failures become TrackingUnavailable, soon, and the next call finds out afresh what MLflow has."""
+
+    @functools.wraps(method)
+    def call(self: Tracker, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        begun = time.monotonic()
+        if begun < self._closed_until:
+            raise TrackingUnavailable(f"{self._last_failure} (not tried again for {self._closed_until - begun:.0f} s)")
+        try:
+            with reaching(self.uri):
+                return method(self, *args, **kwargs)
+        except TrackingUnavailable as error:
+            now = time.monotonic()
+            self._runs = None
+            self._closed_until = now + _PATIENCE * (now - begun)
+            self._last_failure = str(error)
+            raise
+
+    return call
+
+
+class Tracker:
+    """Writes one study to MLflow. Every call may be made again: what is there already is neither doubled nor changed.
+
+    One process writes a study at a time. Where MLflow is away, every method raises TrackingUnavailable within seconds;
+    the caller goes on, and :func:`stlab.tracking.sync` makes up for it.
+
+    Args:
+        uri: a database (``sqlite:///…``, ``postgresql://…``) or a server (``http(s)://…``).
+        store: where the trial directories lie; with a database, artifacts go to ``mlartifacts/`` in it.
+        study_name: names the experiment.
+        description: shown beside the experiment; by default the study's own.
+
+    Raises:
+        UserError: a URI that MLflow does not track to.
+    """
+
+    def __init__(self, uri: str, store: Store, study_name: str, description: str = "") -> None:
+        check_uri(uri)
+        self.uri = uri
+        self._store = store
+        self._name = study_name
+        self._description = description
+        self._study_text: str | None = None
+        self._axes: list[str] = []
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._rows: dict[str, Row] = {}
+        self._runs: dict[tuple[str, str], Run] | None = None  # (kind, trial id or label) → run
+        self._closed_until = 0.0
+        self._last_failure = ""
+
+    def open(self, study_text: str) -> None:
+        """Create what is absent: the database, the experiment, the parent run.
+
+        Args:
+            study_text: the resolved study, as YAML.
+
+        Raises:
+            UserError: the experiment was deleted in MLflow.
+        """
+        self._study_text = study_text
+        self._axes = axes_of(study_text)
+        self._description = self._description or description_of(study_text)
+        self._open()
+
+    def trial(self, row: Row) -> None:
+        """Find or create the run of a trial.
+
+        Args:
+            row: as of ``trials.parquet``, as far as it is known yet; ``status`` says how the trial stands.
+        """
+        self._rows[str(row["trial_id"])] = row  # so that it can be made up for, should this call fail
+        self._log_trial(row)
+
+    @_guarded
+    def epochs(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
+        """Metrics by epoch (rows of ``epochs.parquet``), step = epoch. What the run has is not logged again.
+
+        Raises:
+            KeyError: ``trial`` was never called with a row of this trial.
+        """
+        self._trial(self._rows[trial_id]).log_epochs(rows)
+
+    @_guarded
+    def finish(self, row: Row) -> None:
+        """The end of a trial: what it came to, its files, its status. Epochs missed on the way are made up for.
+
+        Raises:
+            ValueError: the row's status is not that of a trial that has ended.
+        """
+        status = str(row.get("status"))
+        if status not in RUN_STATUS:
+            raise ValueError(f"trial {row['trial_id']} is {status!r}: expected one of {', '.join(RUN_STATUS)}")
+        directory = TrialDirectory(self._store, row["trial_id"])
+        run = self._trial(row)
+        run.log_epochs(directory.read_epochs())
+        run.log(metrics=final_metrics(row))
+        names = [name for name in self._store.names(directory.prefix) if name.endswith((".parquet", ".json"))]
+        run.log_files(self._store, directory.prefix, names)
+        run.end(RUN_STATUS[status], row.get("wall_seconds"))
+
+    @_guarded
+    def summarise(self, rows: list[dict[str, Any]]) -> None:
+        """One summary run a variant (and axis values). What the study no longer lists gets ``status = superseded``.
+
+        Args:
+            rows: all rows of the study, failed ones too.
+        """
+        groups = by_label(rows, self._axes)
+        for name, group in groups.items():
+            run = self._find_or_create("summary", name, f"{name} · mean over seeds", summary_tags(name, group))
+            run.log(tags=summary_tags(name, group), metrics=summary_metrics(group))
+            run.end("FINISHED")
+        listed = {("trial", row["trial_id"]) for row in rows} | {("summary", name) for name in groups}
+        for key, run in self._opened().items():
+            if key[0] in ("trial", "summary") and key not in listed:
+                run.log(tags={"status": "superseded"})
+
+    @_guarded
+    def attach_report(self, path: str | Path) -> None:
+        """The report's files, as artifacts ``report/…`` of the parent run.
+
+        Args:
+            path: the report's folder: on this machine, or relative to the store.
+        """
+        parent = self._parent()
+        if Path(path).is_absolute():
+            self._mlflow().log_artifacts(parent.id, str(path), "report")
+            return
+        for below, names in files_below(self._store, str(path)):
+            parent.log_files(self._store, f"{path}/{below}".rstrip("/"), names, f"report/{below}".rstrip("/"))
+
+    @_guarded
+    def close(self, status: str) -> None:
+        """End the study's run: ``finished``, ``failed`` or ``interrupted``. Its trials that have not, too.
+
+        Raises:
+            ValueError: another status.
+        """
+        if status not in RUN_STATUS:
+            raise ValueError(f"status {status!r}: expected one of {sorted(RUN_STATUS)}")
+        for (kind, _), run in self._opened().items():
+            if kind == "trial" and run.status == "RUNNING":
+                run.log(tags={"status": "interrupted"})
+                run.end("KILLED")
+        self._parent().log(tags={"status": status})
+        self._parent().end(RUN_STATUS[status])
+
+    @_guarded
+    def _open(self) -> None:
+        parent = self._parent()
+        parent.reopen()
+        parent.log(tags={"status": "running", **({_NOTE: self._description} if self._description else {})})
+        self._mlflow().log_text(parent.id, self._study_text or "", "study.yaml")
+
+    @_guarded
+    def _log_trial(self, row: Row) -> None:
+        run = self._trial(row)
+        if str(row.get("status")) not in RUN_STATUS:
+            run.reopen()
+
+    def _mlflow(self) -> MlflowClient:
+        if self._client is None:
+            self._client = connect(self.uri)
+        return self._client
+
+    def _opened(self) -> dict[tuple[str, str], Run]:
+        """The experiment's runs by kind and key; asked for once, and again after a failure."""
+        if self._study_text is None:
+            raise RuntimeError("call open(study_text) first")
+        if self._runs is None:
+            client = self._mlflow()
+            self._experiment_id = self._experiment(client)
+            runs: dict[tuple[str, str], Run] = {}
+            token: str | None = None
+            while True:
+                page = client.search_runs([self._experiment_id], max_results=500, page_token=token)
+                for found in page:
+                    kind = found.data.tags.get("kind", "")
+                    runs[kind, found.data.tags.get(_KEYS.get(kind, ""), "")] = Run(client, found)
+                token = page.token
+                if not token:
+                    break
+            self._runs = runs
+        return self._runs
+
+    def _experiment(self, client: MlflowClient) -> str:
+        """The experiment's id; created where it is absent."""
+        found = client.get_experiment_by_name(self._name)
+        if found is None:
+            location = None  # a server has a root of its own
+            if is_database(self.uri):
+                folder = f"{self._store.location}/mlartifacts/{self._name}"
+                location = Path(folder).as_uri() if self._store.is_local else folder
+            tags = {_EXPERIMENT_KIND: "custom_model_development"}
+            if self._description:
+                tags[_NOTE] = self._description
+            return str(client.create_experiment(self._name, artifact_location=location, tags=tags))
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"the experiment '{self._name}' was deleted in MLflow. Restore it (mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}) or give the study another name."
+            )
+        return str(found.experiment_id)
+
+    def _parent(self) -> Run:
+        return self._find_or_create("study", self._name, self._name, {"study": self._name})
+
+    def _trial(self, row: Row) -> Run:
+        tags = trial_tags(row, self._axes)
+        name = trial_name(row, self._axes)
+        run = self._find_or_create("trial", tags["trial_id"], name, tags, milliseconds(row.get("started_at")))
+        run.log(tags=tags, params=trial_params(row))
+        return run
+
+    def _find_or_create(
+        self, kind: str, key: str, name: str, tags: dict[str, str], start_time: int | None = None
+    ) -> Run:
+        runs = self._opened()
+        if (kind, key) not in runs:
+            tags = tags | {"kind": kind}
+            if kind != "study":
+                tags["mlflow.parentRunId"] = self._parent().id
+            client = self._mlflow()
+            created = client.create_run(self._experiment_id, start_time=start_time, tags=tags, run_name=name)
+            runs[kind, key] = Run(client, created, is_new=True)
+        return runs[kind, key]
