@@ -1,0 +1,194 @@
+"""Study files: found by name, read with overrides, validated, and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stlab.errors import StudyError
+from stlab.spec import StudySpec
+from stlab.study_errors import Problem, explain, problem, section_fields, show, study_error, unknown_field
+from stlab.study_source import SECTIONS, Key, StudySource, flatten_overrides, leaves
+from stlab.study_yaml import write_yaml
+
+__all__ = [
+    "StudySource",
+    "dump_study",
+    "find_study",
+    "flatten_overrides",
+    "load_study",
+    "load_study_source",
+    "parse",
+    "shipped_studies",
+]
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_studies() -> list[Path]:
+    """The studies that come with the package, by name."""
+    package = Path(__file__).resolve().parent
+    # In a wheel they lie inside the package, in a checkout beside `platform/`.
+    for folder in (package / "search_spaces", package.parents[1] / "search_spaces"):
+        if folder.is_dir():
+            return _studies_in(folder)
+    return []
+
+
+def find_study(name_or_path: str) -> Path:
+    """The file of a study: a path, or a bare name in ``./search_spaces`` or among the shipped ones.
+
+    ``.yaml`` or ``.yml`` may be left out.
+
+    Raises:
+        StudyError: there is none; the message lists what there is.
+    """
+    given = Path(name_or_path).expanduser()
+    if not name_or_path.strip():
+        raise StudyError(f"no study was named. {_known()}")
+    if found := _file(given):
+        return found
+    if given.name == name_or_path:
+        here = Path.cwd() / "search_spaces"
+        shipped = [path for path in shipped_studies() if name_or_path in (path.stem, path.name)]
+        if found := _file(here / name_or_path) or next(iter(shipped), None):
+            return found
+    names = list(_by_name())
+    close = get_close_matches(given.stem, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise StudyError(f"there is no study '{name_or_path}', neither as a file nor by name.{hint} {_known()}")
+
+
+def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> StudySource:
+    """A study's text with ``--set`` overrides on it, not validated yet.
+
+    Raises:
+        StudyError: not found, not readable, not YAML, or an override that cannot be applied.
+    """
+    path = find_study(name_or_path)
+    label = _label(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise StudyError(f"{label}: cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise StudyError(f"{label}:{line}: is not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
+    return StudySource.from_text(text, label, overrides)
+
+
+def parse(source: StudySource) -> StudySpec:
+    """The validated study.
+
+    Raises:
+        StudyError: all that is wrong with it, a line each. What a model may be told is checked when the plan is made.
+    """
+    problems = list(_path_problems(source))
+    try:
+        spec = StudySpec.model_validate(source.data)
+    except ValidationError as error:
+        told = {known.field for known in problems}
+        problems += [found for found in explain(error, StudySpec, source) if found.field not in told]
+        raise study_error(problems) from error
+    if problems:
+        raise study_error(problems)
+    return spec
+
+
+def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudySpec:
+    """Find, read, override and validate a study.
+
+    Args:
+        name_or_path: See `find_study`.
+        overrides: ``path=value``, the value in YAML. A path that starts with data, model, train or resources is the
+            base's (``model.rank=4``); any other is the study's (``seeds=[0, 1]``, ``variants.full.model.rank=4``).
+
+    Raises:
+        StudyError: see `find_study`, `load_study_source` and `parse`.
+    """
+    return parse(load_study_source(name_or_path, overrides))
+
+
+def dump_study(spec: StudySpec) -> str:
+    """The study as YAML with every default written out. Read again, it gives an equal study."""
+    return write_yaml(spec.model_dump())
+
+
+def _path_problems(source: StudySource) -> Iterator[Problem]:
+    """Paths of variants and axes that lead nowhere, while a model's own fields are left to the model."""
+    variants = source.data.get("variants")
+    for name, variant in variants.items() if isinstance(variants, dict) else ():
+        if not isinstance(variant, dict):
+            continue
+        try:
+            flatten_overrides(variant)
+        except StudyError as error:
+            yield problem(str(error), ("variants", name), source)
+        for keys in leaves(variant):
+            if message := _path_message(".".join(keys)):
+                yield problem(message, ("variants", name, *keys), source)
+    axes = source.data.get("axes")
+    for path, values in axes.items() if isinstance(axes, dict) else ():
+        loc: tuple[Key, ...] = ("axes", path)
+        if isinstance(values, dict):
+            dotted = f"{path}.{next(iter(values), 'field')}"
+            yield problem(f"the path of an axis is written with dots: {dotted}.", loc, source)
+        elif message := _path_message(path):
+            yield problem(message, loc, source)
+        elif isinstance(values, list):
+            if not values:
+                yield problem("an axis without values leaves nothing to run. Give at least one value.", loc, source)
+            if twice := [value for index, value in enumerate(values) if value in values[:index]]:
+                yield problem(f"the value {show(twice[0])} stands twice. Keep one of them.", loc, source)
+
+
+def _path_message(path: str) -> str | None:
+    section, _, field = path.partition(".")
+    fields = section_fields()
+    if section not in SECTIONS:
+        holders = [f"{name}.{section}" for name, known in fields.items() if section in (known or ())]
+        hint = f" Did you mean '{holders[0]}'?" if holders else ""
+        if section == "base" and field:
+            hint = f" Leave out 'base.': {field}."
+        return f"a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}{hint or ' This one does not.'}"
+    if not field:
+        return f"names a whole section. Name one of its fields: {section}.{(fields[section] or ['name'])[0]}."
+    allowed = fields[section]
+    name, _, inner = field.partition(".")
+    if allowed is None:
+        return None
+    if name not in allowed:
+        return unknown_field(name, allowed)
+    return f"`{section}.{name}` is a single value, it has no field '{inner}'." if inner else None
+
+
+def _studies_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+
+
+def _file(path: Path) -> Path | None:
+    candidates = (path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _by_name() -> dict[str, Path]:
+    """Every study that can be named, those of the working directory first."""
+    found = [*_studies_in(Path.cwd() / "search_spaces"), *shipped_studies()]
+    return {path.stem: path for path in reversed(found)}
+
+
+def _known() -> str:
+    names = sorted(_by_name())
+    listed = f"Studies by name: {', '.join(names)}." if names else "No studies are shipped with this installation."
+    return f"{listed} Or give the path of a YAML file."
+
+
+def _label(path: Path) -> str:
+    """Short where the file lies below the working directory."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
