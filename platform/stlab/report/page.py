@@ -1,0 +1,207 @@
+"""The report of a study: tables, figures, and one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stlab.report import wording
+from stlab.report.pictures import Picture, Pictures, draw
+from stlab.report.statistics import Row, Summary, best_variant, lowest_mae, outcome, summarise
+from stlab.report.style import render
+from stlab.report.tables import ablation_table, against_week, table_decimals, to_latex
+from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
+
+_MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None, notes: Iterable[str] = ()) -> str:
+    """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf``, ``tables/ablation.csv|tex``.
+
+    Partial results will do: what is missing is said on the page.
+
+    Args:
+        study: the resolved study as a mapping. Unset: read from the study's folder.
+        notes: lines for the reader, such as which baselines the data do not allow.
+
+    Returns:
+        Full path (or URI) of ``index.html``.
+
+    Raises:
+        UserError: the study has not been run.
+        ProtocolMismatch: its trials were made by different protocols.
+    """
+    directory = StudyDirectory(store, name)
+    rows = directory.read_trials().to_pylist()
+    text, study = _study(directory, study)
+    axes = list(study["axes"]) if study.get("axes") is not None else None
+    lines = summarise(rows, axes)
+    pictures = draw(store, rows, lines)
+    store.delete_folder(directory.report_path("figures"))
+    for picture in pictures.made:
+        for kind in ("png", "pdf"):
+            store.write(directory.report_path(f"figures/{picture.name}.{kind}"), render(picture.figure, kind))
+    store.write(directory.report_path("tables/ablation.csv"), ablation_table(rows, axes).to_csv(index=False).encode())
+    store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes).encode())
+    page = _render(_content(store, name, rows, lines, pictures, {"text": text, **study}, list(notes)))
+    store.write(directory.report_path(), page.encode())
+    relative = directory.report_path()
+    return store.path(relative) if store.is_local else f"{store.location}/{relative}"
+
+
+def _study(directory: StudyDirectory, study: Mapping[str, Any] | None) -> tuple[str | None, Mapping[str, Any]]:
+    """The study's YAML and the study itself, each from the other where only one is there."""
+    import yaml
+
+    text = directory.read_study()
+    if study is None:
+        study = yaml.safe_load(text) if text else {}
+    elif text is None:
+        text = yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True)
+    return text, study
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("stlab", "report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(content)
+
+
+def _content(
+    store: Store,
+    name: str,
+    rows: Sequence[Row],
+    lines: Sequence[Summary],
+    pictures: Pictures,
+    study: Mapping[str, Any],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Everything the template prints; all numbers are text by now."""
+    protocol = single_protocol(rows)
+    return {
+        "name": name,
+        "description": study.get("description") or "",
+        "datasets": _distinct(rows, "dataset"),
+        "protocol": wording.protocol_words(protocol),
+        "scale": f"{protocol.get('scale', 1.0):g}",
+        "counts": _counts(rows),
+        "caveats": wording.caveats(rows, protocol),
+        "headline": wording.headline(lines),
+        "table": _table(lines),
+        "has_mape": any(line.test_mape for line in lines),
+        "verdicts": wording.verdicts(lines),
+        "notes": [*notes, *pictures.left_out, *_version_notes(rows)],
+        "pictures": [_inline(picture) for picture in pictures.made],
+        "cost": [_cost(line) for line in lines if line.n and not line.baseline],
+        "devices": _distinct(rows, "device"),
+        "precisions": _distinct(rows, "precision"),
+        "lost": [_lost(store, row) for row in rows if outcome(row) != "finished"],
+        "study_yaml": study.get("text"),
+        "trials": [_trial(row) for row in rows],
+        "code_versions": _distinct(rows, "code_version"),
+        "data_hashes": _distinct(rows, "data_sha256"),
+        "started": _started(rows),
+    }
+
+
+def _distinct(rows: Sequence[Row], field: str) -> list[str]:
+    return list(dict.fromkeys(str(row[field]) for row in rows if row.get(field)))
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    trained = [row for row in rows if not row.get("baseline")]
+    return {
+        "variants": len({row["variant"] for row in trained}),
+        "seeds": len({row["seed"] for row in trained}),
+        "trials": len(trained),
+        "baselines": len({row["variant"] for row in rows if row.get("baseline")}),
+    }
+
+
+def _started(rows: Sequence[Row]) -> str:
+    days = sorted({f"{row['started_at']:%Y-%m-%d}" for row in rows if row.get("started_at")})
+    return "" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+
+def _version_notes(rows: Sequence[Row]) -> list[str]:
+    versions = _distinct(rows, "code_version")
+    return [f"These trials were made by {len(versions)} versions of the code."] if len(versions) > 1 else []
+
+
+def _table(lines: Sequence[Summary]) -> list[dict[str, Any]]:
+    digits, best, best_mae = table_decimals(lines), best_variant(lines), lowest_mae(lines)
+    return [
+        {
+            "label": line.label,
+            "baseline": line.baseline,
+            "best": line is best and line.test_rmse is not None,
+            "best_mae": line is best_mae,
+            "seeds": wording.seeds(line),
+            "incomplete": bool(line.failed or line.missing),
+            "rmse": wording.number(line.test_rmse, digits),
+            "mae": wording.number(line.test_mae, digits),
+            "mape": wording.number(line.test_mape, 2),
+            "val_rmse": wording.number(line.val_rmse, digits),
+            "trainable": wording.count(line.trainable_params),
+            "against": (against := against_week(line, lines)),
+            "verdict": {"−": "better", "+": "worse"}.get(against[0], ""),
+        }
+        for line in lines
+    ]
+
+
+def _cost(line: Summary) -> dict[str, str]:
+    return {
+        "label": line.label,
+        "trainable": wording.count(line.trainable_params),
+        "total": wording.count(line.total_params),
+        "seconds": wording.duration(line.seconds),
+        "memory": wording.memory(line.peak_memory_bytes),
+        "weights": line.weights or "–",
+    }
+
+
+def _lost(store: Store, row: Row) -> dict[str, Any]:
+    """A trial without a result: why, and the tail of its log where one was kept."""
+    failure = TrialDirectory(store, row["trial_id"]).read("failed.json") or {}
+    status = outcome(row)
+    diverged = status == "failed" and row.get("status") == "finished"
+    unknown = (
+        "its error is not a finite number"
+        if diverged
+        else "not run, or not to its end"
+        if status != "failed"
+        else "no reason was kept"
+    )
+    tail = next((failure[key] for key in ("log_tail", "log", "tail", "traceback") if failure.get(key)), "")
+    return {
+        "variant": row["variant"],
+        "seed": row["seed"],
+        "trial_id": row["trial_id"],
+        "status": status,
+        "reason": row.get("error") or unknown,
+        "epochs": row.get("epochs"),
+        "tail": "\n".join(map(str, tail)) if isinstance(tail, list) else str(tail),
+    }
+
+
+def _trial(row: Row) -> dict[str, Any]:
+    return {
+        key: "–" if row.get(key) is None else row[key] for key in ("variant", "seed", "trial_id", "code_version")
+    } | {"status": outcome(row)}
+
+
+def _inline(picture: Picture) -> dict[str, str]:
+    """A picture as a data URI: as an image, its ids and styles cannot meet another's."""
+    content = base64.b64encode(render(picture.figure, picture.inline)).decode()
+    return {
+        "name": picture.name,
+        "title": picture.title,
+        "caption": picture.caption,
+        "source": f"data:{_MEDIA[picture.inline]};base64,{content}",
+    }

@@ -1,0 +1,168 @@
+"""Which figures a study's trials allow, each with its caption; and, for those they do not allow, why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stlab.report import figures
+from stlab.report.predictions import Predictions, describe_cell, read_predictions
+from stlab.report.statistics import Row, Summary, best_variant, is_slot_of_week, slot_of_week
+from stlab.results import Store, TrialDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and what is said under it. ``inline`` is its format on the page: lines as svg, maps as png."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    inline: str = "svg"
+
+
+@dataclass
+class Pictures:
+    """The figures that could be made, and one sentence for each that could not."""
+
+    made: list[Picture] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Pictures:
+    """All figures of a study."""
+    found = Pictures()
+    _horizon(store, lines, found)
+    _learning(store, rows, lines, found)
+    _forecasts(store, rows, lines, found)
+    for reason in found.left_out:
+        _log.info("report: %s", reason)
+    return found
+
+
+def _shown(lines: Sequence[Summary]) -> list[Summary]:
+    """The variants of a figure: those with a finished trial, and of too many the best, in the table's order."""
+    variants = [line for line in lines if not line.baseline and line.n]
+    order = sorted(variants, key=lambda line: (line.rank_rmse, line.val_rmse.mean if line.val_rmse else 0.0))
+    kept = order[: figures.MAX_LINES]
+    return [line for line in variants if line in kept]
+
+
+def _only_best(lines: Sequence[Summary], shown: Sequence[Summary]) -> str:
+    every = sum(not line.baseline and line.n > 0 for line in lines)
+    return f" Of {every} variants the {len(shown)} best are drawn." if every > len(shown) else ""
+
+
+def _reference_lines(lines: Sequence[Summary]) -> list[Summary]:
+    """The baselines of a figure: the two best and the mean by slot of week."""
+    ranked = [line for line in lines if line.baseline and line.test_rmse]
+    anchor = slot_of_week(lines)
+    kept = ranked[:2] + ([anchor] if anchor and anchor.test_rmse and anchor not in ranked[:2] else [])
+    return sorted(kept, key=lambda line: (not is_slot_of_week(line.variant), line.rank_rmse))
+
+
+def _horizon(store: Store, lines: Sequence[Summary], found: Pictures) -> None:
+    shown = _shown(lines)
+    for segment in ("test", "validation"):
+        drawn = [_horizon_line(store, line, segment) for line in [*shown, *_reference_lines(lines)]]
+        kept = [line for line in drawn if line.seeds]
+        if any(not line.baseline for line in kept):
+            caption = (
+                f"RMSE by steps ahead on the {segment} segment: mean over seeds, band from the lowest to the highest "
+                f"seed. Dashed: the best baselines.{_only_best(lines, shown)}"
+            )
+            figure = figures.horizon_figure(kept, segment)
+            found.made.append(Picture("rmse_by_horizon", "Error by horizon", caption, figure))
+            return
+    found.left_out.append("No errors by horizon: no variant has been measured on the test segment.")
+
+
+def _horizon_line(store: Store, line: Summary, segment: str) -> figures.HorizonLine:
+    seeds: list[Mapping[int, float]] = []
+    for trial_id in line.trial_ids:
+        table = TrialDirectory(store, trial_id).read_horizon()
+        if table is not None and (
+            steps := {r["horizon"]: r["rmse"] for r in table.to_pylist() if r["segment"] == segment}
+        ):
+            seeds.append(steps)
+    return figures.HorizonLine(line.label, line.baseline, seeds)
+
+
+def _learning(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+    best_epoch = {row["trial_id"]: row.get("best_epoch") for row in rows}
+    curves = []
+    for line in _shown(lines):
+        epochs = {trial_id: _validation(store, trial_id) for trial_id in line.trial_ids}
+        epochs = {trial_id: points for trial_id, points in epochs.items() if points}
+        if epochs:
+            curves.append(
+                figures.Curve(line.label, list(epochs.values()), [best_epoch[trial_id] for trial_id in epochs])
+            )
+    if not curves:
+        found.left_out.append("No learning curves: no finished trial has kept its epochs.")
+        return
+    anchor = slot_of_week(lines)
+    reference = (anchor.label, anchor.val_rmse.mean) if anchor and anchor.val_rmse else None
+    caption = (
+        "Validation RMSE by epoch: seeds thin, their mean thick as far as all have trained, a dot at each seed's best "
+        "epoch"
+        f"{'; dashed: ' + reference[0] if reference else ''}.{_only_best(lines, _shown(lines))}"
+    )
+    found.made.append(
+        Picture("learning_curves", "Learning curves", caption, figures.learning_curves(curves, reference))
+    )
+
+
+def _validation(store: Store, trial_id: str) -> list[tuple[int, float]]:
+    epochs = TrialDirectory(store, trial_id).read_epochs()
+    return [(row["epoch"], row["val_rmse"]) for row in epochs if row["val_rmse"] is not None]
+
+
+def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+    best = best_variant(lines)
+    chosen = _representative(store, rows, best)
+    if best is None or chosen is None:
+        found.left_out.append("No forecasts are shown: no variant has kept its forecasts of the test segment.")
+        return
+    seed, forecasts = chosen
+    name = f"{best.label}, seed {seed}"
+    if forecasts.is_grid:
+        text = (
+            f"{name} (of its seeds the best on validation) beside the truth, for the test window with the largest "
+            f"total truth; channel {forecasts.busiest_cell()[0]}. Truth and forecast share one colour scale."
+        )
+        found.made.append(Picture("forecast_maps", "Forecast and truth", text, figures.forecast_maps(forecasts), "png"))
+    else:
+        found.left_out.append("No maps: the data are not on a grid.")
+    anchor = slot_of_week(lines, best)
+    held = _representative(store, rows, anchor)
+    baseline = None
+    if anchor and held and held[1].truth.shape[1:] == forecasts.truth.shape[1:]:
+        baseline = (anchor.label, held[1])
+    cell = describe_cell(forecasts.busiest_cell())
+    text = f"The series with the largest mean truth ({cell}) on the test segment: truth, {name}"
+    text += f", and {baseline[0]}." if baseline else "; the mean by slot of week has no forecasts to show."
+    if len(forecasts.window) > figures.MAX_SERIES_WINDOWS:
+        text += f" The first {figures.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."
+    figure = figures.busy_series((best.label, forecasts), baseline)
+    found.made.append(Picture("busiest_series", "A busy cell", text, figure))
+
+
+def _representative(store: Store, rows: Sequence[Row], line: Summary | None) -> tuple[int | None, Predictions] | None:
+    """Seed and forecasts of the trial with the lowest validation RMSE that has kept its forecasts."""
+    if line is None:
+        return None
+    own = [row for row in rows if row["trial_id"] in line.trial_ids]
+    for row in sorted(own, key=lambda row: (row.get("val_rmse") is None, row.get("val_rmse"))):
+        predictions = read_predictions(store, row["trial_id"])
+        if predictions is not None:
+            return row.get("seed"), predictions
+    return None

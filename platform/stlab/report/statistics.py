@@ -1,0 +1,241 @@
+"""From trials to what a table says of them: means over seeds, their intervals, and who beats which baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stlab.results import single_protocol
+
+CONFIDENCE = 0.95
+_SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the week", re.IGNORECASE)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds, its 95 % Student-t interval ``mean ± half_width`` and the sample standard deviation.
+
+    Both are None for one seed.
+    """
+
+    mean: float
+    half_width: float | None = None
+    sd: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval | None:
+        """None where there are no values. The interval supposes seeds that are independent and nearly normal."""
+        if not values:
+            return None
+        n = len(values)
+        mean = math.fsum(values) / n
+        if n < 2:
+            return cls(mean)
+        from scipy import stats
+
+        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+        return cls(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n), sd)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of the table: a variant at one setting of the axes, or a baseline."""
+
+    label: str
+    variant: str
+    axis_values: dict[str, Any]
+    baseline: bool
+    n: int
+    """Finished seeds; the means are over these."""
+    failed: int
+    missing: int
+    """Planned seeds without a result that did not fail either: not run, not done yet."""
+    pruned: int
+    test_rmse: Interval | None
+    test_mae: Interval | None
+    test_mape: Interval | None
+    val_rmse: Interval | None
+    trainable_params: int | None
+    total_params: int | None
+    seconds: float | None
+    """Mean wall time of a finished trial, s."""
+    peak_memory_bytes: int | None
+    """The largest of the finished trials."""
+    weights: str | None
+    leaks: bool
+    synthetic: bool
+    trial_ids: tuple[str, ...]
+    """Finished trials, in the order of the rows."""
+    beats: tuple[str, ...] = field(default=())
+    """Labels of the baselines with a larger mean test RMSE."""
+
+    @property
+    def rank_rmse(self) -> float:
+        """What lines are sorted by: mean test RMSE; infinite where there is none."""
+        return self.test_rmse.mean if self.test_rmse else math.inf
+
+
+def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Summary]:
+    """The lines of a study's table: variants in the order they first appear, then baselines by test RMSE.
+
+    Failed, pruned and missing seeds are counted beside the finished ones; a mean is over finished seeds only.
+
+    Args:
+        rows: rows of ``trials.parquet``.
+        axes: dotted paths that the study varies. Unset: the ``param.*`` columns that differ within a variant.
+
+    Raises:
+        ProtocolMismatch: the rows were made by different protocols.
+    """
+    rows = list(rows)
+    single_protocol(rows)
+    axes = (
+        [path for path in axes if any(f"param.{path}" in row for row in rows)] if axes is not None else infer_axes(rows)
+    )
+    groups: dict[tuple[bool, str, str], list[Row]] = {}
+    for row in rows:
+        values = _axis_values(row, axes)
+        key = (bool(row.get("baseline")), str(row.get("variant")), json.dumps(values, default=str))
+        groups.setdefault(key, []).append(row)
+    names = _short_names(axes)
+    lines = [_summary(group, _axis_values(group[0], axes), names) for group in groups.values()]
+    variants = [line for line in lines if not line.baseline]
+    baselines = sorted((line for line in lines if line.baseline), key=lambda line: line.rank_rmse)
+    return [_with_beaten(line, baselines) for line in [*variants, *baselines]]
+
+
+def infer_axes(rows: Sequence[Row]) -> list[str]:
+    """Dotted paths of the configuration that differ between trials of one variant; resources are no axis."""
+    found: dict[str, None] = {}
+    seen: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        # A trial that never started has no configuration; that says nothing of the axes.
+        if row.get("baseline") or not any(
+            value is not None for name, value in row.items() if name.startswith("param.")
+        ):
+            continue
+        for name, value in row.items():
+            if name.startswith("param.") and not name.startswith("param.resources."):
+                before = seen.setdefault((str(row.get("variant")), name), value)
+                if before != value:
+                    found[name.removeprefix("param.")] = None
+    return list(found)
+
+
+def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """The baseline that counts: the mean by slot of the week; None without one.
+
+    Where an axis changes the data (few-shot ratios), it is the one at ``line``'s data.
+    """
+    return next(
+        (b for b in summaries if b.baseline and is_slot_of_week(b.variant) and (line is None or _same_data(line, b))),
+        None,
+    )
+
+
+def is_slot_of_week(name: str) -> bool:
+    """Whether a baseline of this name is the mean by slot (hour) of the week."""
+    return _SLOT_OF_WEEK.search(name) is not None
+
+
+def best_variant(summaries: Sequence[Summary]) -> Summary | None:
+    """The variant with the lowest mean test RMSE (validation RMSE where none was tested); None where none finished."""
+    variants = [line for line in summaries if not line.baseline]
+    tested = [line for line in variants if line.test_rmse]
+    if tested:
+        return min(tested, key=lambda line: line.rank_rmse)
+    return min(
+        (line for line in variants if line.val_rmse),
+        key=lambda line: line.val_rmse.mean if line.val_rmse else 0.0,
+        default=None,
+    )
+
+
+def lowest_mae(summaries: Sequence[Summary]) -> Summary | None:
+    """The variant with the lowest mean test MAE; None where none was tested."""
+    tested = [(line.test_mae.mean, line) for line in summaries if not line.baseline and line.test_mae]
+    return min(tested, key=lambda pair: pair[0])[1] if tested else None
+
+
+def outcome(row: Row) -> str:
+    """A row's status; a trial whose error is not a finite number has failed, whatever its files say."""
+    status = str(row.get("status"))
+    metrics = [row.get(name) for name in ("val_rmse", "val_mae", "test_rmse", "test_mae")]
+    diverged = any(value is not None and not math.isfinite(value) for value in metrics)
+    return "failed" if status == "finished" and diverged else status
+
+
+def _summary(group: Sequence[Row], axis_values: dict[str, Any], names: Mapping[str, str]) -> Summary:
+    first = group[0]
+    done = [row for row in group if outcome(row) == "finished"]
+    count = {status: sum(outcome(row) == status for row in group) for status in ("failed", "pruned")}
+    settings = [f"{names[path]}={_plain(value)}" for path, value in axis_values.items()]
+    memory = _values(done, "peak_memory_bytes")
+    seconds = _values(done, "wall_seconds")
+    return Summary(
+        label=" · ".join([str(first.get("variant")), *settings]),
+        variant=str(first.get("variant")),
+        axis_values=axis_values,
+        baseline=bool(first.get("baseline")),
+        n=len(done),
+        failed=count["failed"],
+        missing=len(group) - len(done) - count["failed"] - count["pruned"],
+        pruned=count["pruned"],
+        test_rmse=Interval.of(_values(done, "test_rmse")),
+        test_mae=Interval.of(_values(done, "test_mae")),
+        test_mape=Interval.of(_values(done, "test_mape")),
+        val_rmse=Interval.of(_values(done, "val_rmse")),
+        trainable_params=_first(group, "trainable_params"),
+        total_params=_first(group, "total_params"),
+        seconds=math.fsum(seconds) / len(seconds) if seconds else None,
+        peak_memory_bytes=int(max(memory)) if memory else None,
+        weights=_first(group, "weights"),
+        leaks=any(row.get("leaks") for row in group),
+        synthetic=any(row.get("synthetic") for row in group),
+        trial_ids=tuple(str(row.get("trial_id")) for row in done),
+    )
+
+
+def _with_beaten(line: Summary, baselines: Sequence[Summary]) -> Summary:
+    beaten = tuple(
+        b.label for b in baselines if b is not line and _same_data(line, b) and line.rank_rmse < b.rank_rmse < math.inf
+    )
+    return Summary(**{**vars(line), "beats": beaten})
+
+
+def _same_data(line: Summary, baseline: Summary) -> bool:
+    """An axis of the data (few-shot ratios) has its own baselines: a line stands against those of its own data."""
+    return all(line.axis_values.get(path, value) == value for path, value in baseline.axis_values.items())
+
+
+def _axis_values(row: Row, axes: Sequence[str]) -> dict[str, Any]:
+    """A baseline has no model to vary: only the axes of the data are its own."""
+    values = {path: row.get(f"param.{path}") for path in axes}
+    if not row.get("baseline"):
+        return values
+    return {path: value for path, value in values.items() if path.startswith("data.") and value is not None}
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The last segment of each dotted path, or all of it where two paths end alike."""
+    paths = list(paths)
+    last = [path.rsplit(".", 1)[-1] for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(rows: Iterable[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if row.get(name) is not None]
+
+
+def _first(rows: Iterable[Row], name: str) -> Any:
+    return next((row[name] for row in rows if row.get(name) is not None), None)

@@ -1,0 +1,156 @@
+"""The ablation table: for a spreadsheet, for a paper, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from stlab.report.statistics import Interval, Row, Summary, best_variant, lowest_mae, slot_of_week, summarise
+from stlab.report.wording import caveats, count, decimals, duration, headline, number, protocol_words, seeds
+from stlab.results import single_protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+_LATEX = str.maketrans(
+    {
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''",
+        "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "·": r"$\cdot$",
+        "λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "σ": r"$\sigma$", "μ": r"$\mu$",
+        "τ": r"$\tau$", "×": r"$\times$", "±": r"$\pm$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
+        "²": "$^2$", "³": "$^3$",
+    }
+)  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """Text as LaTeX prints it: its special characters escaped, the field's Greek letters and signs in math mode."""
+    return text.translate(_LATEX)
+
+
+def ablation_table(rows: Iterable[Row], axes: Sequence[str] | None = None) -> pd.DataFrame:
+    """One line a variant × axis values, then the baselines; numbers in full precision.
+
+    Columns ``*_ci95`` are half widths of 95 % Student-t intervals, ``*_sd`` sample standard deviations.
+
+    Raises:
+        ProtocolMismatch: the rows were made by different protocols.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([_record(line) for line in summarise(rows, axes)])
+
+
+def _record(line: Summary) -> dict[str, object]:
+    record: dict[str, object] = {"label": line.label, "variant": line.variant, "baseline": line.baseline}
+    record |= line.axis_values
+    record |= {"finished": line.n, "failed": line.failed, "missing": line.missing, "pruned": line.pruned}
+    for name in ("test_rmse", "test_mae", "test_mape", "val_rmse"):
+        interval: Interval | None = getattr(line, name)
+        record |= {f"{name}_{key}": None for key in ("mean", "ci95", "sd")}
+        if interval is not None:
+            record |= {f"{name}_mean": interval.mean, f"{name}_ci95": interval.half_width, f"{name}_sd": interval.sd}
+    record |= {
+        name: getattr(line, name) for name in ("trainable_params", "total_params", "peak_memory_bytes", "weights")
+    }
+    record |= {
+        "wall_seconds": line.seconds,
+        "leaks": line.leaks,
+        "synthetic": line.synthetic,
+        "beats": "; ".join(line.beats),
+    }
+    return record
+
+
+def to_latex(rows: Iterable[Row], axes: Sequence[str] | None = None) -> str:
+    """A ``table`` environment (needs booktabs): mean $\\pm$ 95 % interval over seeds, the best variant in bold.
+
+    Raises:
+        ProtocolMismatch: the rows were made by different protocols.
+    """
+    rows = list(rows)
+    lines = summarise(rows, axes)
+    digits = table_decimals(lines)
+    body = [_latex_line(line, digits, lines) for line in lines if not line.baseline]
+    baselines = [_latex_line(line, digits, lines) for line in lines if line.baseline]
+    if body and baselines:
+        body.append(r"\midrule")
+    opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines)}}}", r"\begin{tabular}{lrccccr}"]
+    header = r"Variant & Seeds & Test RMSE & Test MAE & Val.\ RMSE & Trainable & Time \\"
+    closing = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join([*opening, r"\toprule", header, r"\midrule", *body, *baselines, *closing])
+
+
+def _latex_line(line: Summary, digits: int, lines: Sequence[Summary]) -> str:
+    bold = line.test_rmse is not None and line is best_variant(lines)
+    label = escape_latex(line.label)
+    cells = [rf"\textbf{{{label}}}" if bold else label, escape_latex(seeds(line))]
+    for value, best in ((line.test_rmse, bold), (line.test_mae, line is lowest_mae(lines)), (line.val_rmse, False)):
+        text = number(value, digits, r" \pm ")
+        cells.append("--" if value is None else rf"$\mathbf{{{text}}}$" if best else f"${text}$")
+    cells += [count(line.trainable_params), duration(line.seconds)]
+    return " & ".join("--" if cell == "–" else cell for cell in cells) + r" \\"
+
+
+def caption(rows: Sequence[Row], lines: Sequence[Summary]) -> str:
+    """The LaTeX caption: data set, protocol, seeds, and every caveat."""
+    protocol = single_protocol(rows)
+    names = list(dict.fromkeys(str(row["dataset"]) for row in rows if row.get("dataset")))
+    used = sorted({row["seed"] for row in rows if not row.get("baseline") and row.get("seed") is not None})
+    intervals = any(line.test_rmse and line.test_rmse.half_width is not None for line in lines)
+    over = f"{len(used)} seed{'' if len(used) == 1 else 's'} ({', '.join(map(str, used))})"
+    told = rf"Mean $\pm$ 95\,\% Student-$t$ interval over {over}" if intervals else f"Mean over {over}, no intervals"
+    where = f"{', '.join(names) or 'an unnamed data set'} ({protocol_words(protocol)})"
+    sentences = [headline(lines), *(caveat.sentence for caveat in caveats(rows, protocol))]
+    return " ".join(
+        [
+            f"Forecast errors on {escape_latex(where)}, in data units.",
+            f"{told}. Bold: the lowest mean of the variants.",
+            *map(escape_latex, sentences),
+        ]
+    )
+
+
+def table_decimals(lines: Sequence[Summary]) -> int:
+    """One number of decimals for the whole table."""
+    return decimals(value.mean for line in lines for value in (line.test_rmse, line.val_rmse) if value)
+
+
+def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None) -> Table:
+    """The table for a terminal of 100 columns; caveats and the verdict stand in its caption.
+
+    Raises:
+        ProtocolMismatch: the rows were made by different protocols.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    lines = summarise(rows, axes)
+    best, digits = best_variant(lines), table_decimals(lines)
+    notes = [headline(lines), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
+    told = Text("\n".join(notes))
+    table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("variant", min_width=18, overflow="fold")
+    for title in ("seeds", "test RMSE", "test MAE", "val RMSE", "params", "time", "vs week"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for index, line in enumerate(lines):
+        errors = [number(value, digits) for value in (line.test_rmse, line.test_mae, line.val_rmse)]
+        planned = line.n + line.failed + line.missing + line.pruned
+        cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *errors]
+        cells += [count(line.trainable_params), duration(line.seconds), against_week(line, lines)]
+        ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
+        style = "bold" if line is best else "dim" if line.baseline else None
+        table.add_row(*(Text(cell) for cell in cells), style=style, end_section=ends)
+    return table
+
+
+def against_week(line: Summary, lines: Sequence[Summary]) -> str:
+    """Test RMSE relative to the mean by slot of week, in percent; below zero is better."""
+    anchor = slot_of_week(lines, line)
+    if line.test_rmse is None or anchor is None or anchor.test_rmse is None or line.label == anchor.label:
+        return "–"
+    return f"{100 * (line.test_rmse.mean / anchor.test_rmse.mean - 1):+.1f} %".replace("-", "−")

@@ -1,0 +1,197 @@
+"""What a table must say in words: the protocol, the limits of its figures, who beats the slot-of-week mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stlab.report.statistics import Interval, Row, Summary, is_slot_of_week, outcome, slot_of_week
+
+SLOT_OF_WEEK = "the mean by slot of week"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Decimals to print errors with: three for the field's usual sizes, fewer for large ones, more for small ones."""
+    largest = max((abs(value) for value in values), default=1.0)
+    for limit, digits in ((0.1, 5), (1.0, 4), (100.0, 3), (1000.0, 2)):
+        if largest < limit:
+            return digits
+    return 1
+
+
+def number(interval: Interval | None, digits: int = 3, plus_minus: str = " ± ") -> str:
+    """``6.512 ± 0.041``; without an interval the mean alone, without a mean a dash."""
+    if interval is None:
+        return "–"
+    half = "" if interval.half_width is None else f"{plus_minus}{interval.half_width:.{digits}f}"
+    return f"{interval.mean:.{digits}f}{half}"
+
+
+def count(value: float | None) -> str:
+    """A number of parameters: ``1.93 M``."""
+    if value is None:
+        return "–"
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{suffix}" if value / size < 1000 else f"{value / size:.0f}{suffix}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def memory(size: float | None) -> str:
+    if size is None:
+        return "–"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def seeds(line: Summary) -> str:
+    """How many seeds stand behind a mean, and what became of the others: ``2 of 3 (1 failed)``."""
+    lost = [
+        f"{n} {what}" for n, what in ((line.failed, "failed"), (line.missing, "missing"), (line.pruned, "pruned")) if n
+    ]
+    return (
+        f"{line.n} of {line.n + line.failed + line.missing + line.pruned} ({', '.join(lost)})" if lost else str(line.n)
+    )
+
+
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """The protocol fingerprint as one sentence, without its full stop."""
+    if not protocol:
+        return "protocol unknown: no trial has written its fingerprint"
+    parts = [str(protocol.get("family", "series"))]
+    if channels := protocol.get("channels"):
+        many = len(channels) if isinstance(channels, list) else channels
+        parts[0] += f" of {many} channel{'' if many == 1 else 's'}"
+    if protocol.get("history") and protocol.get("horizon"):
+        parts.append(f"{protocol['history']} → {protocol['horizon']} steps")
+    split = protocol.get("split")
+    if isinstance(split, (list, tuple)):
+        parts.append("split by time " + "/".join(f"{100 * share:.3g}" for share in split))
+    elif split:
+        parts.append(f"split: {split}")
+    if scaler := protocol.get("scaler"):
+        fitted = (
+            "train, validation and test together" if protocol.get("protocol") == "unist" else "the train segment only"
+        )
+        parts.append(f"{scaler} scaler fitted on {fitted}")
+    mask = protocol.get("mask")
+    parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {mask} masked out")
+    if (scale := protocol.get("scale", 1.0)) != 1.0:
+        parts.append(f"errors multiplied by {scale:g}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """A limit on what the figures mean: a word for the badge, a sentence for the reader."""
+
+    badge: str
+    sentence: str
+
+
+def caveats(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[Caveat]:
+    """What every table of these rows must say: generated data, random weights, a leak, a scale, what is missing."""
+    trained = [row for row in rows if not row.get("baseline")]
+    found: list[tuple[str, str]] = []
+    if any(row.get("synthetic") for row in rows):
+        says = "The data were generated, not measured: this is no evidence about a real city."
+        found.append(("synthetic data", says))
+    if random := list(dict.fromkeys(str(row.get("variant")) for row in trained if _random(row))):
+        whose = "" if len(random) == len({row.get("variant") for row in trained}) else f" of {', '.join(random)}"
+        says = f"Frozen backbone weights{whose} are random: no statement about a pretrained backbone follows."
+        found.append(("random weights", says))
+    if any(row.get("leaks") for row in rows):
+        says = "The scaler has seen the test segment: not comparable with figures of a protocol that does not leak."
+        found.append(("protocol leaks", says))
+    if (scale := protocol.get("scale", 1.0)) != 1.0:
+        found.append((f"errors × {scale:g}", f"All errors are multiplied by {scale:g}."))
+    return [Caveat(*one) for one in found + _incomplete(rows, trained)]
+
+
+def _incomplete(rows: Sequence[Row], trained: Sequence[Row]) -> list[tuple[str, str]]:
+    found = []
+    outcomes = [outcome(row) for row in rows]
+    failed = outcomes.count("failed")
+    if lacking := sum(one not in ("finished", "pruned", "failed") for one in outcomes) + failed:
+        says = f"Of {len(rows)} trials, baselines included, {failed} failed, {lacking - failed} did not run to the end"
+        found.append(("incomplete", f"{says}; means are over the finished ones."))
+    ran = [row for row in rows if outcome(row) == "finished"]
+    if untested := sum(row.get("test_rmse") is None for row in ran):
+        says = f"{untested} of {len(ran)} finished trials have not been measured on the test segment."
+        found.append(("not all tested", says))
+    if len({row.get("seed") for row in trained}) == 1:
+        found.append(("one seed", "One seed a variant: no intervals, and differences between variants may be chance."))
+    return found
+
+
+def _random(row: Row) -> bool:
+    return str(row.get("weights") or "").lower().startswith("random")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a variant stands to the mean by slot of week: by RMSE (``beats``), and by MAE."""
+
+    label: str
+    sentence: str
+    beats: bool
+    beats_mae: bool
+
+
+def verdicts(summaries: Sequence[Summary]) -> list[Verdict]:
+    """One sentence for each tested variant: whether it beats the slot-of-week mean, and how clearly."""
+    pairs = [(line, slot_of_week(summaries, line)) for line in summaries if not line.baseline]
+    return [_verdict(line, anchor) for line, anchor in pairs if line.test_rmse and anchor and anchor.test_rmse]
+
+
+def _verdict(line: Summary, anchor: Summary) -> Verdict:
+    assert line.test_rmse
+    assert anchor.test_rmse
+    bar = anchor.test_rmse.mean
+    digits = decimals([bar, line.test_rmse.mean])
+    beats = line.test_rmse.mean < bar
+    sentence = f"{'beats' if beats else 'does not beat'} {SLOT_OF_WEEK} (RMSE {bar:.{digits}f}): "
+    sentence += number(line.test_rmse, digits)
+    if line.test_rmse.half_width is None:
+        sentence += "; one seed, no interval"
+    elif abs(line.test_rmse.mean - bar) <= line.test_rmse.half_width:
+        sentence += "; the interval holds the baseline, so the order is not settled"
+    beats_mae = beats
+    if line.test_mae and anchor.test_mae:
+        beats_mae = line.test_mae.mean < anchor.test_mae.mean
+    if beats_mae != beats and line.test_mae and anchor.test_mae:
+        told = f"{line.test_mae.mean:.{digits}f} against {anchor.test_mae.mean:.{digits}f}"
+        sentence += f"; by MAE it {'beats it' if beats_mae else 'does not'} ({told})"
+    return Verdict(line.label, sentence, beats, beats_mae)
+
+
+def headline(summaries: Sequence[Summary]) -> str:
+    """The verdict over all variants at once, or why there is none."""
+    if not any(line.test_rmse for line in summaries if not line.baseline):
+        return "No variant has been measured on the test segment, so nothing can be said of the baselines."
+    found = verdicts(summaries)
+    if not found:
+        return f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, is not among these results."
+    anchors = [line for line in summaries if line.baseline and is_slot_of_week(line.variant)]
+    bars = [line.test_rmse.mean for line in anchors if line.test_rmse]
+    bar = SLOT_OF_WEEK if len(bars) > 1 else f"{SLOT_OF_WEEK} (RMSE {bars[0]:.{decimals(bars)}f})"
+    lost = [verdict.label for verdict in found if not verdict.beats]
+    if len(found) == 1:
+        text = f"{found[0].label} {'does not beat' if lost else 'beats'} {bar}."
+    elif not lost:
+        text = f"All {len(found)} variants beat {bar}."
+    elif len(lost) == len(found):
+        text = f"No variant beats {bar}."
+    else:
+        text = f"{len(found) - len(lost)} of {len(found)} variants beat {bar}; not: {', '.join(lost)}."
+    if only_rmse := [verdict.label for verdict in found if verdict.beats and not verdict.beats_mae]:
+        text += f" By MAE that baseline is not beaten by {', '.join(only_rmse)}."
+    return text
