@@ -79,13 +79,18 @@ class StudySource:
         return (line, f"{self.label}:{line}") if line else (0, self.label)
 
     def origin(self, path: Sequence[Key], variant: str | None = None) -> tuple[Key, ...]:
-        """The location that gives a trial its field ``path``: in the variant, else on an axis, else in the base."""
+        """The location that gives a trial its field ``path``: in the variant, else on an axis, else in the base.
+
+        For a ``path`` that holds several fields it is the variant that changes any of them: which one, none can tell.
+        """
         name = _dotted(path)
         variants = self.data.get("variants")
         chosen = variants.get(variant) if isinstance(variants, dict) else None
         for key in leaves(chosen) if isinstance(chosen, dict) else ():
+            if f"{name}.".startswith(f"{_dotted(key)}."):
+                return ("variants", str(variant), *path)
             if _related(name, _dotted(key)):
-                return ("variants", str(variant), *(path if name.startswith(_dotted(key)) else key))
+                return ("variants", str(variant))
         axes = self.data.get("axes")
         for axis in axes if isinstance(axes, dict) else ():
             if _related(name, axis):

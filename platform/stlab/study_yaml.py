@@ -77,9 +77,9 @@ def read_yaml(text: str, where: Where) -> tuple[yaml.Node | None, Any]:
             raise StudyError("\n".join(problems))
         return root, loader.construct_document(root)
     except yaml.reader.ReaderError as error:
-        before = text[: error.position].splitlines() or [""]
+        lines = text[: error.position + 1].split("\n")
         message = f"the character {text[error.position]!r} is not allowed in YAML. Remove it, or write it as an escape."
-        raise StudyError(f"{where(len(before), len(before[-1]) + 1)}: {message}") from error
+        raise StudyError(f"{where(len(lines), len(lines[-1]))}: {message}") from error
     except yaml.MarkedYAMLError as error:
         raise StudyError(_syntax_error(error, where)) from error
 
