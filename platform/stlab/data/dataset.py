@@ -1,0 +1,96 @@
+"""A data set as a trial sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from stmodels.types import SeriesInfo
+
+from stlab.data.content import CHANNEL_AXIS, SEGMENTS
+from stlab.data.scaler import Scaler
+from stlab.data.windows import Windows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stlab.spec import DataSpec
+
+
+class WindowSource(Protocol):
+    """Cuts, or has, the windows of each segment."""
+
+    def windows(self, segment: str, device: torch.device) -> Windows: ...
+
+
+@dataclass(frozen=True)
+class TrainReadings:
+    """What the train segment holds, for pictures and summaries; of ready-made windows, the first step of each."""
+
+    values: NDArray[np.float32]
+    """(n, *S), in the data's unit."""
+    slots: NDArray[np.int64] | None
+    """(n,) slot of the week, Monday 00:00 = 0."""
+    timestamps: NDArray[np.datetime64] | None
+    """(n,) datetime64[s]."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set under one protocol: read, checked, split, scaled."""
+
+    name: str
+    synthetic: bool
+    sha256: str
+    """Hash of the content as read: shape, float32 values and timestamps; the same for any file format."""
+    info: SeriesInfo
+    scaler: Scaler
+    nonnegative: bool
+    """No train value is negative: forecasts are clamped at 0."""
+    clamp: tuple[float, float] | None
+    """The range forecasts are clamped to, in the data's unit (``protocol: unist``)."""
+    leaks: bool
+    """Something later than the forecast is seen: by UniST's scaler, or in gaps that were interpolated."""
+    scale: float
+    """Factor on reported errors."""
+    protocol: dict[str, Any]
+    """The fingerprint: rows with different ones do not belong in one table."""
+    channel_names: tuple[str, ...]
+    train: TrainReadings
+    source: WindowSource
+
+    def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
+        """The windows of ``train``, ``validation`` or ``test``, on a device. A series is copied there once."""
+        if segment not in SEGMENTS:
+            raise ValueError(f"no segment '{segment}'; there is {', '.join(SEGMENTS)}")
+        return self.source.windows(segment, torch.device(device))
+
+
+def fingerprint(
+    spec: DataSpec, sha256: str, shape: tuple[int, ...], *, scaler: str, split: list[float] | str, missing: str
+) -> dict[str, Any]:
+    """What has to agree before two results may stand in one table: kinds, no fitted values, no train ratio.
+
+    ``missing`` belongs to it because the hash is of the data as read: the same file filled in two ways is two data
+    sets.
+    """
+    return {
+        "protocol": spec.protocol,
+        "data_sha256": sha256,
+        "family": spec.family,
+        "channels": shape[CHANNEL_AXIS[spec.family]],
+        "history": spec.history,
+        "horizon": spec.horizon,
+        "split": split,
+        "scaler": scaler,
+        "mask": spec.null,
+        "scale": spec.scale,
+        "missing": missing,
+    }
+
+
+def numbered_channels(family: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names for channels that have none."""
+    return tuple(f"channel {i + 1}" for i in range(shape[CHANNEL_AXIS[family]]))

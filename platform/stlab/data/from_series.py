@@ -1,0 +1,134 @@
+"""A data set from a series: split by time, scaler and season fitted on the train segment (protocol: "Split",
+"Scaling")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from stmodels.types import SeriesInfo
+
+from stlab.data.content import Series, content_hash
+from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
+from stlab.data.missing import fill_missing
+from stlab.data.scaler import Scaler, fit_min_max
+from stlab.data.season import Season, season_by_slot, slot_of_week
+from stlab.data.split import split_series, used_steps
+from stlab.data.windows import SeriesTensors, SeriesWindows, Windows
+from stlab.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stlab.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class SeriesSource:
+    """Cuts windows out of a series."""
+
+    tensors: SeriesTensors
+    segments: Mapping[str, tuple[int, int]]
+    history: int
+    horizon: int
+    timestamps: NDArray[np.datetime64] | None
+    on_device: dict[torch.device, SeriesTensors] = field(default_factory=dict)
+
+    def windows(self, segment: str, device: torch.device) -> Windows:
+        if device not in self.on_device:
+            self.on_device[device] = self.tensors.to(device)
+        tensors = self.on_device[device]
+        return SeriesWindows(tensors, self.segments[segment], self.history, self.horizon, self.timestamps)
+
+
+def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
+    """Split, fill, scale.
+
+    Raises:
+        DataError: too few steps, missing values that nobody said how to fill, a train segment without any change, or
+            the protocol of ready-made windows.
+    """
+    if spec.protocol != "forecast":
+        raise DataError(
+            f"{series.source}: data.protocol: {spec.protocol} is for UniST's ready-made windows (.json). For a "
+            "series, leave it at forecast."
+        )
+    segments = split_series(len(series.values), spec, series.source)
+    (_, train_end), (validation_start, validation_end), (_, end) = segments.values()
+    values, filled = fill_missing(series, spec.missing, spec.family, (train_end, validation_start, validation_end, end))
+    train, times = values[:train_end], series.timestamps
+    scaler = fit_min_max(float(train.min()), float(train.max()), series.source)
+    slots = None if times is None else slot_of_week(times, series.step_seconds)
+    season = None
+    if slots is not None:
+        season = season_by_slot(values, slots, series.slots_per_day, train_end, used_steps(segments))
+    info = _info(series, spec, train, scaler, season, lookback=validation_start + spec.history)
+    sha256 = content_hash(series.values, times)
+    return Dataset(
+        name=series.name,
+        synthetic=series.synthetic,
+        sha256=sha256,
+        info=info,
+        scaler=scaler,
+        nonnegative=bool(train.min() >= 0),
+        clamp=None,
+        leaks=filled == "interpolate",
+        scale=spec.scale,
+        protocol=fingerprint(
+            spec, sha256, info.shape, scaler=scaler.kind, split=[float(share) for share in spec.split], missing=filled
+        ),
+        channel_names=series.channel_names or numbered_channels(spec.family, info.shape),
+        train=TrainReadings(
+            train, None if slots is None else slots[:train_end], None if times is None else times[:train_end]
+        ),
+        source=SeriesSource(
+            _tensors(values, scaler, slots, season, spec.null), segments, spec.history, spec.horizon, times
+        ),
+    )
+
+
+def _info(
+    series: Series, spec: DataSpec, train: NDArray[np.float32], scaler: Scaler, season: Season | None, lookback: int
+) -> SeriesInfo:
+    flow_std = float(np.diff(train.astype(np.float64), axis=0).std() / scaler.spread)
+    if flow_std == 0:
+        raise DataError(
+            f"{series.source}: no value of array `data` changes within the train segment ({len(train)} steps); "
+            "there is nothing to learn. Give data that vary in time."
+        )
+    residual_std = None if season is None else float((train - season.values[: len(train)]).std() / scaler.spread)
+    return SeriesInfo(
+        family=spec.family,
+        shape=train.shape[1:],
+        history=spec.history,
+        horizon=spec.horizon,
+        slots_per_day=None if series.timestamps is None else series.slots_per_day,
+        flow_std=flow_std,
+        season_count=0 if season is None else season.rarest,
+        residual_std=residual_std,
+        zero=scaler.zero,
+        lookback=lookback,
+    )
+
+
+def _tensors(
+    values: NDArray[np.float32],
+    scaler: Scaler,
+    slots: NDArray[np.int64] | None,
+    season: Season | None,
+    null: float | None,
+) -> SeriesTensors:
+    return SeriesTensors(
+        series=scaled_tensor(values, scaler),
+        slots=None if slots is None else torch.from_numpy(slots),
+        season=None if season is None else scaled_tensor(season.values, scaler),
+        mask=None if null is None else torch.from_numpy(values != np.float32(null)),
+    )
+
+
+def scaled_tensor(values: NDArray[np.floating], scaler: Scaler) -> torch.Tensor:
+    """Readings in scaled space, float32; computed in float64."""
+    return torch.from_numpy(scaler.transform(values.astype(np.float64)).astype(np.float32))

@@ -1,0 +1,26 @@
+"""From a specification to a data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stlab.data.content import ReadyWindows
+from stlab.data.dataset import Dataset
+from stlab.data.formats import read_content
+from stlab.data.from_series import dataset_from_series
+from stlab.data.from_windows import dataset_from_windows
+
+if TYPE_CHECKING:
+    from stlab.spec import DataSpec
+
+
+def load_dataset(spec: DataSpec) -> Dataset:
+    """Read, check, split and scale the data of a specification.
+
+    Raises:
+        DataError: the data cannot be used as asked; the message names the file, the array, the index and the remedy.
+    """
+    content = read_content(spec)
+    if isinstance(content, ReadyWindows):
+        return dataset_from_windows(content, spec)
+    return dataset_from_series(content, spec)
