@@ -63,16 +63,20 @@ def too_short_message(steps: int, spec: DataSpec, source: str) -> str | None:
 
 
 def steps_needed(spec: DataSpec) -> int:
-    """The fewest steps from which every segment has a window."""
+    """The number of steps from which on every segment has a window."""
     length = spec.history + spec.horizon
+
+    def suffices(steps: int) -> bool:
+        found = segments_of(steps, spec.split, spec.train_ratio).values()
+        return all(window_count(segment, length) > 0 for segment in found)
+
+    # Two floors take less than two steps from a segment, so this many do; as a floor can also favour a shorter series,
+    # go
+    # down to the first that doesn't.
     smallest = min(spec.split[0] * spec.train_ratio, spec.split[1], spec.split[2])
-    steps = max(
-        length, math.floor(length / smallest) - math.ceil(2 / smallest)
-    )  # a little below what is needed: floors may help a segment
-    while any(
-        window_count(segment, length) < 1 for segment in segments_of(steps, spec.split, spec.train_ratio).values()
-    ):
-        steps += 1
+    steps = math.ceil((length + 2) / smallest)
+    while suffices(steps - 1):
+        steps -= 1
     return steps
 
 
