@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stlab.report.predictions import Predictions
-from stlab.report.style import MUTED, TRUTH, baseline_style, hide, legend_beside, line_style, paper_style
+from stlab.report.style import MUTED, TRUTH, baseline_style, hide, legend_beside, legend_label, line_style, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +55,11 @@ def horizon_figure(lines: Sequence[HorizonLine], segment: str = "test") -> Figur
             steps = sorted(set.intersection(*(set(seed) for seed in line.seeds)))
             values = np.array([[seed[step] for step in steps] for seed in line.seeds])
             if line.baseline:
-                axes.plot(steps, values.mean(0), label=line.label, **baseline_style(baselines))
+                axes.plot(steps, values.mean(0), label=legend_label(line.label), **baseline_style(baselines))
                 baselines += 1
                 continue
             style = line_style(variants)
-            axes.plot(steps, values.mean(0), label=line.label, markersize=4, **style)
+            axes.plot(steps, values.mean(0), label=legend_label(line.label), markersize=4, **style)
             if len(values) > 1:
                 axes.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.18, linewidth=0)
             variants += 1
@@ -79,9 +79,9 @@ def learning_curves(curves: Sequence[Curve], reference: tuple[str, float] | None
     from matplotlib.ticker import MaxNLocator
 
     with paper_style():
-        columns = min(3, len(curves))
+        columns = 2 if len(curves) == 4 else min(3, len(curves))
         rows = math.ceil(len(curves) / columns)
-        width = 4.8 if columns == 1 else 2.4 * columns
+        width = {1: 4.8, 2: 5.6}.get(columns, 7.2)
         figure = Figure(figsize=(width, 2.3 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for index, axes in enumerate(grid.flat):
@@ -105,9 +105,11 @@ def _curve_panel(axes: Axes, curve: Curve, colour: str, reference: tuple[str, fl
     import numpy as np
 
     for seed, best in zip(curve.seeds, curve.best_epochs, strict=True):
-        axes.plot(*zip(*seed, strict=True), color=colour, linewidth=0.7, alpha=0.55)
-        marked = [point for point in seed if point[0] == best]
-        axes.plot(*zip(*marked, strict=True), "o", color=colour, markersize=3.5) if marked else None
+        alone: dict[str, Any] = {"linewidth": 1.5} if len(curve.seeds) == 1 else {"linewidth": 0.7, "alpha": 0.55}
+        axes.plot(*zip(*seed, strict=True), color=colour, **alone)
+        for epoch, value in seed:
+            if epoch == best:
+                axes.plot(epoch, value, "o", color=colour, markersize=3.5)
     shared = min(len(seed) for seed in curve.seeds)
     if len(curve.seeds) > 1:
         epochs = [epoch for epoch, _ in curve.seeds[0][:shared]]
@@ -212,8 +214,8 @@ def busy_series(best: tuple[str, Predictions], baseline: tuple[str, Predictions]
             _series_line(axes, forecasts, forecasts.truth, step, cell, label="truth", color=TRUTH, linewidth=1.1)
             if baseline is not None:
                 kept = {**baseline_style(0), "color": "#D55E00", "linewidth": 1.2}
-                _series_line(axes, baseline[1], baseline[1].forecast, step, cell, label=baseline[0], **kept)
-            _series_line(axes, forecasts, forecasts.forecast, step, cell, label=label, color="#0072B2", linewidth=1.5)
+                _series_line(axes, baseline[1], baseline[1].forecast, step, cell, label=legend_label(baseline[0]), **kept)
+            _series_line(axes, forecasts, forecasts.forecast, step, cell, label=legend_label(label), color="#0072B2", linewidth=1.5)
             axes.set_title(f"{step + 1} step{'s' if step else ''} ahead", loc="left")
         if forecasts.time is None:
             panels[-1].set_xlabel("step of the series")

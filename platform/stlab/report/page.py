@@ -171,14 +171,10 @@ def _lost(store: Store, row: Row) -> dict[str, Any]:
     failure = TrialDirectory(store, row["trial_id"]).read("failed.json") or {}
     status = outcome(row)
     diverged = status == "failed" and row.get("status") == "finished"
-    unknown = (
-        "its error is not a finite number"
-        if diverged
-        else "not run, or not to its end"
-        if status != "failed"
-        else "no reason was kept"
-    )
-    tail = next((failure[key] for key in ("log_tail", "log", "tail", "traceback") if failure.get(key)), "")
+    unknown = "no reason was kept" if status == "failed" else "not run, or not to its end"
+    if diverged:
+        unknown = "its error is not a finite number"
+    tail = failure.get("log_tail") or ""
     return {
         "variant": row["variant"],
         "seed": row["seed"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,18 +62,21 @@ def _only_best(lines: Sequence[Summary], shown: Sequence[Summary]) -> str:
     return f" Of {every} variants the {len(shown)} best are drawn." if every > len(shown) else ""
 
 
-def _reference_lines(lines: Sequence[Summary]) -> list[Summary]:
-    """The baselines of a figure: the two best and the mean by slot of week."""
+def _reference_lines(lines: Sequence[Summary], shown: Sequence[Summary]) -> list[Summary]:
+    """The baselines of a figure: the slot-of-week mean, the best, and the second unless it would flatten the rest."""
     ranked = [line for line in lines if line.baseline and line.test_rmse]
     anchor = slot_of_week(lines)
-    kept = ranked[:2] + ([anchor] if anchor and anchor.test_rmse and anchor not in ranked[:2] else [])
+    worst = max((line.rank_rmse for line in shown if line.test_rmse), default=math.inf)
+    kept = [line for line in ranked[:2] if line is ranked[0] or line.rank_rmse < 1.3 * worst]
+    if anchor and anchor.test_rmse and anchor not in kept:
+        kept.append(anchor)
     return sorted(kept, key=lambda line: (not is_slot_of_week(line.variant), line.rank_rmse))
 
 
 def _horizon(store: Store, lines: Sequence[Summary], found: Pictures) -> None:
     shown = _shown(lines)
     for segment in ("test", "validation"):
-        drawn = [_horizon_line(store, line, segment) for line in [*shown, *_reference_lines(lines)]]
+        drawn = [_horizon_line(store, line, segment) for line in [*shown, *_reference_lines(lines, shown)]]
         kept = [line for line in drawn if line.seeds]
         if any(not line.baseline for line in kept):
             caption = (
@@ -137,7 +141,7 @@ def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], foun
     if forecasts.is_grid:
         text = (
             f"{name} (of its seeds the best on validation) beside the truth, for the test window with the largest "
-            f"total truth; channel {forecasts.busiest_cell()[0]}. Truth and forecast share one colour scale."
+            f"total truth; channel {forecasts.busiest_cell()[0] + 1}. Truth and forecast share one colour scale."
         )
         found.made.append(Picture("forecast_maps", "Forecast and truth", text, figures.forecast_maps(forecasts), "png"))
     else:
@@ -148,7 +152,7 @@ def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], foun
     if anchor and held and held[1].truth.shape[1:] == forecasts.truth.shape[1:]:
         baseline = (anchor.label, held[1])
     cell = describe_cell(forecasts.busiest_cell())
-    text = f"The series with the largest mean truth ({cell}) on the test segment: truth, {name}"
+    text = f"The series with the largest mean truth ({cell}; counted from 1) on the test segment: truth, {name}"
     text += f", and {baseline[0]}." if baseline else "; the mean by slot of week has no forecasts to show."
     if len(forecasts.window) > figures.MAX_SERIES_WINDOWS:
         text += f" The first {figures.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."

@@ -63,7 +63,8 @@ def read_predictions(store: Store, trial_id: str) -> Predictions | None:
 
 
 def describe_cell(cell: tuple[int, ...]) -> str:
-    """A cell in words; channels, rows, columns and nodes are counted from 0."""
+    """A cell in words; channels, rows, columns and nodes are counted from 1."""
+    cell = tuple(index + 1 for index in cell)
     if len(cell) == 3:
         return f"channel {cell[0]}, row {cell[1]}, column {cell[2]}"
     if len(cell) == 2:

@@ -35,6 +35,8 @@ _RC: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
+    # Variants may bear any name, a single $ too.
+    "text.parse_math": False,
     # TrueType in PDF, so that journals accept it; ids in SVG that do not change from run to run.
     "pdf.fonttype": 42,
     "svg.hashsalt": "stlab",
@@ -60,6 +62,11 @@ def line_style(index: int) -> dict[str, Any]:
 def baseline_style(index: int) -> dict[str, Any]:
     """Baselines are grey and dashed, each its own way."""
     return {"color": MUTED, "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1.3}
+
+
+def legend_label(name: str) -> str:
+    """The name as a label: one with a leading underscore would be left out of the legend."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def legend_beside(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:

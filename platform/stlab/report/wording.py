@@ -84,6 +84,8 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         parts.append(f"{scaler} scaler fitted on {fitted}")
     mask = protocol.get("mask")
     parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {mask} masked out")
+    if (missing := protocol.get("missing", "error")) != "error":
+        parts.append({"zero": "gaps set to 0", "interpolate": "gaps interpolated"}.get(missing, f"gaps: {missing}"))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         parts.append(f"errors multiplied by {scale:g}")
     return ", ".join(parts)
@@ -105,11 +107,14 @@ def caveats(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[Caveat]:
         says = "The data were generated, not measured: this is no evidence about a real city."
         found.append(("synthetic data", says))
     if random := list(dict.fromkeys(str(row.get("variant")) for row in trained if _random(row))):
-        whose = "" if len(random) == len({row.get("variant") for row in trained}) else f" of {', '.join(random)}"
+        known = {row.get("variant") for row in trained if row.get("weights")}
+        whose = "" if len(random) == len(known) else f" of {', '.join(random)}"
         says = f"Frozen backbone weights{whose} are random: no statement about a pretrained backbone follows."
         found.append(("random weights", says))
     if any(row.get("leaks") for row in rows):
-        says = "The scaler has seen the test segment: not comparable with figures of a protocol that does not leak."
+        unist = protocol.get("protocol") == "unist"
+        later = "the scaler has seen the test segment" if unist else "gaps were interpolated"
+        says = f"Something later than the forecast is seen ({later}): not comparable with figures without a leak."
         found.append(("protocol leaks", says))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         found.append((f"errors × {scale:g}", f"All errors are multiplied by {scale:g}."))
@@ -127,7 +132,7 @@ def _incomplete(rows: Sequence[Row], trained: Sequence[Row]) -> list[tuple[str, 
     if untested := sum(row.get("test_rmse") is None for row in ran):
         says = f"{untested} of {len(ran)} finished trials have not been measured on the test segment."
         found.append(("not all tested", says))
-    if len({row.get("seed") for row in trained}) == 1:
+    if len({row.get("seed") for row in trained if outcome(row) == "finished"}) == 1:
         found.append(("one seed", "One seed a variant: no intervals, and differences between variants may be chance."))
     return found
 
@@ -194,4 +199,15 @@ def headline(summaries: Sequence[Summary]) -> str:
         text = f"{len(found) - len(lost)} of {len(found)} variants beat {bar}; not: {', '.join(lost)}."
     if only_rmse := [verdict.label for verdict in found if verdict.beats and not verdict.beats_mae]:
         text += f" By MAE that baseline is not beaten by {', '.join(only_rmse)}."
-    return text
+    return text + _strongest(summaries)
+
+
+def _strongest(summaries: Sequence[Summary]) -> str:
+    """Who beats the best baseline, where that is not the mean by slot of week; nothing where it is."""
+    best = next((line for line in summaries if line.baseline and line.test_rmse), None)
+    if best is None or best.test_rmse is None or is_slot_of_week(best.variant):
+        return ""
+    won = [line.label for line in summaries if not line.baseline and best.label in line.beats]
+    bar = best.test_rmse.mean
+    told = f"beaten by {', '.join(won)}" if won else "which no variant beats"
+    return f" The best baseline is {best.label} (RMSE {bar:.{decimals([bar])}f}), {told}."
