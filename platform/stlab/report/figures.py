@@ -203,7 +203,7 @@ def busy_series(best: tuple[str, Predictions], baseline: tuple[str, Predictions]
     """
     from matplotlib.figure import Figure
 
-    label, forecasts = best
+    label, forecasts = legend_label(best[0]), best[1]
     cell = forecasts.busiest_cell()
     last = forecasts.truth.shape[1] - 1
     with paper_style():
@@ -213,9 +213,9 @@ def busy_series(best: tuple[str, Predictions], baseline: tuple[str, Predictions]
         for axes, step in zip(panels, steps, strict=True):
             _series_line(axes, forecasts, forecasts.truth, step, cell, label="truth", color=TRUTH, linewidth=1.1)
             if baseline is not None:
-                kept = {**baseline_style(0), "color": "#D55E00", "linewidth": 1.2}
-                _series_line(axes, baseline[1], baseline[1].forecast, step, cell, label=legend_label(baseline[0]), **kept)
-            _series_line(axes, forecasts, forecasts.forecast, step, cell, label=legend_label(label), color="#0072B2", linewidth=1.5)
+                kept = {**baseline_style(0), "color": "#D55E00", "label": legend_label(baseline[0])}
+                _series_line(axes, baseline[1], baseline[1].forecast, step, cell, **kept)
+            _series_line(axes, forecasts, forecasts.forecast, step, cell, label=label, color="#0072B2", linewidth=1.5)
             axes.set_title(f"{step + 1} step{'s' if step else ''} ahead", loc="left")
         if forecasts.time is None:
             panels[-1].set_xlabel("step of the series")

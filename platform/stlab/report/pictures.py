@@ -81,7 +81,7 @@ def _horizon(store: Store, lines: Sequence[Summary], found: Pictures) -> None:
         if any(not line.baseline for line in kept):
             caption = (
                 f"RMSE by steps ahead on the {segment} segment: mean over seeds, band from the lowest to the highest "
-                f"seed. Dashed: the best baselines.{_only_best(lines, shown)}"
+                f"seed. Dashed: baselines, the weak ones left to the table.{_only_best(lines, shown)}"
             )
             figure = figures.horizon_figure(kept, segment)
             found.made.append(Picture("rmse_by_horizon", "Error by horizon", caption, figure))
