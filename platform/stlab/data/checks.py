@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 _HINTS = {
     ("grid", 2): "A single cell or a table of time × cells has to be given its channel and grid axes.",
-    (
-        "grid",
-        3,
-    ): "(T, H, W) lacks its channel axis: save data[:, None]. (T, N, C) is sensor data: data.family: sensors.",
+    ("grid", 3): "(T, H, W) lacks its channel axis: save data[:, None]. (T, N, C) is sensors: data.family: sensors.",
     ("grid", 5): "Windows are cut here: save the series they were cut from.",
 }
 

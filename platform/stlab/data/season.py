@@ -18,10 +18,10 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
 class Season(NamedTuple):
     """Mean by slot of the week."""
 
-    values: NDArray[
-        np.float64
-    ]  # (T, *S): what the slot's mean says of each step; NaN at steps of no window whose slot was never seen
-    rarest: int  # train readings at the rarest slot that occurs in a window
+    values: NDArray[np.float64]
+    """(T, *S): the mean at each step's slot; NaN at a step of no window whose slot was never seen."""
+    rarest: int
+    """Train readings at the rarest slot that occurs in a window."""
 
 
 def slot_of_week(times: NDArray[np.datetime64], step_seconds: int) -> NDArray[np.int64]:

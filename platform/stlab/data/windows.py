@@ -79,10 +79,8 @@ class SeriesWindows(Windows):
         self.series = tensors.series
         self.starts = torch.arange(start, end - history - horizon + 1, device=device)
         self.first_target = start + history
-        self._history_steps = self.starts[:, None] + torch.arange(history, device=device)  # (windows, P)
-        self._target_steps = self.starts[:, None] + torch.arange(
-            history, history + horizon, device=device
-        )  # (windows, Q)
+        steps = self.starts[:, None] + torch.arange(history + horizon, device=device)
+        self._history_steps, self._target_steps = steps[:, :history], steps[:, history:]  # (windows, P), (windows, Q)
 
     def gather(self, index: Tensor) -> Batch:
         data = self._tensors
@@ -103,8 +101,8 @@ class SeriesWindows(Windows):
 
 
 def _at(values: Tensor, steps: Tensor) -> Tensor:
-    """(T, *S) at steps (B, L) → (B, L, *S), contiguous. One index_select copies whole steps, several times faster
-    than values[steps]."""
+    """(T, *S) at steps (B, L) → (B, L, *S), contiguous. One index_select copies whole steps, two to four times as fast
+    as values[steps]."""
     return values.index_select(0, steps.flatten()).view(*steps.shape, *values.shape[1:])
 
 
