@@ -30,7 +30,7 @@ class Forecast(NamedTuple):
     """A forecast in scaled space."""
 
     value: Tensor  # (B, Q, *S)
-    flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, divided by SeriesInfo.flow_std
+    flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, in scaled space too
 
 
 class SeriesInfo(NamedTuple):
@@ -44,4 +44,5 @@ class SeriesInfo(NamedTuple):
     flow_std: float  # standard deviation of x_t - x_{t-1} over the train segment, scaled
     season_count: int = 0  # train readings at the rarest slot of the week; 0: some slot never seen, or no timestamps
     residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (leave-one-out), scaled
+    zero: float = 0.0  # what a reading of 0 is, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window

@@ -109,6 +109,11 @@ class STVFMConfig:
         """Files whose content changes the numbers."""
         return [] if self.weights in ("pretrained", "random") else [self.weights]
 
+    def relative_cost(self) -> float:
+        """Passes through the backbone and the temporal layers, roughly."""
+        temporal = self.temporal_layers * (int(self.temporal_context) + 2 * int(self.decoder == "transformer"))
+        return (1 + 0.3 * temporal) * (2 if self.flow else 1) + 0.3 * self.cross_prompt_layers
+
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError where this model cannot run on that data."""
         if info.family != "grid":

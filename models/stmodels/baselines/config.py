@@ -1,0 +1,56 @@
+"""Which reference forecasts there are, and which of them a data set allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+Baseline = Literal["slot_of_week_mean", "same_slot_last_week", "same_slot_yesterday", "last_value", "last_window", "ridge"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Configuration of a reference forecast: its name says it all."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never written
+
+    name: Baseline
+
+    def inert(self) -> set[str]:
+        """Nothing about training matters to a forecast that is not trained."""
+        return {"train"}
+
+    def files(self) -> list[str]:
+        """No files beside the data."""
+        return []
+
+    def relative_cost(self) -> float:
+        """Seconds at most."""
+        return 0.01
+
+    def lag(self, info: SeriesInfo) -> int:
+        """Steps between a forecast and the reading it copies (the ``same_slot_*`` baselines)."""
+        return (info.slots_per_day or 0) * (7 if self.name == "same_slot_last_week" else 1)
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError, with the reason, where the data does not allow this baseline."""
+        if self.name in ("last_value", "last_window"):
+            return
+        if info.slots_per_day is None:
+            raise ConfigError(f"{self.name}: the data has no timestamps")
+        if self.name in ("slot_of_week_mean", "ridge"):
+            needed = 1 if self.name == "slot_of_week_mean" else 2
+            if info.season_count < needed:
+                raise ConfigError(
+                    f"{self.name}: every slot of the week must stand at least {needed}× in the train segment; the rarest stands there {info.season_count}×"
+                )
+        elif self.lag(info) < info.horizon:
+            raise ConfigError(f"{self.name}: {self.lag(info)} steps back lies within the horizon of {info.horizon}")
+        elif self.lag(info) > info.lookback:
+            raise ConfigError(f"{self.name}: the series starts {info.lookback} steps before its first test target, {self.lag(info)} are needed")

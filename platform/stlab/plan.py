@@ -1,0 +1,273 @@
+"""From a study to its trials: axes × variants × seeds, each with an id made of everything that changes its numbers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+
+from stlab import __version__
+from stlab.catalog import ModelConfig, config_class, config_values, create_config
+from stlab.errors import ModelError
+from stlab.spec import DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
+from stlab.study_errors import Problem, explain, problem, study_error
+from stlab.study_source import StudySource, flatten_overrides
+from stmodels.baselines.config import BASELINES
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+# Fields of a trial that cannot change its numbers: where the data lies (its content counts) and how often a checkpoint is written.
+_NO_PART_OF_THE_IDENTITY = {"data.path", "train.checkpoint_seconds"}
+_ID_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the plan needs to know of a data set."""
+
+    name: str
+    sha256: str
+    synthetic: bool
+    leaks: bool
+    protocol: dict[str, Any]
+    info: SeriesInfo
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial with its id, and what its directory says beside its specification."""
+
+    spec: TrialSpec
+    trial_id: str
+    identity: dict[str, Any] = field(repr=False)
+    cost: float = 1.0
+    """Rough cost beside other trials of the same study; orders the work, promises nothing."""
+
+    @property
+    def label(self) -> str:
+        """How a reader tells it from the others of its study."""
+        axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in self.spec.axis_values.items())
+        return f"{self.spec.variant}{axes}" + ("" if self.spec.baseline else f", seed {self.spec.seed}")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials that one worker group runs one after another: they need the same resources."""
+
+    resources: ResourcesSpec
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def cost(self) -> float:
+        return sum(trial.cost for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a study, in the order of its tables; a trial that two rows share is trained once."""
+
+    study: StudySpec
+    trials: tuple[PlannedTrial, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader should know: baselines that the data does not allow, and why."""
+
+    def unique(self) -> list[PlannedTrial]:
+        """Every trial once."""
+        return list({trial.trial_id: trial for trial in self.trials}.values())
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of the sources that compute: the models, the training, the data."""
+    import stlab
+    import stmodels
+
+    engine = Path(stlab.__file__).parent
+    digest = hashlib.sha256()
+    for folder in (Path(stmodels.__file__).parent, engine / "training", engine / "data"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: StudySource | None = None) -> Plan:
+    """Every trial of a study, checked against its model and its data.
+
+    Args:
+        facts: reads a data set; called once a distinct specification.
+        source: the text the study came from, so that errors name its lines.
+
+    Raises:
+        StudyError: a variant or an axis makes a trial that cannot be; all that is wrong is listed.
+        DataError: the data cannot be used.
+    """
+    known: dict[DataSpec, DataFacts] = {}
+
+    def facts_of(data: DataSpec) -> DataFacts:
+        if data not in known:
+            known[data] = facts(data)
+        return known[data]
+
+    specs, problems = _resolve(study, source)
+    if problems:
+        raise study_error(problems)
+    trials = [_planned(spec, facts_of(spec.data)) for spec in specs]
+    problems = [p for spec in specs if spec.seed == study.seeds[0] for p in _misfits(spec, facts_of(spec.data).info, source)]
+    problems += _twins(study, trials, source)
+    if problems:
+        raise study_error(problems)
+    baselines, notes = _baselines(study, specs, facts_of, source)
+    return Plan(study, (*baselines, *trials), tuple(notes))
+
+
+def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:
+    """Deal trials into as many packs as worker groups fit at once, so that all have work to the end.
+
+    The costliest trials are dealt first, each to the pack with the least so far; baselines, which take seconds, lead.
+    """
+    packs: list[Pack] = []
+    for resources in dict.fromkeys(trial.spec.resources for trial in trials):
+        mine = [trial for trial in trials if trial.spec.resources == resources]
+        hands: list[list[PlannedTrial]] = [[] for _ in range(min(max(1, slots[resources]), len(mine)))]
+        for trial in sorted(mine, key=lambda t: -t.cost):
+            min(hands, key=lambda hand: (sum(t.cost for t in hand), len(hand))).append(trial)
+        packs += [Pack(resources, tuple(sorted(hand, key=lambda t: (not t.spec.baseline, -t.cost)))) for hand in hands]
+    return packs
+
+
+def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSpec], list[Problem]]:
+    """The resolved specifications, in table order, and what is wrong with those that cannot be."""
+    specs: list[TrialSpec] = []
+    problems: list[Problem] = []
+    for variant, overrides in study.variants.items():
+        for point in _points(study.axes):
+            values = _merged(study, {**point, **flatten_overrides(overrides)})
+            try:
+                sections, found = _sections(values, source, variant)
+            except ModelError as error:
+                problems.append(problem(str(error), ("name",), source, section="model", variant=variant))
+                continue
+            problems += found
+            if not found:
+                specs += [TrialSpec(study=study.name, variant=variant, axis_values=point, seed=seed, **sections) for seed in study.seeds]
+    return specs, problems
+
+
+def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The base with overrides (dotted) laid over it, section by section."""
+    merged: dict[str, dict[str, Any]] = study.base.model_dump()
+    for path, value in overrides.items():
+        section, _, name = path.partition(".")
+        if section == "model" and name == "name" and value != merged["model"]["name"]:
+            merged["model"] = {}  # another model: the base's fields are not its
+        merged[section][name] = value
+    return merged
+
+
+def _sections(values: dict[str, dict[str, Any]], source: StudySource | None, variant: str) -> tuple[dict[str, Any], list[Problem]]:
+    """The validated sections of a trial."""
+    sections: dict[str, Any] = {}
+    problems: list[Problem] = []
+    owners = {"data": DataSpec, "model": config_class(values["model"]["name"]), "train": TrainSpec, "resources": ResourcesSpec}
+    for section, owner in owners.items():
+        try:
+            value = pydantic.TypeAdapter(owner).validate_python(values[section])
+            sections[section] = config_values(value) if section == "model" else value
+        except pydantic.ValidationError as error:
+            problems += explain(error, owner, source, section=section, variant=variant)
+    return sections, problems
+
+
+def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
+    config = create_config(spec.model)
+    identity = {
+        "dataset": facts.name,
+        "synthetic": facts.synthetic,
+        "leaks": facts.leaks,
+        "protocol": json.dumps(facts.protocol, sort_keys=True),
+        "data_sha256": facts.sha256,
+        "code_version": f"{__version__}+{code_hash()[:10]}",
+        "weights": spec.model.get("weights", "none"),
+    }
+    return PlannedTrial(spec, _trial_id(spec, config, facts.sha256), identity, config.relative_cost())
+
+
+def _trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
+    """Hash of everything that changes the numbers, and of nothing else."""
+    without = config.inert() | _NO_PART_OF_THE_IDENTITY
+    fields = {
+        f"{section}.{name}": value
+        for section, values in (("data", spec.data.model_dump(mode="json")), ("model", spec.model), ("train", spec.train.model_dump(mode="json")))
+        for name, value in values.items()
+        if section not in without and f"{section}.{name}" not in without
+    }
+    for path in config.files():
+        content = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "missing"
+        fields = {name: content if value == path else value for name, value in fields.items()}
+    document = {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": code_hash()}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:_ID_LENGTH]
+
+
+def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:
+    """Why a trial's model cannot run on its data."""
+    try:
+        create_config(spec.model).check(info)
+    except ConfigError as error:
+        return [problem(f"{spec.data.path}: {error}", (), source, section="model", variant=spec.variant)]
+    return []
+
+
+def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
+    """Variants that are the same trials under two names would fill the table with a row that says nothing."""
+    first: dict[tuple[str, ...], str] = {}
+    problems = []
+    for variant in study.variants:
+        ids = tuple(trial.trial_id for trial in trials if trial.spec.variant == variant)
+        if ids in first:
+            message = f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. Remove one of them."
+            problems.append(problem(message, ("variants", variant), source))
+        first.setdefault(ids, variant)
+    return problems
+
+
+def _baselines(
+    study: StudySpec, specs: Sequence[TrialSpec], facts_of: Callable[[DataSpec], DataFacts], source: StudySource | None
+) -> tuple[list[PlannedTrial], list[str]]:
+    """The reference forecasts, once a data specification, and notes on those that the data does not allow."""
+    wanted = BASELINES if study.baselines is None else study.baselines
+    unknown = [name for name in wanted if name not in BASELINES]
+    if unknown:
+        message = f"there is no baseline {unknown[0]!r}. Allowed: {', '.join(BASELINES)}"
+        raise study_error([problem(message, ("baselines",), source)])
+    planned: list[PlannedTrial] = []
+    notes: list[str] = []
+    for data, spec in {spec.data: spec for spec in reversed(specs)}.items():
+        for name in wanted:
+            axis_values = {path: value for path, value in spec.axis_values.items() if path.startswith("data.")}
+            model = {"name": name}
+            try:
+                create_config(model).check(facts_of(data).info)
+            except ConfigError as error:
+                notes.append(f"No baseline {error}.")
+                continue
+            own = TrialSpec(
+                study=study.name, variant=name, axis_values=axis_values, seed=0, data=data, model=model, train=spec.train,
+                resources=spec.resources, baseline=True,
+            )  # fmt: skip
+            planned.append(_planned(own, facts_of(data)))
+    return planned, notes

@@ -1,0 +1,202 @@
+"""The training loop: AdamW, warm-up and cosine, clipping, early stopping on validation RMSE, exact resumption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from stmodels.rng import named_seed, permutation
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stlab.data import Dataset, Windows
+from stlab.errors import TrialFailed
+from stlab.training.checkpoint import Checkpoints, Progress, Weights, trainable_state
+from stlab.training.device import PeakMemory
+from stlab.training.metrics import evaluate
+
+if TYPE_CHECKING:
+    from stlab.spec import TrainSpec
+
+Report = Callable[[Mapping[str, Any]], None]
+
+_CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
+
+
+class NonFiniteLoss(TrialFailed):
+    """The loss became infinite or NaN; says at which step and learning rate."""
+
+
+def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec) -> float:
+    """Learning rate of optimiser step ``step`` (from 0): linear warm-up, then a cosine from ``lr`` to ``min_lr`` at ``max_epochs``."""
+    warmup, total = train.warmup_epochs * steps_an_epoch, train.max_epochs * steps_an_epoch
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    floor = min(train.min_lr, train.lr)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def default_batch_size(dataset: Dataset) -> int:
+    """UniST's: 64 / 32 / 16 for grids with H+W below 32 / 48 / above; 32 for sensors."""
+    if dataset.info.family != "grid":
+        return 32
+    side = sum(dataset.info.shape[-2:])
+    return 64 if side < 32 else 32 if side < 48 else 16
+
+
+@dataclass
+class Fit:
+    """One training under way."""
+
+    model: nn.Module
+    dataset: Dataset
+    train: TrainSpec
+    seed: int
+    device: torch.device
+    autocast: Callable[[], Any]
+    checkpoints: Checkpoints
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.world = dist.get_world_size() if self.distributed else 1
+        self.batch_size = self.train.batch_size or default_batch_size(self.dataset)
+        self.windows: Windows = self.dataset.windows("train", self.device)
+        self.validation: Windows = self.dataset.windows("validation", self.device)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=self.train.lr, weight_decay=self.train.weight_decay, fused=self.device.type in ("cpu", "cuda")
+        )
+        self.weights = {
+            name.removesuffix("_loss_weight"): value
+            for name, value in ((n, getattr(self.train, n)) for n in dir(self.train) if n.endswith("_loss_weight"))
+        }
+        restored = self.checkpoints.restore(self.model, self.optimiser)
+        self.best, self.progress = restored or (trainable_state(self.model), Progress())
+        self.compiled: nn.Module = torch.compile(self.model) if self.train.compile else self.model
+        self.runner = DistributedDataParallel(self.compiled) if self.distributed else self.compiled
+
+    @property
+    def steps_an_epoch(self) -> int:
+        return math.ceil(len(self.windows) / self.batch_size)
+
+    def run(self) -> Weights:
+        """Train until validation stops improving or epochs run out; the best weights. ``progress`` tells the rest.
+
+        Raises:
+            NonFiniteLoss: with step and learning rate.
+        """
+        best, progress = self.best, self.progress
+        if progress.rows and self.rank == 0:
+            self.report({"kind": "epochs", "rows": progress.rows})
+        memory = PeakMemory(self.device)
+        saved_at, saved_epoch = time.monotonic(), progress.epoch
+        while progress.epoch < self.train.max_epochs and progress.epoch - progress.best_epoch < self.train.patience:
+            row = self._epoch(progress)
+            if row["val_rmse"] < progress.best_rmse:
+                progress.best_rmse, progress.best_epoch = row["val_rmse"], progress.epoch
+                best = trainable_state(self.model)
+            progress.rows.append(row)
+            progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.bytes())
+            if self.rank == 0:
+                self.report({"kind": "epochs", "rows": [row]})
+                if time.monotonic() - saved_at >= self.train.checkpoint_seconds:
+                    self.checkpoints.save(self.model, self.optimiser, best, progress)
+                    saved_at, saved_epoch = time.monotonic(), progress.epoch
+        if self.rank == 0 and saved_epoch != progress.epoch:
+            self.checkpoints.save(self.model, self.optimiser, best, progress)
+        return best
+
+    def _epoch(self, progress: Progress) -> dict[str, Any]:
+        """One pass over the train windows and one over the validation windows; the epoch's row."""
+        started = time.perf_counter()
+        epoch = progress.epoch + 1
+        # Dropout's numbers follow from seed, epoch and worker, so that they are the same after an interruption.
+        torch.manual_seed(named_seed(self.seed, f"epoch/{epoch}/{self.rank}"))
+        self.model.train()
+        order = permutation(len(self.windows), self.seed, epoch).to(self.device)
+        log = StepLog(first_step=progress.step, learning_rate=lambda step: learning_rate(step, self.steps_an_epoch, self.train))
+        for index in order.split(self.batch_size):
+            log.add(self._step(index, progress.step + len(log)))
+        means = log.means()
+        trained = time.perf_counter() - started
+        errors = evaluate(self.compiled, self.dataset, self.validation, self.batch_size, self.autocast)
+        progress.epoch, progress.step = epoch, progress.step + len(log)
+        return {
+            "epoch": epoch,
+            "step": progress.step,
+            **means,
+            "val_mae": errors["mae"],
+            "val_rmse": errors["rmse"],
+            "lr": self.optimiser.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+            "samples_per_second": len(self.windows) / trained,
+        }
+
+    def _step(self, index: Tensor, step: int) -> dict[str, Tensor]:
+        """One optimiser step on a global batch; its loss, gradient norm and loss terms, on the device and not waited for."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(step, self.steps_an_epoch, self.train)
+        mine = index.tensor_split(self.world)[self.rank]
+        # Workers average their gradients, so one with more windows counts for more, and one with none for nothing.
+        share = self.world * len(mine) / len(index)
+        batch = self.windows.gather(mine if len(mine) else index[:1])
+        with self.autocast():
+            terms = self.model.loss_terms(self.runner(batch), batch)
+            loss = sum(self.weights.get(name, 1.0) * term for name, term in terms.items())
+        self.optimiser.zero_grad(set_to_none=True)
+        (loss * share).backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
+        self.optimiser.step()
+        named = {"loss": loss, **{f"loss.{name}": term for name, term in terms.items()}}
+        return {**{name: value.detach() * share for name, value in named.items()}, "grad_norm": norm.detach()}
+
+
+class StepLog:
+    """What the steps of an epoch said, read from the device only now and then.
+
+    Raises:
+        NonFiniteLoss: from :meth:`add` or :meth:`means`, on every worker alike.
+    """
+
+    def __init__(self, first_step: int, learning_rate: Callable[[int], float]) -> None:
+        self.first_step = first_step
+        self.learning_rate = learning_rate
+        self.names: list[str] = []
+        self.waiting: list[Tensor] = []
+        self.read: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.waiting) + sum(len(rows) for rows in self.read)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        self.names = list(values)
+        self.waiting.append(torch.stack([value.float() for value in values.values()]))
+        if len(self.waiting) == _CHECK_EVERY:
+            self._look()
+
+    def means(self) -> dict[str, float]:
+        """Means over the epoch's steps."""
+        self._look()
+        return dict(zip(self.names, torch.cat(self.read).double().mean(0).tolist(), strict=True))
+
+    def _look(self) -> None:
+        if not self.waiting:
+            return
+        rows = torch.stack(self.waiting)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(rows)
+            rows /= dist.get_world_size()
+        bad = (~rows[:, 0].isfinite()).nonzero()
+        if len(bad):
+            step = self.first_step + len(self) - len(rows) + int(bad[0])
+            raise NonFiniteLoss(f"the loss is {rows[int(bad[0]), 0].item()} at step {step + 1}, learning rate {self.learning_rate(step):.3g}")
+        self.read.append(rows.cpu())
+        self.waiting = []

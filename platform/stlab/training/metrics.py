@@ -1,0 +1,94 @@
+"""Errors in the data's unit: one sum over a count, never a mean of batch means (protocol: "Metrics")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stlab.data import Dataset, Windows
+
+Errors = dict[str, Any]
+
+
+class ErrorSums:
+    """Sums of absolute, squared and relative errors by horizon step, in float64."""
+
+    def __init__(self, horizon: int, device: torch.device) -> None:
+        self.sums = torch.zeros(5, horizon, dtype=torch.float64, device=device)  # |e|, e², count, |e/y|, count of |e/y|
+
+    def add(self, forecast: Tensor, truth: Tensor, mask: Tensor | None) -> None:
+        """(B, Q, *S) each, in the data's unit; where ``mask`` is False there is no reading."""
+        error = (forecast - truth).double()
+        seen = torch.ones_like(error) if mask is None else mask.double()
+        error = torch.where(seen > 0, error, 0.0)
+        sizable = seen * (truth.abs() > 0)
+        relative = torch.where(sizable > 0, error.abs() / truth.abs().double().clamp_min(1e-12), 0.0)
+        axes = [0, *range(2, error.dim())]
+        self.sums += torch.stack([x.sum(axes) for x in (error.abs(), error.square(), seen, relative, sizable)])
+
+    def reduce(self) -> None:
+        """Add up the sums of all workers."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.sums)
+
+    def errors(self, scale: float, with_mape: bool) -> Errors:
+        """``mae``, ``rmse`` (times ``scale``) and ``mape`` (percent, or None) over everything, and the same by horizon."""
+        by_horizon = [
+            {"horizon": step + 1, **_errors(self.sums[:, step], scale, with_mape), "count": int(self.sums[2, step])}
+            for step in range(self.sums.shape[1])
+        ]
+        return {**_errors(self.sums.sum(1), scale, with_mape), "horizon": by_horizon}
+
+
+def _errors(sums: Tensor, scale: float, with_mape: bool) -> dict[str, float | None]:
+    absolute, squared, count, relative, sizable = sums.tolist()
+    return {
+        "mae": scale * absolute / count if count else float("nan"),
+        "rmse": scale * (squared / count) ** 0.5 if count else float("nan"),
+        "mape": 100 * relative / sizable if with_mape and sizable else None,
+    }
+
+
+def to_unit(dataset: Dataset, scaled: Tensor) -> Tensor:
+    """A forecast in the data's unit, clamped to what the data can be."""
+    values = dataset.scaler.inverse(scaled.float())
+    if dataset.clamp is not None:
+        values = values.clamp(*dataset.clamp)
+    return values.clamp_min(0.0) if dataset.nonnegative else values
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    windows: Windows,
+    batch_size: int,
+    autocast: Callable[[], Any],
+    keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+) -> Errors:
+    """Errors of a model over all windows of a segment. Workers of one trial share the windows out.
+
+    Args:
+        keep: called with (window numbers, forecast, truth) of each batch, in the data's unit.
+    """
+    model.eval()
+    device = windows.starts.device
+    sums = ErrorSums(dataset.info.horizon, device)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    everything = torch.arange(len(windows), device=device)
+    mine = everything if keep is not None else everything.tensor_split(world)[rank]
+    for index in mine.split(batch_size):
+        batch = windows.gather(index)
+        with autocast():
+            value = model(batch).value
+        forecast, truth = to_unit(dataset, value), dataset.scaler.inverse(batch.target)
+        sums.add(forecast, truth, batch.target_mask)
+        if keep is not None:
+            keep(index, forecast, truth)
+    if keep is None:
+        sums.reduce()
+    return sums.errors(dataset.scale, with_mape=dataset.info.family == "sensors")
