@@ -64,8 +64,10 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
     scheme = check_uri(uri)
     if scheme in _SERVERS:
         return [sys.executable, "-m", "webbrowser", uri]
+    # Without job execution it is one process, not ten of 240 MB each: nothing here runs jobs.
+    environment = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"]
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    return [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [*environment, *server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
 def check_uri(uri: str | None) -> str:

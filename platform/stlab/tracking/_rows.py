@@ -107,8 +107,8 @@ def summary_metrics(rows: Iterable[Row]) -> dict[str, float]:
     """Statistics over the finished trials of one variant, and how many failed.
 
     ``test_rmse`` is the mean, so that summaries and trials share a column; ``test_rmse_sd`` the standard deviation
-    (n - 1), ``test_rmse_ci95`` the half-width of the 95 % Student-t interval, ``test_rmse_n`` the number of trials. Likewise for
-    the other errors. With one trial there is neither deviation nor interval.
+    (n - 1), ``test_rmse_ci95`` the half-width of the 95 % Student-t interval, ``test_rmse_n`` the number of trials.
+    Likewise for the other errors. With one trial there is neither deviation nor interval.
     """
     from scipy import stats
 

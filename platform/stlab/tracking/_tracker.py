@@ -26,6 +26,7 @@ from stlab.tracking._rows import (
     trial_tags,
 )
 from stlab.tracking._run import Run, files_below
+from stlab.tracking._views import view_tags
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -153,8 +154,9 @@ class Tracker:
         """
         groups = by_label(rows, self._axes)
         for name, group in groups.items():
-            run = self._find_or_create("summary", name, f"{name} · mean over seeds", summary_tags(name, group))
-            run.log(tags=summary_tags(name, group), metrics=summary_metrics(group))
+            tags = summary_tags(name, group)
+            run = self._find_or_create("summary", name, f"{name} · mean over seeds", tags)
+            run.log(tags=tags, metrics=summary_metrics(group))
             run.end("FINISHED")
         listed = {("trial", row["trial_id"]) for row in rows} | {("summary", name) for name in groups}
         for key, run in self._opened().items():
@@ -194,6 +196,10 @@ class Tracker:
     @_guarded
     def _open(self) -> None:
         parent = self._parent()
+        experiment = self._mlflow().get_experiment(self._experiment_id)
+        for key, value in view_tags(self._axes).items():
+            if experiment.tags.get(key) != value:
+                self._mlflow().set_experiment_tag(self._experiment_id, key, value)
         parent.reopen()
         parent.log(tags={"status": "running", **({_NOTE: self._description} if self._description else {})})
         self._mlflow().log_text(parent.id, self._study_text or "", "study.yaml")
@@ -235,7 +241,7 @@ class Tracker:
         if found is None:
             location = None  # a server has a root of its own
             if is_database(self.uri):
-                folder = f"{self._store.location}/mlartifacts/{self._name}"
+                folder = f"{self._store.location.partition('?')[0]}/mlartifacts/{self._name}"
                 location = Path(folder).as_uri() if self._store.is_local else folder
             tags = {_EXPERIMENT_KIND: "custom_model_development"}
             if self._description:

@@ -1,0 +1,51 @@
+"""Saved views of an experiment's page: without them it shows one folded row and no metric.
+
+The page keeps a view in a tag of the experiment, as JSON (read off MLflow 3.17's own "Save as new view"). An MLflow
+that does not know such tags shows its default page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+_PREFIX = "mlflow.sharedViewState."
+
+_TRIAL_METRICS = (
+    "test_rmse", "test_mae", "val_rmse", "best_epoch", "epochs", "wall_seconds", "trainable_params",
+)
+_SUMMARY_METRICS = (
+    "test_rmse", "test_rmse_ci95", "test_mae", "test_mae_ci95", "test_rmse_n", "failed", "test_rmse_sd", "val_rmse",
+)
+_SHARED_TAGS = ("weights", "synthetic", "leaks")
+
+
+def view_tags(axes: Iterable[str] = ()) -> dict[str, str]:
+    """Tags of the experiment: the views "Variants" and "Trials", best test RMSE first, a column an axis."""
+    params = [_column("params", axis) for axis in axes]
+    trials = [_column("tags", name) for name in ("variant", "seed", "status")]
+    shared = [_column("tags", name) for name in _SHARED_TAGS]
+    return {
+        f"{_PREFIX}variants": _view("Variants", "summary", [*_metrics(_SUMMARY_METRICS), *shared]),
+        f"{_PREFIX}trials": _view("Trials", "trial", [*trials, *params, *_metrics(_TRIAL_METRICS), *shared]),
+    }
+
+
+def _column(kind: str, name: str) -> str:
+    return f"{kind}.`{name}`"
+
+
+def _metrics(names: Iterable[str]) -> list[str]:
+    return [_column("metrics", name) for name in names]
+
+
+def _view(name: str, kind: str, columns: list[str]) -> str:
+    state = {
+        "searchFilter": f"tags.kind = '{kind}' and tags.status != 'superseded'",
+        "orderByKey": _column("metrics", "test_rmse"),
+        "orderByAsc": True,
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "runsHiddenMode": "SHOW_ALL",
+    }
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
