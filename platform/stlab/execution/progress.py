@@ -1,0 +1,116 @@
+"""How a study is doing, on the terminal: trials done of all, the running ones' epochs, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from stlab.execution.study import Outcome
+from stlab.plan import Plan, PlannedTrial
+
+
+@dataclass
+class _Running:
+    trial: PlannedTrial
+    epoch: int = 0
+    val_rmse: float | None = None
+    best_rmse: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, at the least: early stopping can only make it more."""
+        return self.epoch / self.trial.spec.train.max_epochs
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``42 s``, ``3:05 min``, ``2:10 h``."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60}:{seconds % 60:02d} min" if seconds < 3600 else f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+
+
+class TerminalProgress:
+    """A live display on a terminal, a line a trial elsewhere (a job's log, say)."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live: Live | None = None
+        self._todo: dict[str, PlannedTrial] = {}
+        self._running: dict[str, _Running] = {}
+        self._done = self._cost_done = 0.0
+        self._total = 0
+        self._first_epoch_at: float | None = None
+
+    def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
+        for note in plan.notes:
+            self.console.print(f"[dim]note:[/] {note}", highlight=False)
+        self._total = len(plan.unique())
+        self._todo = {trial.trial_id: trial for trial in todo}
+        self._done = self._total - len(todo)
+        there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
+        self.console.print(f"{self._total} trials{there}; {concurrency} at a time.", highlight=False)
+        if todo and self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def event(self, event: dict[str, Any]) -> None:
+        trial = self._todo.get(event["trial_id"])
+        if trial is None:
+            return
+        running = self._running.setdefault(trial.trial_id, _Running(trial))
+        if event["kind"] == "epochs" and event["rows"]:
+            self._first_epoch_at = self._first_epoch_at or time.monotonic() - event["rows"][0]["seconds"]
+            running.epoch, running.val_rmse = event["rows"][-1]["epoch"], event["rows"][-1]["val_rmse"]
+            running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event["rows"]))
+        elif event["kind"] == "ended":
+            self._running.pop(trial.trial_id)
+            self._done += 1
+            self._cost_done += trial.cost
+            self._say_ended(running, event["status"])
+
+    def end(self, outcome: Outcome) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _say_ended(self, running: _Running, status: str) -> None:
+        mark = "[green]✓[/]" if status == "finished" else "[red]✗[/]"
+        detail = f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}" if running.best_rmse is not None else ""
+        words = "" if status == "finished" else f"{status}  "
+        self.console.print(f"{mark} {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}", highlight=False)
+
+    def seconds_left(self) -> float | None:
+        """At the pace so far; at the most, since trials may stop early. None before the first epoch ended."""
+        if self._first_epoch_at is None:
+            return None
+        done = self._cost_done + sum(r.share * r.trial.cost for r in self._running.values())
+        total = sum(trial.cost for trial in self._todo.values())
+        elapsed = time.monotonic() - self._first_epoch_at
+        return elapsed * (total - done) / done if done > 0 else None
+
+    def _render(self) -> Group:
+        left = self.seconds_left()
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            Text(f"{self._done:.0f}/{self._total} trials"),
+            ProgressBar(total=max(1, self._total), completed=self._done, width=40),
+            Text("starting workers" if left is None else f"at most {duration(left)} left", style="dim"),
+        )
+        rows = Table.grid(padding=(0, 2))
+        for running in list(self._running.values()):
+            epochs = f"epoch {running.epoch}/{running.trial.spec.train.max_epochs}"
+            error = "" if running.val_rmse is None else f"validation RMSE {running.val_rmse:.4g}"
+            rows.add_row(Text("  " + running.trial.label), Text(epochs, style="cyan"), Text(error, style="dim"))
+        return Group(head, rows)

@@ -1,0 +1,173 @@
+"""A study from plan to report: plan, see what is there, run what is not, collect, report, track."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stlab.catalog import create_model
+from stlab.errors import ModelError, StudyError
+from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
+from stlab.report import write_report
+from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
+from stlab.results.schema import flatten
+from stlab.spec import DataSpec, ResourcesSpec, StudySpec
+from stlab.study_file import dump_study
+from stlab.study_source import StudySource
+from stlab.training.trial import dataset_for
+
+logger = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Somebody who wants to know how a study goes. Called from one thread; whoever is slow delays nobody's training."""
+
+    def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
+        """The plan is made; ``todo`` is what is not there yet."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """``started``, ``epochs`` (with rows) or ``ended`` (with status), of the trial ``trial_id``."""
+
+    def end(self, outcome: Outcome) -> None:
+        """All is done and written."""
+
+
+@dataclass
+class Outcome:
+    """What a run left behind."""
+
+    plan: Plan
+    rows: list[dict[str, Any]]
+    report: str
+    kept: str | None = None
+    """Where an earlier study of the same name was moved to."""
+    troubles: list[str] = field(default_factory=list)
+    """What went wrong outside of any trial."""
+
+    def ended_as(self, *status: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["status"] in status]
+
+
+def data_facts(spec: DataSpec) -> DataFacts:
+    """What the plan needs to know of a data set.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    data = dataset_for(spec)
+    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info)
+
+
+def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
+    """The trials of a study; reads its data, trains nothing."""
+    return make_plan(study, data_facts, source)
+
+
+def is_done(trial: PlannedTrial, store: Store) -> bool:
+    """Whether there is nothing left to do: finished and measured on the test segment, or failed (until asked to retry)."""
+    directory = TrialDirectory(store, trial.trial_id)
+    status = directory.status()
+    return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and directory.is_tested())
+
+
+def run_study(
+    study: StudySpec,
+    storage: str,
+    *,
+    source: StudySource | None = None,
+    address: str | None = None,
+    retry_failed: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Outcome:
+    """Run what is left of a study, and write its results and report.
+
+    Raises:
+        UserError: the study, its data, its weights or its resources cannot be used; nothing was trained.
+        KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
+    """
+    from stlab.execution import ray
+
+    plan = plan_study(study, source)
+    single_protocol_a_point(plan)
+    store = Store(storage)
+    if retry_failed:
+        for trial in plan.unique():
+            TrialDirectory(store, trial.trial_id).clear_failure()
+    todo = [trial for trial in plan.unique() if not is_done(trial, store)]
+    _check_models(todo)
+    troubles: list[str] = []
+    kept = None
+    if todo:
+        with ray.connection(address):
+            todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
+            slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
+            packs = make_packs(todo, slots)
+            kept = StudyDirectory(store, study.name).write_study(dump_study(study))
+            for observer in observers:
+                observer.begin(plan, todo, len(packs))
+
+            def listen(events: list[dict[str, Any]]) -> None:
+                for event in events:
+                    for observer in observers:
+                        observer.event(event)
+
+            troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
+    else:
+        kept = StudyDirectory(store, study.name).write_study(dump_study(study))
+        for observer in observers:
+            observer.begin(plan, [], 0)
+    outcome = Outcome(plan, *_collect(plan, store), kept=kept, troubles=troubles)
+    for observer in observers:
+        observer.end(outcome)
+    return outcome
+
+
+def single_protocol_a_point(plan: Plan) -> None:
+    """Refuse a study whose table would mix protocols: rows may differ in data only along an axis of their own."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for trial in plan.trials:
+        point = json.dumps({p: v for p, v in trial.spec.axis_values.items() if p.startswith("data.")}, sort_keys=True)
+        points.setdefault(point, []).append({**trial.identity, "variant": trial.spec.variant, "trial_id": trial.trial_id})
+    for rows in points.values():
+        single_protocol(rows)
+
+
+def _with_resources(trial: PlannedTrial, resources: ResourcesSpec) -> PlannedTrial:
+    spec = trial.spec.model_copy(update={"resources": resources})
+    return PlannedTrial(spec, trial.trial_id, trial.identity, trial.cost)
+
+
+def _check_models(todo: Sequence[PlannedTrial]) -> None:
+    """Build each distinct model once, so that weights that cannot be had are said before anything trains."""
+    seen = set()
+    for trial in todo:
+        key = (json.dumps(trial.spec.model, sort_keys=True), trial.spec.data)
+        if key not in seen:
+            seen.add(key)
+            try:
+                create_model(trial.spec.model, dataset_for(trial.spec.data).info)
+            except ModelError as error:
+                raise StudyError(f"variant '{trial.spec.variant}': {error}") from error
+
+
+def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:
+    """A trial as its study's row: the directory's figures under this study's labels and parameters."""
+    row = TrialDirectory(store, trial.trial_id).row()
+    spec = trial.spec
+    sections = {"data": spec.data.model_dump(), "model": spec.model, "train": spec.train.model_dump(), "resources": spec.resources.model_dump()}
+    row |= {f"param.{name}": value for name, value in flatten(sections).items()}
+    row |= {**trial.identity, "study": spec.study, "variant": spec.variant, "seed": spec.seed, "baseline": spec.baseline}
+    if row["status"] in ("new", "started"):
+        row["status"] = "missing"
+    return row
+
+
+def _collect(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
+    """Write ``trials.parquet`` and the report; the rows and the report's path."""
+    rows = [trial_row(trial, store) for trial in plan.trials]
+    StudyDirectory(store, plan.study.name).write_trials(rows)
+    report = write_report(store, plan.study.name, plan.study.model_dump(mode="json"), list(plan.notes))
+    return rows, report

@@ -1,0 +1,102 @@
+"""MLflow as an observer: a thread of its own writes what happens; training never waits for it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stlab.execution.study import Outcome, trial_row
+from stlab.plan import Plan, PlannedTrial
+from stlab.results import Store, StudyDirectory
+from stlab.study_file import dump_study
+from stlab.tracking import Tracker, TrackingUnavailable
+
+logger = logging.getLogger(__name__)
+
+_EPOCHS_AT_ONCE_SECONDS = 2.0  # epochs of fast trials are written together
+
+
+class TrackingObserver:
+    """Passes a study on to MLflow, in order, from a thread of its own."""
+
+    def __init__(self, uri: str, store: Store, study_name: str) -> None:
+        self.uri = uri
+        self.store = store
+        self.study_name = study_name
+        self.failure: str | None = None
+        """Why MLflow is behind, where it is; ``stlab sync`` makes up for it."""
+        self._tracker = Tracker(uri, store, study_name)
+        self._trials: dict[str, PlannedTrial] = {}
+        self._epochs: dict[str, list[dict[str, Any]]] = {}
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write, name="stlab-tracking", daemon=True)
+
+    def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
+        self._trials = {trial.trial_id: trial for trial in plan.unique()}
+        self._thread.start()
+        self._work.put(lambda: self._tracker.open(dump_study(plan.study)))
+
+    def event(self, event: dict[str, Any]) -> None:
+        trial = self._trials.get(event["trial_id"])
+        if trial is None:
+            return
+        if event["kind"] == "started":
+            self._work.put(lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
+        elif event["kind"] == "epochs":
+            self._work.put(lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"]))
+        else:
+            self._work.put(lambda: self._tracker.finish(trial_row(trial, self.store)))
+
+    def end(self, outcome: Outcome) -> None:
+        """Bring everything up to date, trials of earlier runs too, and wait for it."""
+
+        def finish() -> None:
+            rows = {row["trial_id"]: row for row in outcome.rows}
+            for row in rows.values():
+                if row["status"] != "missing":
+                    self._tracker.trial(row)
+                    self._tracker.finish(row)
+            self._tracker.summarise(outcome.rows)
+            self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
+            self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
+
+        self._work.put(finish)
+        self.stop()
+
+    def interrupt(self) -> None:
+        """The study was stopped: say so, and wait until that is written."""
+        if self._thread.is_alive():
+            self._work.put(lambda: self._tracker.close("interrupted"))
+            self.stop()
+
+    def stop(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        while True:
+            try:
+                task = self._work.get(timeout=_EPOCHS_AT_ONCE_SECONDS)
+            except queue.Empty:
+                self._try(self._flush_epochs)
+                continue
+            if task is None:
+                return
+            self._try(task)
+
+    def _flush_epochs(self) -> None:
+        waiting, self._epochs = self._epochs, {}
+        for trial_id, rows in waiting.items():
+            self._tracker.epochs(trial_id, rows)
+
+    def _try(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+            self.failure = None
+        except TrackingUnavailable as error:
+            if self.failure is None:
+                logger.warning("MLflow does not answer, training goes on: %s", error)
+            self.failure = str(error)
