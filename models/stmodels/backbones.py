@@ -11,8 +11,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -165,18 +164,46 @@ def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
     if not timm.is_model(timm_name.split(".")[0]):
         near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4)
         raise ConfigError(f"model.backbone={name} is unknown. Near: {', '.join(near) or 'none'}. Allowed: {', '.join(BACKBONES)}, any timm ViT.")
-    options: dict[str, Any] = {"num_classes": 0}
-    if is_file(weights):
-        options |= {"pretrained_cfg_overlay": {"file": weights}}
-    vit = _loading(timm_name, weights, lambda: timm.create_model(timm_name, pretrained=weights != "random", **options))
-    if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"model.backbone={name} is a {type(vit).__name__}; only timm's plain ViTs can be reprogrammed.")
+    vit = timm.create_model(timm_name, num_classes=0)
+    # Other kinds of block have no place of their own for adapters, or no attention module at all.
+    if not isinstance(vit, VisionTransformer) or not all(hasattr(vit.blocks[0], part) for part in ("attn", "ls1")):
+        kind = type(vit.blocks[0] if isinstance(vit, VisionTransformer) else vit).__name__
+        raise ConfigError(f"model.backbone={name} is a {kind}; only timm's plain ViTs can be reprogrammed.")
     if weights == "random":
         # DINOv2 starts its layer scales at 1e-5: untrained, its blocks would do nothing, and "random" would measure no backbone at all.
         for module in vit.modules():
             if isinstance(module, LayerScale):
                 nn.init.ones_(module.gamma)
+    elif is_file(weights):
+        _loading(timm_name, weights, lambda: _load_timm_file(vit, weights))
+    else:
+        vit = _loading(timm_name, weights, lambda: timm.create_model(timm_name, pretrained=True, num_classes=0))
     return ImageBackbone(vit, use_cls)
+
+
+def _load_timm_file(vit: nn.Module, path: str) -> nn.Module:
+    """A file may hold more than is needed (a classifier), but nothing of the encoder may be missing from it."""
+    from timm.models import load_checkpoint
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    keys = load_checkpoint(vit, path, strict=False, filter_fn=checkpoint_filter_fn)
+    if keys is not None:  # numpy checkpoints: timm's own loader, which asks for every weight
+        _complete(keys.missing_keys)
+    return vit
+
+
+def _load_videomae(source: str) -> nn.Module:
+    from transformers import VideoMAEModel
+
+    model, keys = VideoMAEModel.from_pretrained(source, output_loading_info=True)
+    _complete([name for name in keys["missing_keys"] if name.startswith("encoder.")])
+    return model
+
+
+def _complete(missing: Collection[str]) -> None:
+    """Libraries leave weights that a checkpoint lacks at their random start; here that is an error."""
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing from it, {min(missing)} for one.")
 
 
 def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
@@ -188,13 +215,11 @@ def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
         config = VideoMAEConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
         return VideoBackbone(VideoMAEModel(config))
     source = weights if is_file(weights) else VIDEOMAE_CHECKPOINT
-    return VideoBackbone(_loading(source, weights, lambda: VideoMAEModel.from_pretrained(source)))
+    return VideoBackbone(_loading(source, weights, lambda: _load_videomae(source)))
 
 
 def _loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Run a library's loader; whatever stops it becomes an error that says how to get the weights."""
-    if weights == "random":
-        return load()
     try:
         return load()
     except Exception as error:  # noqa: BLE001 - hub, network and format errors share no base class; none is swallowed
