@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from scipy import stats
 from stlab.errors import UserError
 from stlab.results import Store, StudyDirectory, TrialDirectory
 from stlab.results.schema import PREDICTIONS
-from stlab.tracking import Tracker, TrackingUnavailable, default_uri, sync, ui_command
+from stlab.tracking import Tracker, TrackingUnavailable, default_uri, study_url, sync, ui_command
 
 STUDY = "name: bikes\ndescription: What the flow branch is worth.\naxes: {}\n"
 SECRET = "hunter2-do-not-log"
@@ -68,7 +70,7 @@ def write_study(store, name="bikes"):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("storage"))
+    return Store(tmp_path_factory.mktemp("the storage") / "größe #1 100%")
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +310,7 @@ def test_a_study_that_was_not_run_cannot_be_synchronised(store, uri):
 
 def test_default_uri_lies_in_a_local_storage_only(store):
     assert default_uri(store) == f"sqlite:///{store.location}/mlflow.db"
+    assert default_uri(Store("file:///data/runs")) == "sqlite:////data/runs/mlflow.db"
     assert default_uri(Store("s3://bucket/runs?region=eu-west-1")) is None
 
 
@@ -318,10 +321,35 @@ def test_ui_command_binds_to_this_machine():
     assert ui_command("http://tracking:5000")[-1] == "http://tracking:5000"
 
 
+def test_the_page_of_a_study_shows_a_view_that_its_experiment_has(client, synced):
+    experiment = client.get_experiment_by_name("bikes")
+    address, _, view = study_url(synced, "bikes").partition("?viewStateShareKey=")
+    assert address == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs"
+    columns = json.loads(json.loads(experiment.tags[f"mlflow.sharedViewState.{view}"])["state"])["selectedColumns"]
+    logged = set(summaries(client, "bikes")["full"].data.metrics)
+    assert {column.split("`")[1] for column in columns if column.startswith("metrics.")} <= logged
+    with pytest.raises(UserError, match="stlab sync"):
+        study_url(synced, "never")
+
+
+def test_a_remote_storage_is_copied_from(client, store, uri):
+    remote = Store(store.location)
+    remote.is_local = False  # so that nothing is opened by its path
+    rows = write_study(remote, "remote")
+    assert sync(remote, "remote", uri) == len(rows)
+    (parent,) = [run for run in runs_of(client, "remote") if run.data.tags["kind"] == "study"]
+    tables = client.list_artifacts(parent.info.run_id, "report/tables")
+    assert [(info.path, info.file_size) for info in tables] == [("report/tables/ablation.csv", 8)]
+    assert len(client.list_artifacts(trial_run(client, rows[0], "remote").info.run_id)) == 6
+
+
+def test_a_missing_database_driver_is_named(store):
+    with pytest.raises(UserError, match="nosuchdriver"):
+        Tracker("mysql+nosuchdriver://u:p@host/db", store, "bikes").open(STUDY)
+
+
 @pytest.fixture
 def unused_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

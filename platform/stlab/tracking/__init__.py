@@ -3,5 +3,6 @@
 from stlab.tracking._connection import TrackingUnavailable, default_uri, ui_command
 from stlab.tracking._sync import sync
 from stlab.tracking._tracker import Tracker
+from stlab.tracking._views import study_url
 
-__all__ = ["Tracker", "TrackingUnavailable", "default_uri", "sync", "ui_command"]
+__all__ = ["Tracker", "TrackingUnavailable", "default_uri", "study_url", "sync", "ui_command"]

@@ -24,7 +24,7 @@ _SERVERS = ("http", "https")
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_CONFIGURE_LOGGING": "false",  # its records go to the driver's own handlers, not to a handler of MLflow's
@@ -46,11 +46,12 @@ def default_uri(store: Store) -> str | None:
     """
     if not store.is_local:
         return None
-    if "?" in store.location:
+    path = store.path("mlflow.db")
+    if "?" in path:
         raise UserError(
             f"--storage {store.location}: a database URI cannot hold the '?'. Give a tracking URI of your own."
         )
-    return f"sqlite:///{store.location}/mlflow.db"
+    return f"sqlite:///{path}"
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:
@@ -109,7 +110,7 @@ def reaching(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         shown = without_password(uri)
         reason = next((line for line in str(error).replace(uri, shown).splitlines() if line.strip()), "")
-        raise TrackingUnavailable(f"MLflow at {shown}: {type(error).__name__}: {reason[:500]}") from error
+        raise TrackingUnavailable(f"MLflow at {shown}: {type(error).__name__}: {reason[:300]}") from error
 
 
 def prepare() -> None:
@@ -120,12 +121,18 @@ def prepare() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)  # an ERROR or WARNING still shows
+    logging.getLogger("urllib3.connectionpool").addFilter(_is_not_a_retry)
+
+
+def _is_not_a_retry(record: logging.LogRecord) -> bool:
+    return "/mlflow" not in record.getMessage()  # TrackingUnavailable says it, once
 
 
 def connect(uri: str) -> MlflowClient:
     """A client whose store is there; a database that is absent is created (1-2 s for SQLite).
 
     Raises:
+        UserError: the database's URI is malformed, or its driver is not installed.
         TrackingUnavailable: it cannot be reached.
     """
     with reaching(uri):
@@ -140,11 +147,18 @@ def _check_database(uri: str) -> None:
     # MLflow tries a database that is away ten times, over minutes. Ask once, ourselves, first.
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    url = make_url(uri)
+    try:
+        url = make_url(uri)
+        engine = create_engine(url)
+    except (ModuleNotFoundError, ArgumentError) as error:  # ArgumentError: malformed, or an unknown driver
+        reason = str(error).replace(uri, without_password(uri))
+        raise UserError(
+            f"tracking URI {without_password(uri)}: {reason}. Correct it, or install the driver (pip install)."
+        ) from error
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url)
     try:
         inspect(engine).get_table_names()
     finally:

@@ -102,7 +102,7 @@ class Tracker:
             study_text: the resolved study, as YAML.
 
         Raises:
-            UserError: the experiment was deleted in MLflow.
+            UserError: the experiment was deleted in MLflow, or the database's driver is not installed.
         """
         self._study_text = study_text
         self._axes = axes_of(study_text)
@@ -168,14 +168,15 @@ class Tracker:
         """The report's files, as artifacts ``report/…`` of the parent run.
 
         Args:
-            path: the report's folder: on this machine, or relative to the store.
+            path: the report's folder: on this machine, or in the store.
         """
         parent = self._parent()
-        if Path(path).is_absolute():
+        if self._store.is_local and Path(path).is_absolute():
             self._mlflow().log_artifacts(parent.id, str(path), "report")
             return
-        for below, names in files_below(self._store, str(path)):
-            parent.log_files(self._store, f"{path}/{below}".rstrip("/"), names, f"report/{below}".rstrip("/"))
+        folder = str(path).removeprefix(self._store.path(""))
+        for below, names in files_below(self._store, folder):
+            parent.log_files(self._store, f"{folder}/{below}".rstrip("/"), names, f"report/{below}".rstrip("/"))
 
     @_guarded
     def close(self, status: str) -> None:
@@ -241,8 +242,11 @@ class Tracker:
         if found is None:
             location = None  # a server has a root of its own
             if is_database(self.uri):
-                folder = f"{self._store.location.partition('?')[0]}/mlartifacts/{self._name}"
-                location = Path(folder).as_uri() if self._store.is_local else folder
+                folder = f"mlartifacts/{self._name}"
+                if self._store.is_local:
+                    location = Path(self._store.path(folder)).as_uri()
+                else:
+                    location = f"{self._store.location.partition('?')[0]}/{folder}"
             tags = {_EXPERIMENT_KIND: "custom_model_development"}
             if self._description:
                 tags[_NOTE] = self._description

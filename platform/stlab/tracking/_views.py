@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from stlab.errors import UserError
+from stlab.tracking._connection import connect, is_database, reaching
+
 _PREFIX = "mlflow.sharedViewState."
 
 _TRIAL_METRICS = (
@@ -29,6 +32,24 @@ def view_tags(axes: Iterable[str] = ()) -> dict[str, str]:
         f"{_PREFIX}variants": _view("Variants", "summary", [*_metrics(_SUMMARY_METRICS), *shared]),
         f"{_PREFIX}trials": _view("Trials", "trial", [*trials, *params, *_metrics(_TRIAL_METRICS), *shared]),
     }
+
+
+def study_url(uri: str, study_name: str, server: str = "http://127.0.0.1:5000") -> str:
+    """Address of the page that compares a study's variants.
+
+    Args:
+        server: where ``ui_command`` serves a database; a tracking server serves its own pages.
+
+    Raises:
+        UserError: MLflow has no such study.
+        TrackingUnavailable: MLflow is away.
+    """
+    with reaching(uri):
+        experiment = connect(uri).get_experiment_by_name(study_name)
+    if experiment is None:
+        raise UserError(f"MLflow has no study '{study_name}' yet. Bring it there: stlab sync {study_name}")
+    base = server if is_database(uri) else uri
+    return f"{base.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=variants"
 
 
 def _column(kind: str, name: str) -> str:
