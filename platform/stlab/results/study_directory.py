@@ -80,7 +80,7 @@ def single_protocol(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         protocol = json.loads(row["protocol"])
         if first is None:
             first, shared = row, protocol
-        for field in shared.keys() | protocol.keys():
+        for field in dict.fromkeys([*shared, *protocol]):
             if shared.get(field) != protocol.get(field):
                 raise ProtocolMismatch(
                     f"these rows were made by different protocols and do not belong in one table: {field} is {shared.get(field)!r} for "

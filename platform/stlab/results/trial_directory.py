@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -111,6 +112,8 @@ class TrialDirectory:
         row |= {key: trial.get(key) for key in ("seed", "baseline", "dataset", "synthetic", "leaks", "protocol", "data_sha256",
                                                 "code_version", "weights")}
         row |= {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
+        if row.get("started_at"):
+            row["started_at"] = datetime.fromisoformat(row["started_at"])
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape")}
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
