@@ -192,9 +192,14 @@ def test_parameters_are_typed_and_mixed_ones_are_json() -> None:
     table = trials_table(rows)
     kinds = {name: str(table.schema.field(name).type) for name in table.column_names if name.startswith("param.")}
     assert kinds == {
-        "param.int": "int64", "param.real": "double", "param.flag": "bool", "param.text": "string", "param.unset": "string",
-        "param.mixed": "string", "param.list": "string",
-    }  # fmt: skip
+        "param.int": "int64",
+        "param.real": "double",
+        "param.flag": "bool",
+        "param.text": "string",
+        "param.unset": "string",
+        "param.mixed": "string",
+        "param.list": "string",
+    }
     assert table["param.int"].to_pylist() == [1, 2, None]
     assert table["param.real"].to_pylist() == [1.0, 0.5, None]
     assert table["param.mixed"].to_pylist() == ["16", "all", "true"]
@@ -212,9 +217,18 @@ def test_flatten_names_nested_fields_with_dots() -> None:
 def finished(store: Store, trial_id: str = "a") -> TrialDirectory:
     directory = TrialDirectory(store, trial_id)
     directory.write_trial(
-        {"seed": 3, "dataset": "bikes", "synthetic": False, "leaks": False, "protocol": "{}", "data": {"split": [0.7, 0.15, 0.15]},
-         "model": {"name": "st_vfm", "rank": 4}, "train": {"lr": 1e-3}, "resources": {"gpus": None}}
-    )  # fmt: skip
+        {
+            "seed": 3,
+            "dataset": "bikes",
+            "synthetic": False,
+            "leaks": False,
+            "protocol": "{}",
+            "data": {"split": [0.7, 0.15, 0.15]},
+            "model": {"name": "st_vfm", "rank": 4},
+            "train": {"lr": 1e-3},
+            "resources": {"gpus": None},
+        }
+    )
     directory.write_result(
         {
             "val_mae": 1.0,
@@ -258,9 +272,14 @@ def test_the_test_record_is_written_last(store: Store, monkeypatch: pytest.Monke
         Store, "write", lambda self, relative, content: (written.append(relative), write(self, relative, content))[1]
     )
     predictions = pa.table(
-        {"window": [0], "horizon": pa.array([1], pa.int32()), "time": pa.nulls(1, pa.timestamp("s")),
-         "truth": pa.array([[1.0]], pa.list_(pa.float32())), "forecast": pa.array([[1.5]], pa.list_(pa.float32()))}
-    ).replace_schema_metadata({"shape": "[1]"})  # fmt: skip
+        {
+            "window": [0],
+            "horizon": pa.array([1], pa.int32()),
+            "time": pa.nulls(1, pa.timestamp("s")),
+            "truth": pa.array([[1.0]], pa.list_(pa.float32())),
+            "forecast": pa.array([[1.5]], pa.list_(pa.float32())),
+        }
+    ).replace_schema_metadata({"shape": "[1]"})
     horizon = [{"segment": "test", "horizon": 1, "mae": 0.5, "rmse": 0.5, "mape": None, "count": 1}]
     directory.write_test({"mae": 0.5, "rmse": 0.5, "mape": None}, horizon, predictions)
     assert written[-1].endswith("test.json")

@@ -15,9 +15,14 @@ Errors = dict[str, Any]
 
 
 class ErrorSums:
-    """Sums of absolute, squared and relative errors by horizon step, in float64."""
+    """Sums of absolute, squared and relative errors by horizon step, in float64.
 
-    def __init__(self, horizon: int, device: torch.device) -> None:
+    Args:
+        zero: a truth no larger than this, in the data's unit, is a zero, and has no relative error.
+    """
+
+    def __init__(self, horizon: int, device: torch.device, zero: float = 0.0) -> None:
+        self.zero = zero
         self.sums = torch.zeros(5, horizon, dtype=torch.float64, device=device)  # |e|, e², count, |e/y|, count of |e/y|
 
     def add(self, forecast: Tensor, truth: Tensor, mask: Tensor | None) -> None:
@@ -25,7 +30,7 @@ class ErrorSums:
         error = (forecast - truth).double()
         seen = torch.ones_like(error) if mask is None else mask.double()
         error = torch.where(seen > 0, error, 0.0)
-        sizable = seen * (truth.abs() > 0)
+        sizable = seen * (truth.abs() > self.zero)
         relative = torch.where(sizable > 0, error.abs() / truth.abs().double().clamp_min(1e-12), 0.0)
         axes = [0, *range(2, error.dim())]
         self.sums += torch.stack([x.sum(axes) for x in (error.abs(), error.square(), seen, relative, sizable)])
@@ -77,7 +82,8 @@ def evaluate(
     """
     model.eval()
     device = windows.starts.device
-    sums = ErrorSums(dataset.info.horizon, device)
+    # A zero comes back from scaled space as a rounding error of float32.
+    sums = ErrorSums(dataset.info.horizon, device, zero=1e-6 * (abs(dataset.scaler.center) + dataset.scaler.spread))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     everything = torch.arange(len(windows), device=device)
     mine = everything if keep is not None else everything.tensor_split(world)[rank]
