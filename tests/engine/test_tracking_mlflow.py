@@ -232,6 +232,18 @@ def test_a_new_tracker_goes_on_where_the_last_one_stopped(client, store, uri):
     assert [m.step for m in client.get_metric_history(run.info.run_id, "epoch/loss")] == list(range(1, EPOCHS + 1))
 
 
+def test_fast_epochs_are_written_together_and_none_is_lost(client, store, uri):
+    tracker = Tracker(uri, store, "fast")
+    tracker.open(STUDY)
+    row = {"trial_id": "fast-0", "variant": "full", "seed": 0, "status": "started"}
+    tracker.trial(row)
+    for epoch in epoch_rows():
+        tracker.epochs("fast-0", [epoch])  # each epoch is told once only
+    tracker.close("interrupted")
+    run = trial_run(client, row, "fast")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "epoch/loss")] == list(range(1, EPOCHS + 1))
+
+
 def test_axes_are_summarised_apart_and_what_is_no_longer_listed_is_marked(client, store, uri):
     rows = [
         {"trial_id": f"axis-{ratio}-{seed}", "variant": "full", "seed": seed, "status": "finished",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,9 @@ _EXPERIMENT_KIND = "mlflow.experimentKind"  # spares the page's question whether
 
 # After a call that failed in t seconds, none is tried for this many times t: a dead server costs a tenth of the time.
 _PATIENCE = 10.0
+
+# Epochs of a trial are written this often at most: a call costs some 3 ms however many epochs it brings.
+_SECONDS_BETWEEN_WRITES = 2.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -91,6 +95,8 @@ class Tracker:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._rows: dict[str, Row] = {}
+        self._pending: dict[str, dict[int, Row]] = {}  # trial id → epoch → row, not yet written
+        self._written_at: dict[str, float] = {}
         self._runs: dict[tuple[str, str], Run] | None = None  # (kind, trial id or label) → run
         self._closed_until = 0.0
         self._last_failure = ""
@@ -122,10 +128,15 @@ class Tracker:
     def epochs(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
         """Metrics by epoch (rows of ``epochs.parquet``), step = epoch. What the run has is not logged again.
 
+        Rows of fast epochs are gathered and written together, by ``finish`` or ``close`` at the latest.
+
         Raises:
             KeyError: ``trial`` was never called with a row of this trial.
         """
-        self._trial(self._rows[trial_id]).log_epochs(rows)
+        row = self._rows[trial_id]
+        self._pending.setdefault(trial_id, {}).update((int(epoch["epoch"]), epoch) for epoch in rows)
+        if time.monotonic() - self._written_at.get(trial_id, -math.inf) >= _SECONDS_BETWEEN_WRITES:
+            self._write_epochs(self._trial(row), trial_id)
 
     @_guarded
     def finish(self, row: Row) -> None:
@@ -139,7 +150,9 @@ class Tracker:
             raise ValueError(f"trial {row['trial_id']} is {status!r}: expected one of {', '.join(RUN_STATUS)}")
         directory = TrialDirectory(self._store, row["trial_id"])
         run = self._trial(row)
-        run.log_epochs(directory.read_epochs())
+        written = {int(epoch["epoch"]): epoch for epoch in directory.read_epochs()}
+        self._pending[row["trial_id"]] = self._pending.get(row["trial_id"], {}) | written
+        self._write_epochs(run, row["trial_id"])
         run.log(metrics=final_metrics(row))
         names = [name for name in self._store.names(directory.prefix) if name.endswith((".parquet", ".json"))]
         run.log_files(self._store, directory.prefix, names)
@@ -187,7 +200,9 @@ class Tracker:
         """
         if status not in RUN_STATUS:
             raise ValueError(f"status {status!r}: expected one of {sorted(RUN_STATUS)}")
-        for (kind, _), run in self._opened().items():
+        for (kind, key), run in self._opened().items():
+            if kind == "trial":
+                self._write_epochs(run, key)
             if kind == "trial" and run.status == "RUNNING":
                 run.log(tags={"status": "interrupted"})
                 run.end("KILLED")
@@ -210,6 +225,13 @@ class Tracker:
         run = self._trial(row)
         if str(row.get("status")) not in RUN_STATUS:
             run.reopen()
+
+    def _write_epochs(self, run: Run, trial_id: str) -> None:
+        """What is pending; it stays pending where this fails."""
+        if pending := self._pending.get(trial_id):
+            run.log_epochs(list(pending.values()))
+            del self._pending[trial_id]
+            self._written_at[trial_id] = time.monotonic()
 
     def _mlflow(self) -> MlflowClient:
         if self._client is None:
