@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from stlab.catalog import config_class, config_values
 from stlab.results import Store, TrialDirectory
 from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
@@ -23,15 +22,6 @@ TINY: dict[str, Any] = {
     "prompts": 2,
     "cross_prompt_layers": 1,
 }
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A sum in another order is another number: runs that are compared use as many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

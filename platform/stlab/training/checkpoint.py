@@ -81,6 +81,7 @@ class Checkpoints:
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Weights, Progress] | None:
         """Load the newest whole checkpoint into model and optimiser; None where there is none."""
+        untouched = trainable_state(model)
         for name in reversed(self._epochs()):
             folder = f"{self.prefix}/{name}"
             try:
@@ -92,6 +93,7 @@ class Checkpoints:
                 optimiser.load_state_dict(state)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one before it is tried, and that is said
                 logger.warning("checkpoint %s cannot be used (%s: %s); trying the one before it", folder, type(error).__name__, error)
+                load_trainable_state(model, untouched)  # a checkpoint that does not fit may have been loaded in part
                 continue
             return best, progress
         return None

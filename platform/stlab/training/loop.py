@@ -129,6 +129,12 @@ class Fit:
         trained = time.perf_counter() - started
         errors = evaluate(self.compiled, self.dataset, self.validation, self.batch_size, self.autocast)
         progress.epoch, progress.step = epoch, progress.step + len(log)
+        if not math.isfinite(errors["rmse"]):
+            # A step's loss is taken before its update: what the last update broke shows here, and would be selected below.
+            rate = self.optimiser.param_groups[0]["lr"]
+            raise NonFiniteLoss(
+                f"the validation RMSE is {errors['rmse']} after step {progress.step}, learning rate {rate:.3g}"
+            )
         return {
             "epoch": epoch,
             "step": progress.step,
