@@ -91,7 +91,9 @@ class VideoBackbone(Backbone):
         self.heads = config.num_attention_heads
         self.blocks = model.encoder.layer
         # A checkpoint that was fine-tuned with mean pooling has no norm behind its last block.
-        self.norm = model.layernorm if model.layernorm is not None else nn.LayerNorm(self.width, eps=config.layer_norm_eps)
+        self.norm = (
+            model.layernorm if model.layernorm is not None else nn.LayerNorm(self.width, eps=config.layer_norm_eps)
+        )
         self.requires_grad_(False)
         accelerate(self)
 
@@ -141,7 +143,9 @@ def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = 
         WeightsError: the weights cannot be had; nothing else is used in their place.
     """
     if is_file(weights) and not os.path.exists(weights):
-        raise WeightsError(f"model.weights={weights}: there is no such file. Give a checkpoint's path, `pretrained` or `random`.")
+        raise WeightsError(
+            f"model.weights={weights}: there is no such file. Give a checkpoint's path, `pretrained` or `random`."
+        )
     build = _build_videomae if name == "videomae_s" else _build_test_vit if name == "vit_test" else _build_timm
     with seeded(weights_seed, f"backbone/{name}"):
         return build(name, weights, use_cls)
@@ -151,8 +155,12 @@ def _build_test_vit(name: str, weights: str, use_cls: bool) -> Backbone:
     from timm.models.vision_transformer import VisionTransformer
 
     if weights != "random":
-        raise WeightsError(f"model.backbone={name} is a very small ViT for tests; it has no weights but `model.weights=random`.")
-    return ImageBackbone(VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4, num_classes=0), use_cls)
+        raise WeightsError(
+            f"model.backbone={name} is a very small ViT for tests; it has no weights but `model.weights=random`."
+        )
+    return ImageBackbone(
+        VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4, num_classes=0), use_cls
+    )
 
 
 def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
@@ -163,30 +171,33 @@ def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
     timm_name = TIMM_NAMES.get(name, name)
     if not timm.is_model(timm_name.split(".")[0]):
         near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4)
-        raise ConfigError(f"model.backbone={name} is unknown. Near: {', '.join(near) or 'none'}. Allowed: {', '.join(BACKBONES)}, any timm ViT.")
-    vit = timm.create_model(timm_name, num_classes=0)
+        raise ConfigError(
+            f"model.backbone={name} is unknown. Near: {', '.join(near) or 'none'}. Allowed: {', '.join(BACKBONES)}, any timm ViT."
+        )
+    with torch.device("meta"):  # its shape alone, before anything is drawn or fetched
+        shape = timm.create_model(timm_name, num_classes=0)
     # Other kinds of block have no place of their own for adapters, or no attention module at all.
-    if not isinstance(vit, VisionTransformer) or not all(hasattr(vit.blocks[0], part) for part in ("attn", "ls1")):
-        kind = type(vit.blocks[0] if isinstance(vit, VisionTransformer) else vit).__name__
+    if not isinstance(shape, VisionTransformer) or not all(hasattr(shape.blocks[0], part) for part in ("attn", "ls1")):
+        kind = type(shape.blocks[0] if isinstance(shape, VisionTransformer) else shape).__name__
         raise ConfigError(f"model.backbone={name} is a {kind}; only timm's plain ViTs can be reprogrammed.")
+    vit = _loading(timm_name, weights, lambda: _load_timm(timm_name, weights))
     if weights == "random":
         # DINOv2 starts its layer scales at 1e-5: untrained, its blocks would do nothing, and "random" would measure no backbone at all.
         for module in vit.modules():
             if isinstance(module, LayerScale):
                 nn.init.ones_(module.gamma)
-    elif is_file(weights):
-        _loading(timm_name, weights, lambda: _load_timm_file(vit, weights))
-    else:
-        vit = _loading(timm_name, weights, lambda: timm.create_model(timm_name, pretrained=True, num_classes=0))
     return ImageBackbone(vit, use_cls)
 
 
-def _load_timm_file(vit: nn.Module, path: str) -> nn.Module:
+def _load_timm(name: str, weights: str) -> nn.Module:
     """A file may hold more than is needed (a classifier), but nothing of the encoder may be missing from it."""
-    from timm.models import load_checkpoint
+    import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    keys = load_checkpoint(vit, path, strict=False, filter_fn=checkpoint_filter_fn)
+    vit = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
+    if not is_file(weights):
+        return vit
+    keys = timm.models.load_checkpoint(vit, weights, strict=False, filter_fn=checkpoint_filter_fn)
     if keys is not None:  # numpy checkpoints: timm's own loader, which asks for every weight
         _complete(keys.missing_keys)
     return vit
@@ -220,9 +231,11 @@ def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
 
 def _loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Run a library's loader; whatever stops it becomes an error that says how to get the weights."""
+    if weights == "random":
+        return load()
     try:
         return load()
-    except Exception as error:  # noqa: BLE001 - hub, network and format errors share no base class; none is swallowed
+    except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         remedy = (
             "Check that the file is a checkpoint of this model."
@@ -230,4 +243,6 @@ def _loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Mod
             else "Fetch them once where the Hugging Face hub can be reached (the cache folder is HF_HOME), give a file with "
             "model.weights=PATH, or use model.weights=random: untrained weights, an ablation of its own."
         )
-        raise WeightsError(f"the weights '{weights}' of {source} cannot be loaded: {reason.strip()} {remedy}") from error
+        raise WeightsError(
+            f"the weights '{weights}' of {source} cannot be loaded: {reason.strip()} {remedy}"
+        ) from error

@@ -1,0 +1,103 @@
+"""Small series, batches and models for the tests of stmodels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from stmodels.rng import initialise
+from stmodels.st_vfm.config import STVFMConfig
+from stmodels.st_vfm.model import STVFM
+from stmodels.types import Batch, SeriesInfo
+
+# Table 3 of the paper. Written out a second time on purpose: the study file must agree with it.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "#1": {
+        "adaptation": "simple",
+        "temporal_context": False,
+        "peft": "none",
+        "flow": False,
+        "cross_prompt_layers": 0,
+        "decoder": "mlp",
+    },
+    "#2": {"temporal_context": False, "peft": "none", "flow": False, "cross_prompt_layers": 0},
+    "#3": {"peft": "none", "flow": False, "cross_prompt_layers": 0},
+    "#4": {"flow": False, "cross_prompt_layers": 0},
+    "full": {},
+}
+SMALL = {"backbone": "vit_test", "weights": "random", "temporal_width": 16, "temporal_layers": 1, "rank": 4}
+
+
+def _series_info(**changes: Any) -> SeriesInfo:
+    """A grid of 2 channels, 8×8 cells and hourly steps."""
+    values = {
+        "family": "grid",
+        "shape": (2, 8, 8),
+        "history": 6,
+        "horizon": 6,
+        "slots_per_day": 24,
+        "flow_std": 0.7,
+        "season_count": 5,
+        "residual_std": 0.4,
+        "zero": -1.0,
+        "lookback": 500,
+    }
+    return SeriesInfo(**{**values, **changes})
+
+
+def _batch_of(info: SeriesInfo, size: int = 3, seed: int = 0) -> Batch:
+    """Normal values everywhere; slots run on from a random one."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(steps: int) -> torch.Tensor:
+        return torch.randn(size, steps, *info.shape, generator=rng)
+
+    dated = info.slots_per_day is not None
+    start = torch.randint(0, 1000, (size,), generator=rng)
+    slots = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * (info.slots_per_day or 1))
+    return Batch(
+        history=normal(info.history),
+        target=normal(info.horizon),
+        start=start,
+        history_slot=slots[:, : info.history] if dated else None,
+        target_slot=slots[:, info.history :] if dated else None,
+        history_season=normal(info.history) if dated else None,
+        target_season=normal(info.horizon) if dated else None,
+    )
+
+
+def _small_model(info: SeriesInfo | None = None, seed: int = 0, **switches: Any) -> STVFM:
+    """ST-VFM on the test backbone, its trainable weights drawn."""
+    config = STVFMConfig(**{**SMALL, **switches})
+    model = STVFM(config, info or _series_info())
+    initialise(model, seed)
+    return model
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each variant's switches in turn."""
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="session")
+def variants() -> dict[str, dict[str, Any]]:
+    """All variants by name."""
+    return VARIANTS
+
+
+@pytest.fixture(scope="session")
+def series_info() -> Callable[..., SeriesInfo]:
+    return _series_info
+
+
+@pytest.fixture(scope="session")
+def batch_of() -> Callable[..., Batch]:
+    return _batch_of
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Callable[..., STVFM]:
+    return _small_model
