@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from stlab.catalog import config_class, config_values
 from stlab.results import Store, TrialDirectory
 from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec

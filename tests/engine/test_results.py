@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+
 from stlab.errors import ProtocolMismatch, StorageError, UserError
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
 from stlab.results.schema import HORIZON, PREDICTIONS, epochs_table, flatten, trials_table

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from stlab.data import load_dataset
 from stlab.results import Store, TrialDirectory
 from stlab.spec import DataSpec, TrainSpec
@@ -19,7 +21,6 @@ from stlab.training.checkpoint import Checkpoints
 from stlab.training.loop import Fit, NonFiniteLoss, learning_rate
 from stmodels.rng import permutation
 from stmodels.types import Batch, Forecast
-from torch import Tensor, nn
 
 
 class Linear(nn.Module):

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from stlab.data import Scaler, load_dataset
 from stlab.spec import DataSpec
 from stlab.training.metrics import ErrorSums, evaluate, to_unit
 from stmodels.types import Batch, Forecast
-from torch import Tensor, nn
 
 B, Q = 23, 4
 
