@@ -1,7 +1,7 @@
 """Which models there are: name → configuration and class, written out. The sole importer of model classes.
 
-To add a model: a frozen dataclass that says what can be chosen (``inert``, ``files``, ``check``), an ``nn.Module`` built from it and a
-:class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
+To add a model: a frozen dataclass that says what can be chosen (``inert``, ``files``, ``relative_cost``, ``check``), a
+:class:`~stmodels.forecaster.Forecaster` built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from stmodels.errors import ConfigError, WeightsError
 from stmodels.st_vfm.config import STVFMConfig
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from stmodels.forecaster import Forecaster
     from stmodels.types import SeriesInfo
 
 
@@ -40,21 +39,21 @@ class ModelConfig(Protocol):
         """Raise ConfigError where the model cannot run on that data."""
 
 
-def _st_vfm(config: Any, info: SeriesInfo) -> nn.Module:
+def _st_vfm(config: Any, info: SeriesInfo) -> Forecaster:
     from stmodels.st_vfm.model import STVFM
 
     return STVFM(config, info)
 
 
-def _baseline(config: Any, info: SeriesInfo) -> nn.Module:
+def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
     from stmodels.baselines.model import Baseline
 
     return Baseline(config, info)
 
 
-MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], nn.Module]]] = {
+MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], Forecaster]]] = {
     "st_vfm": (STVFMConfig, _st_vfm),
-    **{name: (BaselineConfig, _baseline) for name in BASELINES},
+    **dict.fromkeys(BASELINES, (BaselineConfig, _baseline)),
 }
 
 
@@ -87,7 +86,7 @@ def config_values(config: ModelConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
 
 
-def create_model(values: dict[str, Any], info: SeriesInfo) -> nn.Module:
+def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
     """The model of a resolved trial, on the CPU, frozen weights in place, trainable ones not yet drawn.
 
     Raises:

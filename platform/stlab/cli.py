@@ -37,11 +37,15 @@ app.add_typer(data_app, name="data")
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the bare name of a shipped one.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override any field, e.g. data.path=grid.npz; may be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override any field, e.g. data.path=grid.npz; may be repeated."),
 ]
-StorageOption = Annotated[str, typer.Option("--storage", help="Where everything goes: a folder or a URI such as s3://bucket/runs.")]
+StorageOption = Annotated[
+    str, typer.Option("--storage", help="Where everything goes: a folder or a URI such as s3://bucket/runs.")
+]
 TrackingOption = Annotated[
-    str | None, typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default sqlite in the storage.")
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default sqlite in the storage."),
 ]
 
 
@@ -114,7 +118,10 @@ def run(
     overrides: SetOption = None,
     storage: StorageOption = "runs",
     tracking_uri: TrackingOption = None,
-    address: Annotated[str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default this machine.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default this machine."),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
@@ -133,7 +140,12 @@ def run(
     console.print(f"[bold]{spec.name}[/]  storage {store.location}", highlight=False, soft_wrap=True)
     try:
         outcome = run_study(
-            spec, storage, source=source, address=address, retry_failed=retry_failed, observers=[progress, *([tracking] if tracking else [])]
+            spec,
+            storage,
+            source=source,
+            address=address,
+            retry_failed=retry_failed,
+            observers=[progress, *([tracking] if tracking else [])],
         )
     except KeyboardInterrupt:
         progress.stop()
@@ -147,7 +159,9 @@ def run(
     raise typer.Exit(1 if outcome.ended_as("failed", "missing") else 0)
 
 
-def _say_outcome(console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None) -> None:
+def _say_outcome(
+    console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
+) -> None:
     from stlab.report import terminal_table
     from stlab.results import Store, TrialDirectory
 
@@ -155,7 +169,11 @@ def _say_outcome(console: Console, outcome: Outcome, storage: str, uri: str | No
     console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes)))
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
-        console.print(f"[red]failed:[/] {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[red]failed:[/] {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}",
+            highlight=False,
+            soft_wrap=True,
+        )
         for line in failure.get("log_tail", []):
             console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
     missing = outcome.ended_as("missing")
@@ -166,13 +184,20 @@ def _say_outcome(console: Console, outcome: Outcome, storage: str, uri: str | No
     if outcome.kept:
         console.print(f"An earlier study of this name is kept in {outcome.kept}.", highlight=False, soft_wrap=True)
     if tracking_failure:
-        console.print(f"[yellow]MLflow is behind:[/] {tracking_failure} Later: stlab sync {outcome.plan.study.name} --storage {storage}", soft_wrap=True)
+        console.print(
+            f"[yellow]MLflow is behind:[/] {tracking_failure} Later: stlab sync {outcome.plan.study.name} --storage {storage}",
+            soft_wrap=True,
+        )
     console.print(f"report   {outcome.report}", highlight=False, soft_wrap=True)
     if uri is None:
         console.print("MLflow   not told where: --tracking-uri, or later stlab sync", highlight=False)
     else:
         default = uri.startswith("sqlite:///") and not tracking_failure
-        console.print(f"MLflow   stlab ui --storage {storage}" if default else f"MLflow   stlab ui --tracking-uri {uri}", highlight=False, soft_wrap=True)
+        console.print(
+            f"MLflow   stlab ui --storage {storage}" if default else f"MLflow   stlab ui --tracking-uri {uri}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -180,7 +205,9 @@ def plan(
     study: StudyArgument,
     overrides: SetOption = None,
     storage: StorageOption = "runs",
-    concurrency: Annotated[int | None, typer.Option(help="Worker groups at once, for the packs; by default what this machine runs.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Worker groups at once, for the packs; by default what this machine runs.")
+    ] = None,
 ) -> None:
     """List a study's trials (variant, axis values, seed, id, done or not) and packs, without running anything."""
     spec, source = _load(study, overrides)
@@ -198,24 +225,48 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
 
     console, store = _console(), Store(storage)
     todo = [trial for trial in plan.unique() if not is_done(trial, store)]
-    slots = {t.spec.resources: concurrency or max(1, int((os.cpu_count() or 1) / (t.spec.resources.cpus * t.spec.resources.workers))) for t in todo}
+    slots = {
+        t.spec.resources: concurrency
+        or max(1, int((os.cpu_count() or 1) / (t.spec.resources.cpus * t.spec.resources.workers)))
+        for t in todo
+    }
     packs = make_packs(todo, slots)
     pack_of = {trial.trial_id: str(number) for number, pack in enumerate(packs) for trial in pack.trials}
-    table = Table("variant", *plan.study.axes, "seed", "id", "state", "pack", title=f"{plan.study.name}: {len(plan.trials)} trials", title_justify="left")
+    table = Table(
+        "variant",
+        *plan.study.axes,
+        "seed",
+        "id",
+        "state",
+        "pack",
+        title=f"{plan.study.name}: {len(plan.trials)} trials",
+        title_justify="left",
+    )
     for trial in plan.trials:
         axes = [str(trial.spec.axis_values.get(path, "")) for path in plan.study.axes]
         state = "done" if trial.trial_id not in pack_of else "to do"
         if TrialDirectory(store, trial.trial_id).status().value == "failed":
             state = "failed"
-        table.add_row(trial.spec.variant, *axes, "" if trial.spec.baseline else str(trial.spec.seed), trial.trial_id, state, pack_of.get(trial.trial_id, ""))
+        table.add_row(
+            trial.spec.variant,
+            *axes,
+            "" if trial.spec.baseline else str(trial.spec.seed),
+            trial.trial_id,
+            state,
+            pack_of.get(trial.trial_id, ""),
+        )
     console.print(table)
     for note in plan.notes:
         console.print(f"[dim]note:[/] {note}", highlight=False)
-    console.print(f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False)
+    console.print(
+        f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False
+    )
 
 
 @app.command()
-def report(name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was run.")], storage: StorageOption = "runs") -> None:
+def report(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was run.")], storage: StorageOption = "runs"
+) -> None:
     """Write a study's report again from its directories."""
     from stlab.report import terminal_table, write_report
     from stlab.results import Store, StudyDirectory
@@ -282,7 +333,11 @@ def ui(storage: StorageOption = "runs", tracking_uri: TrackingOption = None) -> 
 
 
 @app.command()
-def sync(name: Annotated[str, typer.Argument(metavar="STUDY")], storage: StorageOption = "runs", tracking_uri: TrackingOption = None) -> None:
+def sync(
+    name: Annotated[str, typer.Argument(metavar="STUDY")],
+    storage: StorageOption = "runs",
+    tracking_uri: TrackingOption = None,
+) -> None:
     """Bring MLflow up to date from a study's directories; as often as asked, without doubles."""
     from stlab import tracking
     from stlab.results import Store

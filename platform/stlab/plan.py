@@ -122,7 +122,9 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
     if problems:
         raise study_error(problems)
     trials = [_planned(spec, facts_of(spec.data)) for spec in specs]
-    problems = [p for spec in specs if spec.seed == study.seeds[0] for p in _misfits(spec, facts_of(spec.data).info, source)]
+    problems = [
+        p for spec in specs if spec.seed == study.seeds[0] for p in _misfits(spec, facts_of(spec.data).info, source)
+    ]
     problems += _twins(study, trials, source)
     if problems:
         raise study_error(problems)
@@ -159,7 +161,10 @@ def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSp
                 continue
             problems += found
             if not found:
-                specs += [TrialSpec(study=study.name, variant=variant, axis_values=point, seed=seed, **sections) for seed in study.seeds]
+                specs += [
+                    TrialSpec(study=study.name, variant=variant, axis_values=point, seed=seed, **sections)
+                    for seed in study.seeds
+                ]
     return specs, problems
 
 
@@ -179,11 +184,18 @@ def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[st
     return merged
 
 
-def _sections(values: dict[str, dict[str, Any]], source: StudySource | None, variant: str) -> tuple[dict[str, Any], list[Problem]]:
+def _sections(
+    values: dict[str, dict[str, Any]], source: StudySource | None, variant: str
+) -> tuple[dict[str, Any], list[Problem]]:
     """The validated sections of a trial."""
     sections: dict[str, Any] = {}
     problems: list[Problem] = []
-    owners = {"data": DataSpec, "model": config_class(values["model"]["name"]), "train": TrainSpec, "resources": ResourcesSpec}
+    owners: dict[str, Any] = {
+        "data": DataSpec,
+        "model": config_class(values["model"]["name"]),
+        "train": TrainSpec,
+        "resources": ResourcesSpec,
+    }
     for section, owner in owners.items():
         try:
             value = pydantic.TypeAdapter(owner).validate_python(values[section])
@@ -212,7 +224,11 @@ def _trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
     without = config.inert() | _NO_PART_OF_THE_IDENTITY
     fields = {
         f"{section}.{name}": value
-        for section, values in (("data", spec.data.model_dump(mode="json")), ("model", spec.model), ("train", spec.train.model_dump(mode="json")))
+        for section, values in (
+            ("data", spec.data.model_dump(mode="json")),
+            ("model", spec.model),
+            ("train", spec.train.model_dump(mode="json")),
+        )
         for name, value in values.items()
         if section not in without and f"{section}.{name}" not in without
     }
@@ -239,7 +255,10 @@ def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource
     for variant in study.variants:
         ids = tuple(trial.trial_id for trial in trials if trial.spec.variant == variant)
         if ids in first:
-            message = f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. Remove one of them."
+            message = (
+                f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. "
+                "Remove one of them."
+            )
             problems.append(problem(message, ("variants", variant), source))
         first.setdefault(ids, variant)
     return problems

@@ -10,7 +10,9 @@ from stmodels.errors import ConfigError
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
-Baseline = Literal["slot_of_week_mean", "same_slot_last_week", "same_slot_yesterday", "last_value", "last_window", "ridge"]
+Baseline = Literal[
+    "slot_of_week_mean", "same_slot_last_week", "same_slot_yesterday", "last_value", "last_window", "ridge"
+]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
@@ -48,9 +50,12 @@ class BaselineConfig:
             needed = 1 if self.name == "slot_of_week_mean" else 2
             if info.season_count < needed:
                 raise ConfigError(
-                    f"{self.name}: every slot of the week must stand at least {needed}× in the train segment; the rarest stands there {info.season_count}×"
+                    f"{self.name}: every slot of the week must stand at least {needed}× in the train segment, "
+                    f"and the rarest stands there {info.season_count}×"
                 )
         elif self.lag(info) < info.horizon:
             raise ConfigError(f"{self.name}: {self.lag(info)} steps back lies within the horizon of {info.horizon}")
         elif self.lag(info) > info.lookback:
-            raise ConfigError(f"{self.name}: the series starts {info.lookback} steps before its first test target, {self.lag(info)} are needed")
+            raise ConfigError(
+                f"{self.name}: the series starts {info.lookback} steps before its first test target, {self.lag(info)} are needed"
+            )

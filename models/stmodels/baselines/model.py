@@ -5,26 +5,15 @@ Legend: B windows, P history, Q horizon, S the shape of a step; R residuals (rea
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
 from stmodels.baselines.config import BaselineConfig
+from stmodels.forecaster import Forecaster, TrainWindows
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 
-class TrainWindows(Protocol):
-    """What a baseline is fitted on."""
-
-    series: Tensor | None
-
-    def __len__(self) -> int: ...
-
-    def gather(self, index: Tensor) -> Batch: ...
-
-
-class Baseline(nn.Module):
+class Baseline(Forecaster):
     """A forecast without an optimiser.
 
     Raises:
@@ -58,7 +47,9 @@ class Baseline(nn.Module):
         return self._lagged(batch)
 
     def _lagged(self, batch: Batch) -> Tensor:
-        steps = torch.arange(self.info.horizon, device=batch.start.device) + self.info.history - self.config.lag(self.info)
+        steps = (
+            torch.arange(self.info.horizon, device=batch.start.device) + self.info.history - self.config.lag(self.info)
+        )
         return self.series[batch.start[:, None] + steps]
 
     def _last_value(self, batch: Batch) -> Tensor:
@@ -67,7 +58,9 @@ class Baseline(nn.Module):
     def _last_window(self, batch: Batch) -> Tensor:
         """The history again, its last Q steps, or over and over where the horizon is longer."""
         p, q = self.info.history, self.info.horizon
-        return batch.history[:, torch.arange(max(p, q)) % p][:, -q:] if q <= p else batch.history[:, torch.arange(q) % p]
+        return (
+            batch.history[:, torch.arange(max(p, q)) % p][:, -q:] if q <= p else batch.history[:, torch.arange(q) % p]
+        )
 
     def _ridge(self, batch: Batch) -> Tensor:
         return self.ridge(batch)
@@ -80,7 +73,9 @@ class Ridge(nn.Module):
     the history, the cell's own and the city's, and the city's last one, ran against their season.
     """
 
-    PENALTY = 1.0  # in units of each feature's variance; anything from 1e-3 to 1e3 gives the same third decimal on NYC bikes
+    PENALTY = (
+        1.0  # in units of each feature's variance; anything from 1e-3 to 1e3 gives the same third decimal on NYC bikes
+    )
     CHUNK = 256  # windows at a time
 
     def __init__(self, info: SeriesInfo) -> None:

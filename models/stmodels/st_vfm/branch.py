@@ -53,7 +53,9 @@ def _first_slots(slots: Tensor, p: int) -> Tensor:
 class Embedding(nn.Module):
     """Temporal-aware token adapter: patches to backbone tokens (Eq. 5-8), (B, T', N, V) → (B, T', N, D)."""
 
-    def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, backbone: Backbone, seasonal: bool) -> None:
+    def __init__(
+        self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, backbone: Backbone, seasonal: bool
+    ) -> None:
         super().__init__()
         self.temporal_patch = config.temporal_patch
         values = geometry.values * (2 if seasonal else 1)
@@ -62,7 +64,9 @@ class Embedding(nn.Module):
         if config.temporal_context:
             width_in = config.temporal_width
             self.project = Linear(values, width_in)  # Eq. 5
-            self.context = TemporalEncoder(geometry.frames, width_in, config.temporal_heads, config.temporal_layers, config.dropout)
+            self.context = TemporalEncoder(
+                geometry.frames, width_in, config.temporal_heads, config.temporal_layers, config.dropout
+            )
             if config.calendar and info.slots_per_day:
                 self.calendar = Calendar(info.slots_per_day, width_in)
         self.adapt = Linear(width_in, backbone.width)  # Eq. 7
@@ -116,7 +120,9 @@ class TransformerDecoder(nn.Module):
         self.season = Linear(geometry.values, d) if seasonal else None
         self.readout = Linear(d, geometry.values)
 
-    def forward(self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None
+    ) -> Tensor:
         b, _, n, _ = states.shape
         ahead_frames, p = self.geometry.frames_ahead, self.config.temporal_patch
         known = self.reduce(states)
@@ -139,7 +145,9 @@ class MLPDecoder(nn.Module):
         self.fc1 = Linear(width, config.temporal_width)
         self.fc2 = Linear(config.temporal_width, geometry.values)
 
-    def forward(self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None
+    ) -> Tensor:
         source = torch.arange(self.geometry.frames_ahead, device=states.device) % self.geometry.frames
         patches = self.fc2(F.gelu(self.fc1(states)))[:, source]
         return unpatchify(patches, self.config.patch, self.config.temporal_patch, self.geometry.padded)

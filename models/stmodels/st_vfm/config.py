@@ -69,21 +69,28 @@ class STVFMConfig:
             if getattr(self, field) < 1:
                 raise ConfigError(f"model.{field} must be at least 1, it is {getattr(self, field)}")
         if self.temporal_width % self.temporal_heads:
-            raise ConfigError(f"model.temporal_heads={self.temporal_heads} must divide model.temporal_width={self.temporal_width}")
+            raise ConfigError(
+                f"model.temporal_heads={self.temporal_heads} must divide model.temporal_width={self.temporal_width}"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), it is {self.dropout}")
         if self.cross_prompt_layers < 0:
             raise ConfigError(f"model.cross_prompt_layers must be 0 or more, it is {self.cross_prompt_layers}")
         if self.cross_prompt_layers and not self.flow:
             raise ConfigError(
-                "model.cross_prompt_layers needs the flow branch to exchange prompts with: set model.cross_prompt_layers to 0, or model.flow to true"
+                "model.cross_prompt_layers needs the flow branch to exchange prompts with: "
+                "set model.cross_prompt_layers to 0, or model.flow to true"
             )
         if self.prompts != "all" and self.prompts < 1:
             raise ConfigError(f"model.prompts must be at least 1 or `all`, it is {self.prompts}")
         if self.adaptation == "simple" and self.temporal_context:
-            raise ConfigError("model.adaptation=simple has no temporal context encoder: set model.temporal_context to false")
+            raise ConfigError(
+                "model.adaptation=simple has no temporal context encoder: set model.temporal_context to false"
+            )
         if self.calendar and not (self.temporal_context or self.decoder == "transformer"):
-            raise ConfigError("model.calendar is added to temporal tokens, and this model has none: set model.decoder to transformer")
+            raise ConfigError(
+                "model.calendar is added to temporal tokens, and this model has none: set model.decoder to transformer"
+            )
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"model.rank must be at least 1, it is {self.rank}")
         if self.rank is None and self.peft != "none":
@@ -131,7 +138,9 @@ class STVFMConfig:
                 )
         if (self.calendar or self.seasonal_residual) and info.slots_per_day is None:
             switch = "calendar" if self.calendar else "seasonal_residual"
-            raise ConfigError(f"model.{switch} needs timestamps, and this data has none: add the array `timestamps`, or switch it off")
+            raise ConfigError(
+                f"model.{switch} needs timestamps, and this data has none: add the array `timestamps`, or switch it off"
+            )
         if self.seasonal_residual and info.season_count < 2:
             raise ConfigError(
                 "model.seasonal_residual needs every slot of the week at least twice in the train segment (its own mean would otherwise "

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.backbones import Backbone, create_backbone
+from stmodels.forecaster import Forecaster
 from stmodels.layers.cross_prompt import CrossPromptLayer
 from stmodels.layers.flow import history_flow, target_flow
 from stmodels.layers.patches import patchify
@@ -19,7 +20,7 @@ from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 
-class STVFM(nn.Module):
+class STVFM(Forecaster):
     """A frozen vision model between a temporal-aware token adapter and a temporal decoder, for one branch or two.
 
     Frozen weights are drawn or loaded here; trainable ones are to be drawn by :func:`stmodels.rng.initialise`.
@@ -41,8 +42,12 @@ class STVFM(nn.Module):
         width, heads = self.backbone.width, self.backbone.heads
         branches = ["st", "flow"] if config.flow else ["st"]
         decoder = TransformerDecoder if config.decoder == "transformer" else MLPDecoder
-        self.embed = nn.ModuleDict({b: Embedding(config, info, self.geometry, self.backbone, seasonal=self._is_seasonal(b)) for b in branches})
-        self.decode = nn.ModuleDict({b: decoder(config, info, self.geometry, width, seasonal=self._is_seasonal(b)) for b in branches})
+        self.embed = nn.ModuleDict(
+            {b: Embedding(config, info, self.geometry, self.backbone, seasonal=self._is_seasonal(b)) for b in branches}
+        )
+        self.decode = nn.ModuleDict(
+            {b: decoder(config, info, self.geometry, width, seasonal=self._is_seasonal(b)) for b in branches}
+        )
         prompts = None if config.prompts == "all" else int(config.prompts)
         self.cross = nn.ModuleList(
             CrossPromptLayer(width, heads, self.geometry.tokens_hw, prompts) for _ in range(config.cross_prompt_layers)

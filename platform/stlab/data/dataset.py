@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from stmodels.types import SeriesInfo
 
 from stlab.data.content import CHANNEL_AXIS, SEGMENTS
 from stlab.data.scaler import Scaler
 from stlab.data.windows import Windows
+from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

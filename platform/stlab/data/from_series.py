@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from stmodels.types import SeriesInfo
 
 from stlab.data.content import Series, content_hash
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
@@ -19,6 +18,7 @@ from stlab.data.season import Season, season_by_slot, slot_of_week
 from stlab.data.split import split_series, used_steps
 from stlab.data.windows import SeriesTensors, SeriesWindows, Windows
 from stlab.errors import DataError
+from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from stmodels.types import SeriesInfo
 
 from stlab.data.content import SEGMENTS, ReadyWindows, windows_hash
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
@@ -18,6 +17,7 @@ from stlab.data.scaler import fit_min_max
 from stlab.data.split import share_of
 from stlab.data.windows import ReadyMadeWindows, Windows
 from stlab.errors import DataError
+from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

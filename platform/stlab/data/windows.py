@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from stmodels.types import Batch
 from torch import Tensor
+
+from stmodels.types import Batch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -35,7 +35,11 @@ def duration(seconds: float) -> str:
     seconds = int(seconds)
     if seconds < 60:
         return f"{seconds} s"
-    return f"{seconds // 60}:{seconds % 60:02d} min" if seconds < 3600 else f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+    return (
+        f"{seconds // 60}:{seconds % 60:02d} min"
+        if seconds < 3600
+        else f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+    )
 
 
 class TerminalProgress:
@@ -87,9 +91,15 @@ class TerminalProgress:
 
     def _say_ended(self, running: _Running, status: str) -> None:
         mark = "[green]✓[/]" if status == "finished" else "[red]✗[/]"
-        detail = f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}" if running.best_rmse is not None else ""
+        detail = (
+            f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}"
+            if running.best_rmse is not None
+            else ""
+        )
         words = "" if status == "finished" else f"{status}  "
-        self.console.print(f"{mark} {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}", highlight=False)
+        self.console.print(
+            f"{mark} {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}", highlight=False
+        )
 
     def seconds_left(self) -> float | None:
         """At the pace so far; at the most, since trials may stop early. None before the first epoch ended."""

@@ -16,7 +16,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it ends the study, what is trained stays
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 import ray.train
@@ -45,12 +44,15 @@ def connection(address: str | None) -> Iterator[None]:
         ResourceError: there is no cluster at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options["include_dashboard"] = True  # it brings job submission; without it a sweep over Train can hang
     try:
-        # The dashboard brings job submission, and a sweep over Train can hang without it.
-        ray.init(address=address, **quiet, **({"include_dashboard": True} if address == "local" else {}))
+        ray.init(address=address, **options)
     except (ConnectionError, ValueError) as error:
-        raise ResourceError(f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out.") from error
+        raise ResourceError(
+            f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
+        ) from error
     try:
         yield
     finally:
@@ -84,7 +86,9 @@ def slots(resources: ResourcesSpec) -> int:
     grows = any(reach.get(name, 0) > have.get(name, 0) for name in worker)
     if not grows and not any(all(node.get(name, 0) >= amount for name, amount in worker.items()) for node in largest):
         asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
-        raise ResourceError(f"a worker asks for {asked}, and no single node has that. Lower resources.cpus or resources.gpus; a worker lives on one node.")
+        raise ResourceError(
+            f"a worker asks for {asked}, and no single node has that. Lower resources.cpus or resources.gpus; a worker lives on one node."
+        )
     return max(1, min(int(have.get(name, 0) // (amount * resources.workers)) for name, amount in worker.items()))
 
 
@@ -105,7 +109,9 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
         What went wrong outside of any trial, a line a pack.
     """
     groups = list(dict.fromkeys(pack.resources for pack in packs))
-    board = ray.remote(num_cpus=0)(Board).remote([[t.trial_id for t in pack.trials] for pack in packs], [groups.index(p.resources) for p in packs])
+    board = ray.remote(num_cpus=0)(Board).remote(
+        [[t.trial_id for t in pack.trials] for pack in packs], [groups.index(p.resources) for p in packs]
+    )
     work = {
         group: {
             t.trial_id: (t.spec.model_copy(update={"resources": group}).model_dump(), t.identity)
@@ -175,7 +181,9 @@ def _drive(config: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
-            name=job["name"], storage_path=job["scratch"], failure_config=ray.train.FailureConfig(max_failures=_WORKER_FAILURES)
+            name=job["name"],
+            storage_path=job["scratch"],
+            failure_config=ray.train.FailureConfig(max_failures=_WORKER_FAILURES),
         ),
     )
     trainer.fit()
@@ -202,7 +210,12 @@ def _work(job: Mapping[str, Any]) -> None:
         if assignment.attempt > MAX_ATTEMPTS:
             status = "failed"
             if lead:
-                directory.write_failure({"reason": f"its workers died {MAX_ATTEMPTS} times, out of memory perhaps; see the logs of Ray", "log_tail": []})
+                directory.write_failure(
+                    {
+                        "reason": f"its workers died {MAX_ATTEMPTS} times, out of memory perhaps; see the logs of Ray",
+                        "log_tail": [],
+                    }
+                )
         else:
             status = run_trial(TrialSpec(**spec), identity, directory, test=job["test"], report=report).value
         if lead:

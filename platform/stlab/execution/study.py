@@ -130,7 +130,9 @@ def single_protocol_a_point(plan: Plan) -> None:
     points: dict[str, list[dict[str, Any]]] = {}
     for trial in plan.trials:
         point = json.dumps({p: v for p, v in trial.spec.axis_values.items() if p.startswith("data.")}, sort_keys=True)
-        points.setdefault(point, []).append({**trial.identity, "variant": trial.spec.variant, "trial_id": trial.trial_id})
+        points.setdefault(point, []).append(
+            {**trial.identity, "variant": trial.spec.variant, "trial_id": trial.trial_id}
+        )
     for rows in points.values():
         single_protocol(rows)
 
@@ -157,9 +159,20 @@ def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:
     """A trial as its study's row: the directory's figures under this study's labels and parameters."""
     row = TrialDirectory(store, trial.trial_id).row()
     spec = trial.spec
-    sections = {"data": spec.data.model_dump(), "model": spec.model, "train": spec.train.model_dump(), "resources": spec.resources.model_dump()}
+    sections = {
+        "data": spec.data.model_dump(),
+        "model": spec.model,
+        "train": spec.train.model_dump(),
+        "resources": spec.resources.model_dump(),
+    }
     row |= {f"param.{name}": value for name, value in flatten(sections).items()}
-    row |= {**trial.identity, "study": spec.study, "variant": spec.variant, "seed": spec.seed, "baseline": spec.baseline}
+    row |= {
+        **trial.identity,
+        "study": spec.study,
+        "variant": spec.variant,
+        "seed": spec.seed,
+        "baseline": spec.baseline,
+    }
     if row["status"] in ("new", "started"):
         row["status"] = "missing"
     return row

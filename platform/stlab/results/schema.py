@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -93,7 +93,7 @@ def _plain(values: Iterable[Any]) -> tuple[list[Any], pa.DataType]:
     return [v if v is None or isinstance(v, str) else json.dumps(v) for v in values], pa.string()
 
 
-def _table(fields: list[pa.Field], rows: list[Mapping[str, Any]], extra: dict[str, str]) -> pa.Table:
+def _table(fields: list[pa.Field], rows: Sequence[Mapping[str, Any]], extra: dict[str, str]) -> pa.Table:
     """Rows as a table of the given fields, then every further column whose name starts with one of ``extra``'s prefixes."""
     names = dict.fromkeys(name for row in rows for name in row if any(name.startswith(prefix) for prefix in extra))
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
@@ -105,12 +105,12 @@ def _table(fields: list[pa.Field], rows: list[Mapping[str, Any]], extra: dict[st
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def trials_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+def trials_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A row a trial; ``param.*`` columns hold the resolved configuration, flat and typed."""
     return _table(_TRIAL_FIELDS, rows, {"param.": "resolved configuration field"})
 
 
-def epochs_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A row an epoch; ``loss.*`` columns hold the terms of the loss, unweighted."""
     return _table(_EPOCH_FIELDS, rows, {"loss.": "term of the training loss, unweighted, mean over the epoch"})
 

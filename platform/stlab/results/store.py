@@ -36,7 +36,9 @@ class Store:
                 self._fs, self._root = pafs.LocalFileSystem(), str(Path(text).expanduser().resolve())
                 self.location = self._root
         except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError(f"--storage {text}: {error}. Give a folder, or a URI such as s3://bucket/runs.") from error
+            raise StorageError(
+                f"--storage {text}: {error}. Give a folder, or a URI such as s3://bucket/runs."
+            ) from error
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,7 +48,7 @@ class StudyDirectory:
             self.store.write(f"{self.prefix}/study.yaml", text.encode())
         return kept
 
-    def write_trials(self, rows: list[Mapping[str, Any]]) -> None:
+    def write_trials(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.store.write_table(f"{self.prefix}/results/trials.parquet", trials_table(rows))
 
     def read_trials(self) -> pa.Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from stlab.results.schema import HORIZON, PREDICTIONS, epochs_table, flatten
 from stlab.results.store import Store
 
 
-class TrialStatus(str, Enum):
+class TrialStatus(StrEnum):
     """What the files of a trial's directory say of it."""
 
     NEW = "new"
@@ -74,7 +74,7 @@ class TrialDirectory:
             taken = sum(name.startswith("failed-") for name in self.store.names(self.prefix))
             self.store.move(self._at("failed.json"), self._at(f"failed-{taken + 1}.json"))
 
-    def write_epochs(self, rows: list[Mapping[str, Any]]) -> None:
+    def write_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.store.write_table(self._at("epochs.parquet"), epochs_table(rows))
 
     def read_epochs(self) -> list[dict[str, Any]]:
@@ -83,9 +83,13 @@ class TrialDirectory:
         except FileNotFoundError:
             return []
 
-    def write_test(self, test: Mapping[str, Any], horizon: list[Mapping[str, Any]], predictions: pa.Table) -> None:
-        self.store.write_table(self._at("horizon.parquet"), pa.Table.from_pylist([dict(r) for r in horizon], schema=HORIZON))
-        self.store.write_table(self._at("predictions.parquet"), predictions.cast(PREDICTIONS.with_metadata(predictions.schema.metadata)))
+    def write_test(self, test: Mapping[str, Any], horizon: Sequence[Mapping[str, Any]], predictions: pa.Table) -> None:
+        self.store.write_table(
+            self._at("horizon.parquet"), pa.Table.from_pylist([dict(r) for r in horizon], schema=HORIZON)
+        )
+        self.store.write_table(
+            self._at("predictions.parquet"), predictions.cast(PREDICTIONS.with_metadata(predictions.schema.metadata))
+        )
         self.store.write_json(self._at("test.json"), test)
 
     def read_horizon(self) -> pa.Table | None:
@@ -109,13 +113,25 @@ class TrialDirectory:
         failure = self.read("failed.json") or {}
         status = self.status()
         row: dict[str, Any] = {"trial_id": self.trial_id, "status": status.value}
-        row |= {key: trial.get(key) for key in ("seed", "baseline", "dataset", "synthetic", "leaks", "protocol", "data_sha256",
-                                                "code_version", "weights")}
+        row |= {
+            key: trial.get(key)
+            for key in (
+                "seed",
+                "baseline",
+                "dataset",
+                "synthetic",
+                "leaks",
+                "protocol",
+                "data_sha256",
+                "code_version",
+                "weights",
+            )
+        }
         row |= {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
         if row.get("started_at"):
             row["started_at"] = datetime.fromisoformat(row["started_at"])
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape")}
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
-        spec = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
+        spec: dict[str, Any] = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
         return row | {f"param.{name}": value for name, value in flatten(spec).items()}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from stmodels.rng import named_seed, permutation
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +18,8 @@ from stlab.errors import TrialFailed
 from stlab.training.checkpoint import Checkpoints, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.metrics import evaluate
+from stmodels.forecaster import Forecaster
+from stmodels.rng import named_seed, permutation
 
 if TYPE_CHECKING:
     from stlab.spec import TrainSpec
@@ -54,7 +55,7 @@ def default_batch_size(dataset: Dataset) -> int:
 class Fit:
     """One training under way."""
 
-    model: nn.Module
+    model: Forecaster
     dataset: Dataset
     train: TrainSpec
     seed: int
@@ -80,7 +81,7 @@ class Fit:
         }
         restored = self.checkpoints.restore(self.model, self.optimiser)
         self.best, self.progress = restored or (trainable_state(self.model), Progress())
-        self.compiled: nn.Module = torch.compile(self.model) if self.train.compile else self.model
+        self.compiled: Any = torch.compile(self.model) if self.train.compile else self.model
         self.runner = DistributedDataParallel(self.compiled) if self.distributed else self.compiled
 
     @property
@@ -203,6 +204,7 @@ class StepLog:
         bad = (~rows[:, 0].isfinite()).nonzero()
         if len(bad):
             step = self.first_step + len(self) - len(rows) + int(bad[0])
-            raise NonFiniteLoss(f"the loss is {rows[int(bad[0]), 0].item()} at step {step + 1}, learning rate {self.learning_rate(step):.3g}")
+            value = rows[int(bad[0]), 0].item()
+            raise NonFiniteLoss(f"the loss is {value} at step {step + 1}, learning rate {self.learning_rate(step):.3g}")
         self.read.append(rows.cpu())
         self.waiting = []

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 import torch.distributed as dist
-from stmodels.rng import initialise
-from torch import Tensor, nn
+from torch import Tensor
 
 from stlab.catalog import create_model
 from stlab.data import Dataset, Windows, load_dataset
@@ -26,6 +24,8 @@ from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_stat
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
 from stlab.training.loop import Fit, Report, default_batch_size
 from stlab.training.metrics import Errors, evaluate
+from stmodels.forecaster import Forecaster
+from stmodels.rng import initialise
 
 if TYPE_CHECKING:
     from stlab.spec import TrialSpec
@@ -96,7 +96,7 @@ class _Job:
         self.dataset: Dataset = dataset_for(trial.data)
         model = create_model(trial.model, self.dataset.info)
         initialise(model, trial.seed)
-        self.model: nn.Module = model.to(self.device)
+        self.model: Forecaster = model.to(self.device)
         self.checkpoints = Checkpoints(directory)
         self.batch_size = trial.train.batch_size or default_batch_size(self.dataset)
 
@@ -106,10 +106,8 @@ class _Job:
     def train(self) -> None:
         """Train or fit, and write ``result.json`` last."""
         started_at = datetime.now(UTC).isoformat()
-        if any(p.requires_grad for p in self.model.parameters()):
-            result = self._optimise()
-        else:
-            result = self._fit()
+        is_trained = any(p.requires_grad for p in self.model.parameters())
+        result = self._optimise() if is_trained else self._fit()
         if self.lead:
             parameters = list(self.model.parameters())
             self.directory.write_result(
@@ -168,8 +166,7 @@ class _Job:
     def test(self) -> None:
         """Measure the selected checkpoint on the test segment: once, after all selection."""
         self.checkpoints.load_best(self.model)
-        if hasattr(self.model, "fit"):
-            self.model.fit(self.windows("train"))
+        self.model.fit(self.windows("train"))
         validation = evaluate(self.model, self.dataset, self.windows("validation"), self.batch_size, self.autocast, keep=_ignore)
         windows = self.windows("test")
         kept = _Kept(self.dataset, windows)
