@@ -1,4 +1,4 @@
-"""Bilateral cross-prompt coordination (Eq. 9-10): each branch attends to its own tokens and to prompts pooled from the other's.
+"""Bilateral cross-prompt coordination (Eq. 9-10): a branch attends to its tokens and to prompts pooled from the other.
 
 Legend: B' = B·T' frames, N = h·w spatial tokens, L prompts, D width.
 """
@@ -15,7 +15,7 @@ from stmodels.layers.linear import Linear
 
 
 def prompt_grid(count: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that ``count`` prompts are pooled to: as square as its divisors allow, never finer than the grid."""
+    """Rows and columns that ``count`` prompts are pooled to: as square as divisors allow, never finer than the grid."""
     rows = max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
     return min(rows, grid[0]), min(count // rows, grid[1])
 

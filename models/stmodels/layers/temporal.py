@@ -1,7 +1,8 @@
 """Transformer layers over time (Eq. 6): thousands of sequences of a few tokens.
 
-Attention kernels made for long sequences are slow here, so the products are written out. Legend: M sequences, T tokens,
-D width, h heads.
+Inside, time is the first axis, as :mod:`stmodels.layers.short_attention` wants it.
+
+Legend: M sequences, T tokens, D width.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.layers.linear import Linear
+from stmodels.layers.short_attention import short_attention
 
 
 class TemporalLayer(nn.Module):
@@ -28,14 +30,11 @@ class TemporalLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_MTD: Tensor) -> Tensor:
-        x_MTD = x_MTD + self.dropout(self.proj(self._attend(self.qkv(self.norm1(x_MTD)))))
-        return x_MTD + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x_MTD)))))
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        m, t, _ = qkv.shape
-        q, k, v = qkv.view(m, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (M, h, T, D/h) each
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return (weights @ v).transpose(1, 2).reshape(m, t, -1)
+        # Copies nothing when x is such a transposed view already, as the output is.
+        x_TMD = x_MTD.transpose(0, 1).contiguous()
+        x_TMD = x_TMD + self.dropout(self.proj(short_attention(self.qkv(self.norm1(x_TMD)), self.heads)))
+        x_TMD = x_TMD + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x_TMD)))))
+        return x_TMD.transpose(0, 1)
 
 
 class TemporalEncoder(nn.Module):
@@ -55,4 +54,4 @@ class TemporalEncoder(nn.Module):
         x_MTD = x_MTD + self.position
         for layer in self.layers:
             x_MTD = layer(x_MTD)
-        return self.norm(x_MTD)
+        return self.norm(x_MTD.transpose(0, 1)).transpose(0, 1)

@@ -1,0 +1,205 @@
+"""The fast paths of the layers against the plain formulation: torch's own layers and float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stmodels.layers import linear as linear_module
+from stmodels.layers.linear import Linear, accelerate, linear
+from stmodels.layers.short_attention import short_attention
+from stmodels.layers.temporal import TemporalEncoder, TemporalLayer
+
+# Rounding of fp32 sums of some hundred terms.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _float64(*tensors: Tensor) -> list[Tensor]:
+    return [t.detach().double().requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(300, 48, 96), (300, 96, 48), (64, 5, 1), (1, 8, 4), (99, 1, 33)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_and_its_gradients_equal_float64(rows: int, inner: int, outer: int, with_bias: bool) -> None:
+    x, weight = _random(rows, inner), _random(outer, inner, seed=1)
+    bias, grad = _random(outer, seed=2), _random(rows, outer, seed=3)
+    ours = [x.requires_grad_(), weight.requires_grad_()] + ([bias.requires_grad_()] if with_bias else [])
+    theirs = _float64(*ours)
+    y, expected = linear(*ours), F.linear(*theirs)
+    torch.testing.assert_close(y.double(), expected, **CLOSE)
+    expected_gradients = torch.autograd.grad(expected, theirs, grad.double())
+    for got, want in zip(torch.autograd.grad(y, ours, grad), expected_gradients, strict=True):
+        torch.testing.assert_close(got.double(), want, **CLOSE)
+
+
+def test_linear_takes_leading_axes_strides_and_frozen_weights() -> None:
+    x = _random(7, 20, 3, 16).transpose(0, 2).requires_grad_()
+    weight = _random(12, 16, seed=1)
+    y = linear(x, weight)
+    assert y.shape == (3, 20, 7, 12)
+    torch.testing.assert_close(y, F.linear(x, weight), **CLOSE)
+    grad = _random(7, 20, 3, 12, seed=2).transpose(0, 2)
+    (dx,) = torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close(dx, grad @ weight, **CLOSE)
+    assert weight.grad is None
+
+
+def test_gradients_have_the_layout_of_their_weights() -> None:
+    layer = Linear(16, 64)
+    layer(_random(200, 16)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.is_contiguous()
+
+
+def test_without_the_operator_linear_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "_has_onednn", lambda: False)
+    monkeypatch.setattr(linear_module, "_product", None)
+    x, weight = _random(300, 16), _random(8, 16, seed=1)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_under_autocast_linear_is_torchs() -> None:
+    x, weight = _random(300, 16), _random(8, 16, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = linear(x, weight)
+        assert y.dtype is torch.bfloat16
+        assert torch.equal(y, F.linear(x, weight))
+
+
+def test_accelerate_keeps_names_and_weights() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = _random(100, 8)
+    expected = model(x)
+    accelerate(model)
+    assert isinstance(model[0], Linear)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model(x), expected, **CLOSE)
+
+
+def _plain_attention(qkv: Tensor, heads: int) -> Tensor:
+    """One sequence and one head at a time."""
+    _, m, width = qkv.shape
+    d = width // 3
+    e = d // heads
+    columns = []
+    for s in range(m):
+        parts = []
+        for i in range(0, d, e):
+            q, k, v = (part[:, i : i + e] for part in qkv[:, s].split(d, dim=-1))
+            parts.append(torch.softmax(q @ k.T / math.sqrt(e), dim=-1) @ v)
+        columns.append(torch.cat(parts, dim=-1))
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6, 16, 17])
+def test_short_attention_and_its_gradient_equal_float64(tokens: int) -> None:
+    qkv, grad = _random(tokens, 5, 3 * 8), _random(tokens, 5, 8, seed=1)
+    (reference,) = _float64(qkv)
+    y, expected = short_attention(qkv.requires_grad_(), heads=2), _plain_attention(reference, heads=2)
+    torch.testing.assert_close(y.double(), expected, **CLOSE)
+    (got,) = torch.autograd.grad(y, qkv, grad)
+    (want,) = torch.autograd.grad(expected, reference, grad.double())
+    torch.testing.assert_close(got.double(), want, **CLOSE)
+
+
+def test_short_attention_takes_a_gradient_of_any_layout() -> None:
+    qkv = _random(3, 5, 3 * 8).requires_grad_()
+    grad = _random(5, 8, 3, seed=1).permute(2, 0, 1)
+    (got,) = torch.autograd.grad(short_attention(qkv, 2), qkv, grad)
+    (want,) = torch.autograd.grad(short_attention(qkv, 2), qkv, grad.contiguous())
+    assert torch.equal(got, want)
+
+
+def _with_weights_of(reference: nn.TransformerEncoderLayer, width: int, heads: int) -> TemporalLayer:
+    names = {
+        "norm1": "norm1", "norm2": "norm2", "self_attn.in_proj_": "qkv.", "self_attn.out_proj": "proj",
+        "linear1": "fc1", "linear2": "fc2",
+    }  # fmt: skip
+    state = {}
+    for name, value in reference.state_dict().items():
+        prefix = next(p for p in names if name.startswith(p))
+        state[names[prefix] + name[len(prefix) :]] = value
+    layer = TemporalLayer(width, heads)
+    layer.load_state_dict(state)
+    return layer
+
+
+@pytest.mark.parametrize("tokens", [3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_temporal_layer_equals_torchs_encoder_layer(tokens: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    reference = nn.TransformerEncoderLayer(
+        32, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    ours = _with_weights_of(reference, 32, 4).to(dtype)
+    reference = reference.double()
+    x, grad = _random(40, tokens, 32), _random(40, tokens, 32, seed=1)
+    a, b = x.to(dtype, copy=True).requires_grad_(), x.to(torch.float64, copy=True).requires_grad_()
+    ya, yb = ours(a), reference(b)
+    torch.testing.assert_close(ya.double(), yb, **CLOSE)
+    ya.backward(grad.to(dtype))
+    yb.backward(grad.double())
+    torch.testing.assert_close(a.grad.double(), b.grad, **CLOSE)
+    want = dict(_with_gradients_of(reference, ours))
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad.double(), want[name], rtol=1e-4, atol=1e-3, msg=name)
+
+
+def _with_gradients_of(reference: nn.TransformerEncoderLayer, ours: TemporalLayer) -> list[tuple[str, Tensor]]:
+    attention = reference.self_attn
+    pairs = {
+        "norm1": reference.norm1, "norm2": reference.norm2, "proj": attention.out_proj, "fc1": reference.linear1,
+        "fc2": reference.linear2,
+    }  # fmt: skip
+    found = [("qkv.weight", attention.in_proj_weight.grad), ("qkv.bias", attention.in_proj_bias.grad)]
+    for prefix, module in pairs.items():
+        found += [(f"{prefix}.{name}", parameter.grad) for name, parameter in module.named_parameters()]
+    assert {name for name, _ in found} == {name for name, _ in ours.named_parameters()}
+    return found
+
+
+def test_temporal_encoder_is_the_same_from_run_to_run() -> None:
+    torch.manual_seed(0)
+    encoder = TemporalEncoder(length=6, width=32, heads=4, depth=2)
+    x = _random(300, 6, 32)
+    runs = []
+    for _ in range(2):
+        encoder.zero_grad()
+        y = encoder(x)
+        y.square().mean().backward()
+        runs.append([y.detach(), *(p.grad.clone() for p in encoder.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_temporal_encoder_under_bf16_autocast_stays_near_fp32() -> None:
+    torch.manual_seed(0)
+    encoder = TemporalEncoder(length=6, width=32, heads=4, depth=2)
+    x = _random(100, 6, 32).requires_grad_()
+    expected = encoder(x)
+    (want,) = torch.autograd.grad(expected.sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = encoder(x)
+    (got,) = torch.autograd.grad(y.float().sum(), x)
+    assert (y.float() - expected).abs().max() < 0.1  # bf16 keeps 8 bits
+    assert (got - want).norm() < 0.05 * want.norm() + 1e-3
+
+
+def test_sequences_do_not_see_each_other() -> None:
+    torch.manual_seed(0)
+    layer = TemporalLayer(32, 4)
+    x = _random(80, 3, 32)
+    changed = x.clone()
+    changed[7] += 1
+    difference = (layer(changed) - layer(x)).abs().amax((1, 2))
+    assert difference[7] > 0
+    difference[7] = 0
+    assert difference.max() < 1e-5
