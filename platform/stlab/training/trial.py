@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -59,7 +60,7 @@ def run_trial(
     job: _Job | None = None
     try:
         if lead and directory.read("trial.json") is None:
-            directory.write_trial({**trial.model_dump(mode="json"), **identity})
+            directory.write_trial({**_plain(trial), **identity})
         job = _Job(trial, directory, report, lead)
         if directory.status() is not TrialStatus.FINISHED:
             job.train()
@@ -70,6 +71,11 @@ def run_trial(
             directory.write_failure(_failure(error, job))
         logger.error("trial %s failed: %s", directory.trial_id, error)
     return directory.status()
+
+
+def _plain(trial: TrialSpec) -> dict[str, Any]:
+    """The specification as ``trial.json`` holds it. Images without pydantic give it as frozen dataclasses of the same fields."""
+    return dataclasses.asdict(trial) if dataclasses.is_dataclass(trial) else trial.model_dump(mode="json")
 
 
 def _failure(error: Exception, job: _Job | None) -> dict[str, Any]:
