@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vfm.model import STVFM
@@ -101,3 +102,16 @@ def batch_of() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def small_model() -> Callable[..., STVFM]:
     return _small_model
+
+
+@pytest.fixture(scope="session")
+def small_video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a checkpoint of VideoMAE with two narrow layers."""
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    folder = tmp_path_factory.mktemp("video")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        VideoMAEModel(VideoMAEConfig(**sizes, image_size=32, num_frames=4)).save_pretrained(folder)
+    return str(folder)

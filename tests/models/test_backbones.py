@@ -10,11 +10,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from stmodels.backbones import Backbone, create_backbone
-from stmodels.errors import ConfigError, WeightsError
 from timm.layers import LayerScale
 from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
+
+from stmodels.backbones import Backbone, create_backbone
+from stmodels.errors import ConfigError, WeightsError
 
 TINY = "vit_tiny_patch16_224"
 SMALL_VIDEO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.special import erf
+from torch import nn
+
 from stmodels.layers.adapter import Adapter, insert_lora
 from stmodels.layers.calendar import Calendar
 from stmodels.layers.cross_prompt import CrossPromptBlock, CrossPromptLayer, pool_prompts, prompt_grid
@@ -17,7 +19,6 @@ from stmodels.layers.flow import history_flow, target_flow
 from stmodels.layers.linear import Linear
 from stmodels.layers.patches import patchify, unpatchify
 from stmodels.layers.temporal import TemporalEncoder, TemporalLayer
-from torch import nn
 
 Array = NDArray[np.float64]
 

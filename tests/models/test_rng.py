@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from stmodels.rng import generator, initialise, named_seed, permutation, seeded
 from torch import Tensor, nn
+
+from stmodels.rng import generator, initialise, named_seed, permutation, seeded
 
 Models = Callable[..., nn.Module]
 
