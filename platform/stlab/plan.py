@@ -16,9 +16,9 @@ import pydantic
 from stlab import __version__
 from stlab.catalog import ModelConfig, config_class, config_values, create_config
 from stlab.errors import ModelError
-from stlab.spec import DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
+from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
-from stlab.study_source import StudySource, flatten_overrides
+from stlab.study_source import SECTIONS, StudySource, flatten_overrides
 from stmodels.baselines.config import BASELINES
 from stmodels.errors import ConfigError
 
@@ -153,7 +153,12 @@ def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSp
     problems: list[Problem] = []
     for variant, overrides in study.variants.items():
         for point in _points(study.axes):
-            values = _merged(study, {**point, **flatten_overrides(overrides)})
+            changes = {**point, **flatten_overrides(overrides)}
+            if strays := [path for path in changes if path.partition(".")[0] not in SECTIONS]:
+                message = f"`{strays[0]}`: a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}"
+                problems.append(problem(message, ("variants", variant), source))
+                continue
+            values = _merged(study, changes)
             try:
                 sections, found = _sections(values, source, variant)
             except ModelError as error:
@@ -174,12 +179,20 @@ def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The base with overrides (dotted) laid over it, section by section."""
+    """The base with overrides (dotted) laid over it, section by section.
+
+    Another model starts from its own defaults, the base's fields are not its. Another family brings its own defaults in place
+    of those that the base's family brought.
+    """
     merged: dict[str, dict[str, Any]] = study.base.model_dump()
+    model, data = merged["model"], merged["data"]
+    if overrides.get("model.name", model["name"]) != model["name"]:
+        merged["model"] = {}
+    if overrides.get("data.family", data["family"]) != data["family"]:
+        brought = FAMILY_DEFAULTS[data["family"]]
+        merged["data"] = {name: value for name, value in data.items() if name not in brought or value != brought[name]}
     for path, value in overrides.items():
         section, _, name = path.partition(".")
-        if section == "model" and name == "name" and value != merged["model"]["name"]:
-            merged["model"] = {}  # another model: the base's fields are not its
         merged[section][name] = value
     return merged
 
@@ -275,7 +288,10 @@ def _baselines(
         raise study_error([problem(message, ("baselines",), source)])
     planned: list[PlannedTrial] = []
     notes: list[str] = []
-    for data, spec in {spec.data: spec for spec in reversed(specs)}.items():
+    first: dict[DataSpec, TrialSpec] = {}
+    for spec in specs:
+        first.setdefault(spec.data, spec)
+    for data, spec in first.items():
         for name in wanted:
             axis_values = {path: value for path, value in spec.axis_values.items() if path.startswith("data.")}
             model = {"name": name}
