@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stmodels.errors import ConfigError, WeightsError
 from stmodels.layers.adapter import insert_adapters, insert_lora
+from stmodels.layers.attention import accelerate_attention
 from stmodels.layers.linear import accelerate
 from stmodels.rng import seeded
 
@@ -60,6 +61,7 @@ class ImageBackbone(Backbone):
         self.cls_token = nn.Parameter(_class_token(vit)) if use_cls else None
         self.requires_grad_(False)
         accelerate(self)
+        accelerate_attention(self)
 
     def add_peft(self, kind: str, rank: int) -> None:
         if kind == "adapter":

@@ -90,9 +90,10 @@ def _say_error(message: str) -> None:
 
 
 def _console() -> Console:
+    """Standard output as it is now; where it is no terminal (a log, a pipe), wide enough for the tables."""
     from rich.console import Console
 
-    return Console()
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
 
 
 def _load(study: str, overrides: list[str] | None) -> tuple[StudySpec, StudySource]:
@@ -137,7 +138,6 @@ def run(
     uri = tracking_uri or default_uri(store)
     progress = TerminalProgress(console)
     tracking = TrackingObserver(uri, store, spec.name) if uri else None
-    console.print(f"[bold]{spec.name}[/]  storage {store.location}", highlight=False, soft_wrap=True)
     try:
         outcome = run_study(
             spec,
@@ -166,7 +166,7 @@ def _say_outcome(
     from stlab.results import Store, TrialDirectory
 
     console.print()
-    console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes)))
+    console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes), console.width))
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
@@ -278,7 +278,7 @@ def report(
     rows = StudyDirectory(store, name).read_trials().to_pylist()
     path = write_report(store, name)
     console = _console()
-    console.print(terminal_table(rows))
+    console.print(terminal_table(rows, width=console.width))
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.layers import linear as linear_module
+from stmodels.layers.attention import accelerate_attention, attention
 from stmodels.layers.linear import Linear, accelerate, linear
 from stmodels.layers.short_attention import short_attention
 from stmodels.layers.temporal import TemporalEncoder, TemporalLayer
@@ -191,6 +193,31 @@ def test_temporal_encoder_under_bf16_autocast_stays_near_fp32() -> None:
     (got,) = torch.autograd.grad(y.float().sum(), x)
     assert (y.float() - expected).abs().max() < 0.1  # bf16 keeps 8 bits
     assert (got - want).norm() < 0.05 * want.norm() + 1e-3
+
+
+def _attention_float64(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1) @ v.double()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_equals_float64_whichever_kernel(autocast: bool) -> None:
+    q, k, v = _random(3, 2, 8, 16), _random(3, 2, 11, 16, seed=1), _random(3, 2, 11, 16, seed=2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = attention(q, k, v)
+    tolerance = 3e-2 if autocast else 1e-5
+    torch.testing.assert_close(y.double(), _attention_float64(q, k, v), rtol=tolerance, atol=tolerance)
+
+
+def test_timms_attention_keeps_its_result_with_either_kernel() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(timm.layers.Attention(32, num_heads=4))
+    x = _random(5, 9, 32)
+    expected = block(x)
+    accelerate_attention(block)
+    assert torch.equal(block(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not block[0].fused_attn
+        torch.testing.assert_close(block(x).float(), expected, rtol=3e-2, atol=3e-2)
 
 
 def test_sequences_do_not_see_each_other() -> None:

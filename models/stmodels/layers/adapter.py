@@ -60,7 +60,9 @@ def insert_lora(blocks: nn.Module, targets: Sequence[str], rank: int, alpha: flo
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets), bias="none")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets), bias="none"
+    )
     inject_adapter_in_model(config, blocks)
     for module in blocks.modules():
         if isinstance(module, LoraLayer):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stmodels.layers.attention import attention
 from stmodels.layers.linear import Linear
 
 
@@ -50,7 +51,7 @@ class CrossPromptBlock(nn.Module):
         context = torch.cat([own, self.norm1(prompts)], dim=1)
         q = self.query(own).view(b, n, self.heads, -1).transpose(1, 2)
         k, v = self.key_value(context).view(b, context.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
+        attended = attention(q, k, v).transpose(1, 2).reshape(b, n, d)
         x = x + self.proj(attended)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 

@@ -61,7 +61,8 @@ class TerminalProgress:
         self._todo = {trial.trial_id: trial for trial in todo}
         self._done = self._total - len(todo)
         there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
-        self.console.print(f"{self._total} trials{there}; {concurrency} at a time.", highlight=False)
+        pace = f"; {concurrency} at a time" if todo else ""
+        self.console.print(f"[bold]{plan.study.name}[/]  {self._total} trials{there}{pace}.", highlight=False)
         if todo and self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()

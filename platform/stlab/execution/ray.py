@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 # Ray reads these when it is imported. A report of a Train worker waits for the controller's next look: 2 s by default.
@@ -36,7 +37,7 @@ _WORKER_FAILURES = 10  # restarts of one worker group; a single trial is given u
 Listener = Callable[[list[dict[str, Any]]], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def connection(address: str | None) -> Iterator[None]:
     """A Ray cluster: the one at ``address`` or in RAY_ADDRESS, else one of this machine's own for the duration.
 
@@ -133,7 +134,8 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
         tune_config=ray.tune.TuneConfig(metric=None),
         run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=f"{storage}/.ray", verbose=0),
     )
-    with _listening(board, listen):
+    # Tune prints a banner of its own, whatever its verbosity; what a study says, its observers say.
+    with _listening(board, listen), contextlib.redirect_stdout(io.StringIO()):
         results = tuner.fit()
     return [f"pack {index}: {_last_line(error)}" for index, error in enumerate(results.errors)]
 
@@ -143,7 +145,7 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-@contextmanager
+@contextlib.contextmanager
 def _listening(board: Any, listen: Listener) -> Iterator[None]:
     """Pass the board's events on until the block ends, and then what is left of them."""
     stop = threading.Event()

@@ -118,8 +118,8 @@ def table_decimals(lines: Sequence[Summary]) -> int:
     return decimals(value.mean for line in lines for value in (line.test_rmse, line.val_rmse) if value)
 
 
-def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None) -> Table:
-    """The table for a terminal of 100 columns; caveats and the verdict stand in its caption.
+def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
+    """The table for a terminal of ``width`` columns; where they are few the validation error is left out. Caveats and the verdict stand in its caption.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
@@ -134,13 +134,16 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None) -> Ta
     notes = [headline(lines), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
     told = Text("\n".join(notes))
     table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("variant", min_width=18, overflow="fold")
-    for title in ("seeds", "test RMSE", "test MAE", "val RMSE", "params", "time", "vs week"):
+    errors = {"test_rmse": "test RMSE", "test_mae": "test MAE", "val_rmse": "val RMSE"}
+    if width < 96:
+        del errors["val_rmse"]
+    table.add_column("variant", no_wrap=True)
+    for title in ("seeds", *errors.values(), "params", "time", "vs week"):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
-        errors = [number(value, digits) for value in (line.test_rmse, line.test_mae, line.val_rmse)]
+        measured = [number(getattr(line, name), digits) for name in errors]
         planned = line.n + line.failed + line.missing + line.pruned
-        cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *errors]
+        cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
         cells += [count(line.trainable_params), duration(line.seconds), against_week(line, lines)]
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None
