@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stlab.data import Scaler, load_dataset
 from stlab.spec import DataSpec
+from stlab.training import metrics
 from stlab.training.metrics import ErrorSums, evaluate, to_unit
 from stmodels.types import Batch, Forecast
 
@@ -168,3 +169,29 @@ def test_readings_of_zero_have_no_percentage_error() -> None:
 
     errors = evaluate(OneMore(), dataset, AllWindows(), 3, contextlib.nullcontext)
     assert errors["mape"] == pytest.approx(100 * np.mean(1 / truth[truth > 0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 4, 30], ids="{} workers".format)
+def test_workers_share_the_windows_out(small_grid: Path, monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    """25 windows: 30 workers leave five without any, which no model is asked to forecast."""
+
+    class NeverEmpty(Noisy):
+        def forward(self, batch: Batch) -> Forecast:
+            assert len(batch.history)
+            return super().forward(batch)
+
+    dataset = load_dataset(DataSpec(path=str(small_grid)))
+    windows = dataset.windows("validation")
+    alone = evaluate(Noisy(0.5), dataset, windows, 7, contextlib.nullcontext)
+    sums: list[Tensor] = []
+    monkeypatch.setattr(metrics.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(metrics.dist, "get_world_size", lambda: world)
+    monkeypatch.setattr(metrics.dist, "all_reduce", sums.append)
+    for rank in range(world):
+        monkeypatch.setattr(metrics.dist, "get_rank", lambda rank=rank: rank)
+        evaluate(NeverEmpty(0.5), dataset, windows, 7, contextlib.nullcontext)
+    together = ErrorSums(6, torch.device("cpu"))
+    together.sums = torch.stack(sums).sum(0)
+    errors = together.errors(1.0, with_mape=False)
+    assert errors["rmse"] == pytest.approx(alone["rmse"], rel=1e-12)
+    assert [row["count"] for row in errors["horizon"]] == [row["count"] for row in alone["horizon"]]

@@ -87,7 +87,7 @@ def evaluate(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     everything = torch.arange(len(windows), device=device)
     mine = everything if keep is not None else everything.tensor_split(world)[rank]
-    for index in mine.split(batch_size):
+    for index in mine.split(batch_size) if len(mine) else ():  # more workers than windows leave one without
         batch = windows.gather(index)
         with autocast():
             value = model(batch).value
