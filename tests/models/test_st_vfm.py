@@ -30,7 +30,7 @@ def _loss(model: STVFM, batch: Batch, flow_weight: float = 0.5) -> Tensor:
 
 def _steps(model: STVFM, batch: Batch, count: int, lr: float = 3e-3) -> list[float]:
     """Losses of ``count`` steps of AdamW."""
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     losses = []
     for _ in range(count):
         optimiser.zero_grad()
