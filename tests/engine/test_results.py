@@ -340,3 +340,14 @@ def test_a_mix_of_protocols_is_refused_by_the_first_field_that_differs() -> None
         single_protocol([protocol_row("a", **one), protocol_row("b", **other)])
     with pytest.raises(ProtocolMismatch, match=r"mask is None for a .* and 0 for b"):
         single_protocol([protocol_row("a", horizon=6), protocol_row("b", horizon=6, mask=0)])
+
+
+def test_a_trained_trial_that_could_not_be_tested_is_a_failure_and_tried_again(tmp_path: Path) -> None:
+    directory = TrialDirectory(Store(tmp_path), "a" * 16)
+    directory.write_trial({"seed": 0})
+    directory.write_result({"val_rmse": 1.0})
+    directory.write_failure({"reason": "disk full"})
+    row = directory.row()
+    assert (row["status"], row["error"]) == ("failed", "disk full")
+    assert directory.status() is TrialStatus.FINISHED
+    assert not directory.is_tested()

@@ -133,5 +133,8 @@ class TrialDirectory:
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape")}
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
+        elif failure and status is TrialStatus.FINISHED and not test:
+            # Trained, but the test segment could not be measured: no result to report, and tried again next time.
+            row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
         spec: dict[str, Any] = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
         return row | {f"param.{name}": value for name, value in flatten(spec).items()}
