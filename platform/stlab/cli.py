@@ -304,6 +304,8 @@ def inspect(
     target = picture or Path(f"{dataset.name.replace(' ', '_')}.png")
     if target.exists() and picture is None:
         raise UserError(f"{target} is there already; say where the picture goes with --picture.")
+    if not target.parent.is_dir():
+        raise UserError(f"--picture {target}: there is no folder {target.parent}. Make it, or give another.")
     target.write_bytes(render(data_picture(dataset), "png"))
     console.print(f"[bold]{'picture':<14}[/] {target}", highlight=False, soft_wrap=True)
 
@@ -317,8 +319,12 @@ def _data_spec(path: str, overrides: list[str]) -> Any:
 
 
 @app.command()
-def ui(storage: StorageOption = "runs", tracking_uri: TrackingOption = None) -> None:
-    """Open the MLflow UI on a storage's runs (http://127.0.0.1:5000)."""
+def ui(
+    storage: StorageOption = "runs",
+    tracking_uri: TrackingOption = None,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Serve the MLflow UI on a storage's runs, at http://127.0.0.1:5000."""
     from stlab.results import Store
     from stlab.tracking import default_uri, ui_command
 
@@ -328,7 +334,7 @@ def ui(storage: StorageOption = "runs", tracking_uri: TrackingOption = None) -> 
         raise UserError(f"{storage} is remote: say where MLflow is, with --tracking-uri.")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {uri}. Run a study with --storage {storage} first, or stlab sync.")
-    command = ui_command(uri)
+    command = ui_command(uri, port)
     os.execvp(command[0], command)
 
 

@@ -32,6 +32,7 @@ from stlab.spec import ResourcesSpec, TrialSpec
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
+_STARTS = 4  # tries to start Ray on this machine
 _WORKER_FAILURES = 10  # restarts of one worker group; a single trial is given up after MAX_ATTEMPTS
 
 Listener = Callable[[list[dict[str, Any]]], None]
@@ -49,15 +50,32 @@ def connection(address: str | None) -> Iterator[None]:
     if address == "local":
         options["include_dashboard"] = True  # it brings job submission; without it a sweep over Train can hang
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
-        ) from error
-    try:
+        _start(address, options)
         yield
     finally:
         ray.shutdown()
+
+
+def _start(address: str, options: Mapping[str, Any]) -> None:
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address=address, **options)
+            return
+        except (ConnectionError, ValueError) as error:
+            raise ResourceError(
+                f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
+            ) from error
+        except Exception as error:
+            # Ray gives its own processes 30 s, which is short on a busy machine, and says so with a bare Exception.
+            if type(error) is not Exception or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise ResourceError(
+                    f"Ray did not start within 30 s, {_STARTS} times over: the machine is busy. Try again when it is less so, or "
+                    "give the --address of a cluster."
+                ) from error
+            logger.info("Ray did not start within 30 s; once more")
 
 
 def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stlab.catalog import create_model
 from stlab.errors import ModelError, StudyError
+from stlab.execution.machine import check_address, check_machine
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.report import write_report
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
@@ -88,19 +90,24 @@ def run_study(
         UserError: the study, its data, its weights or its resources cannot be used; nothing was trained.
         KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
     """
-    from stlab.execution import ray
-
     plan = plan_study(study, source)
     single_protocol_a_point(plan)
     store = Store(storage)
+    store.make()
     if retry_failed:
         for trial in plan.unique():
             TrialDirectory(store, trial.trial_id).clear_failure()
     todo = [trial for trial in plan.unique() if not is_done(trial, store)]
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    check_address(address)
+    if address is None:
+        check_machine({trial.spec.resources for trial in todo})
     _check_models(todo)
     troubles: list[str] = []
     kept = None
     if todo:
+        from stlab.execution import ray  # seconds: what is wrong with the study is said before
+
         with ray.connection(address):
             todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
             slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}

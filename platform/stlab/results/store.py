@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import posixpath
 import uuid
 from pathlib import Path
@@ -40,6 +41,8 @@ class Store:
                 f"--storage {text}: {error}. Give a folder, or a URI such as s3://bucket/runs."
             ) from error
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+        if self.is_local and Path(self._root).exists() and not Path(self._root).is_dir():
+            raise StorageError(f"--storage {text}: that is a file. Give a folder; it is made where there is none.")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.location,)
@@ -47,6 +50,17 @@ class Store:
     def path(self, relative: str) -> str:
         """The full path within the file system: on a local store, a path to open."""
         return posixpath.join(self._root, relative)
+
+    def make(self) -> None:
+        """Make the folder on a local store, so that what cannot be written is known before hours of work."""
+        if not self.is_local:
+            return
+        try:
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"--storage {self.location}: cannot be made ({error.strerror}). Give another folder.") from error
+        if not os.access(self._root, os.W_OK | os.X_OK):
+            raise StorageError(f"--storage {self.location}: no permission to write there. Give another folder.")
 
     def exists(self, relative: str) -> bool:
         return bool(self._fs.get_file_info(self.path(relative)).type != pafs.FileType.NotFound)

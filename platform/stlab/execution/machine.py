@@ -1,0 +1,51 @@
+"""What can be said of resources and addresses at once, before Ray, which takes seconds to start, is asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from stlab.errors import ResourceError
+from stlab.spec import ResourcesSpec
+
+_CONNECT_SECONDS = 5.0
+
+
+def check_machine(wanted: Iterable[ResourcesSpec]) -> None:
+    """Refuse what this machine alone could never run.
+
+    Raises:
+        ResourceError: more CPUs or GPUs than there are; names the field.
+    """
+    import torch
+
+    have = {"cpus": os.cpu_count() or 1, "gpus": torch.cuda.device_count()}
+    for resources in wanted:
+        for field, there in have.items():
+            amount = getattr(resources, field) or 0
+            if amount * resources.workers > there:
+                raise ResourceError(
+                    f"a trial asks for {amount * resources.workers:g} {field.upper()[:-1]} (resources.{field}={amount:g} × "
+                    f"resources.workers={resources.workers}); this machine has {there}. Lower resources.{field} or "
+                    "resources.workers, or give the --address of a larger Ray cluster."
+                )
+
+
+def check_address(address: str | None) -> None:
+    """Refuse an address nobody listens at; Ray itself would try for minutes.
+
+    Raises:
+        ResourceError: no answer at ``host:port`` or ``ray://host:port``.
+    """
+    if address is None or ":" not in address:
+        return  # this machine's own, or `auto`
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        target = (parts.hostname or "", parts.port or 10001)
+        socket.create_connection(target, timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error}). Start one (ray start --head), or leave --address out."
+        ) from error
