@@ -176,13 +176,19 @@ def _say_outcome(
         )
         for line in failure.get("log_tail", []):
             console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if outcome.ended_as("failed"):
+        console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
     missing = outcome.ended_as("missing")
     if missing:
         console.print(f"[red]{len(missing)} trials did not end.[/] The same command goes on with them.")
     for trouble in outcome.troubles:
         console.print(f"[red]{trouble}[/]", highlight=False, soft_wrap=True)
     if outcome.kept:
-        console.print(f"An earlier study of this name is kept in {outcome.kept}.", highlight=False, soft_wrap=True)
+        console.print(
+            f"The study was changed: its earlier results and report are kept in {storage}/{outcome.kept}.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if tracking_failure:
         console.print(
             f"[yellow]MLflow is behind:[/] {tracking_failure} Later: stlab sync {outcome.plan.study.name} --storage {storage}",

@@ -67,15 +67,15 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
             ) from error
         except Exception as error:
             # Ray gives its own processes 30 s, which is short on a busy machine, and says so with a bare Exception.
-            if type(error) is not Exception or "timed out during startup" not in str(error):
+            if type(error) is not Exception:
                 raise
             ray.shutdown()
             if attempt == _STARTS - 1:
                 raise ResourceError(
-                    f"Ray did not start within 30 s, {_STARTS} times over: the machine is busy. Try again when it is less so, or "
-                    "give the --address of a cluster."
+                    f"Ray did not start, {_STARTS} times over: {_last_line(error)} It gives itself 30 s: is the machine too busy? Try "
+                    "again later, or give the --address of a cluster."
                 ) from error
-            logger.info("Ray did not start within 30 s; once more")
+            logger.info("Ray did not start; once more: %s", error)
 
 
 def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:

@@ -1,0 +1,147 @@
+"""The command line as a user has it: in a process of its own where processes matter, called directly where only words do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MARK = "STLAB_TEST_RUN"
+"""An environment variable by which a run's processes are told from everybody else's."""
+
+
+@dataclass
+class Answer:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(mark: str = "") -> dict[str, str]:
+    """One thread, no network, and workers as urgent as everything else, so that a busy machine does not starve them."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    return kept | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", MARK: mark}
+
+
+@dataclass
+class CommandLine:
+    """Runs ``python -m stlab`` in a folder; ends what a run may have left behind."""
+
+    folder: Path
+    marks: list[str] = field(default_factory=list)
+
+    def start(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, as a terminal would."""
+        mark = f"{self.folder}/{len(self.marks)}"
+        self.marks.append(mark)
+        target = log.open("w") if log else subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark), text=True,
+            start_new_session=True, stdout=target, stderr=subprocess.STDOUT if log else subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str, timeout: float = 280) -> Answer:
+        process = self.start(*arguments)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            self.end_leftovers()
+            raise
+        return Answer(process.returncode, out, err)
+
+    def processes(self) -> dict[int, str]:
+        """Every process of these runs that is still there, by pid: its command line."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                marks = [v for v in (entry / "environ").read_bytes().split(b"\0") if v.startswith(f"{MARK}=".encode())]
+                if marks and marks[0].decode().partition("=")[2] in self.marks:
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if command:  # a zombie has none
+                        found[int(entry.name)] = command
+            except OSError:
+                continue
+        return found
+
+    def wait_until_gone(self, seconds: float = 60) -> dict[int, str]:
+        """What is left of these runs' processes after a while, at best nothing."""
+        until = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < until:
+            time.sleep(0.5)
+        return left
+
+    def end_leftovers(self) -> None:
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+@pytest.fixture(scope="module")
+def stlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """The command line in a process of its own, in an empty folder that a module shares."""
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("processes are told apart by /proc, which this system lacks")
+    command_line = CommandLine(tmp_path_factory.mktemp("stlab"))
+    yield command_line
+    command_line.end_leftovers()
+
+
+@pytest.fixture
+def say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """The command line's ``main`` in this process, in an empty folder: seconds less a call, the same words."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*arguments: str) -> Answer:
+        from stlab.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["stlab", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Answer(int(ended.value.code or 0), out, err)
+
+    return call
+
+
+STUDY = """\
+name: tiny
+base:
+  data: {path: synthetic:city}
+  model: {name: st_vfm, backbone: vit_test, weights: random, temporal_width: 16, rank: 4}
+  train: {max_epochs: 2, warmup_epochs: 1, lr: 2.0e-3, checkpoint_seconds: 0}
+variants:
+  no flow: {model: {flow: false, cross_prompt_layers: 0}}
+  full: {}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="session")
+def study_text() -> str:
+    """A study of two variants and two seeds that trains in seconds."""
+    return STUDY
+
+
+@pytest.fixture(scope="session")
+def grid() -> dict[str, np.ndarray]:
+    """Arrays of a sound file: ten days of hourly counts on 4×4 cells."""
+    steps = 240
+    data = np.random.default_rng(0).poisson(5, (steps, 2, 4, 4)).astype(np.float32)
+    return {"data": data, "timestamps": np.datetime64("2024-01-01", "s") + np.arange(steps) * np.timedelta64(3600, "s")}
