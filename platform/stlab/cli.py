@@ -57,15 +57,13 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(standalone_mode=False)
-        code = 0
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0  # a command's own exit code is returned, not raised
     except UserError as error:
         if debug:
             raise
         _say_error(str(error))
         code = error.exit_code
-    except typer.Exit as done:
-        code = done.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:

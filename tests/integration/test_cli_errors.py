@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,13 @@ def test_help_is_fast_for_it_imports_nothing_heavy() -> None:
 
 
 def test_version(say: Callable[..., Any]) -> None:
-    from importlib.metadata import version
-
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     answer = say("--version")
-    assert (answer.code, answer.out) == (0, f"stlab {version('stlab')}\n")
+    assert (answer.code, answer.out) == (0, f"stlab {project['version']}\n")
+
+
+def test_unknown_commands_and_missing_arguments_are_usage_errors(say: Callable[..., Any]) -> None:
+    for arguments, words in ((("frobnicate",), "No such command 'frobnicate'"), (("run",), "Missing argument 'STUDY'")):
+        answer = say(*arguments)
+        assert answer.code == 2
+        assert words in answer.err

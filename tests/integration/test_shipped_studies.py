@@ -32,8 +32,11 @@ def test_a_shipped_study_is_valid_and_plans(path: Path, grid: dict[str, np.ndarr
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validators.validator_for(schema)(schema).validate(study)
     assert study["name"] == path.stem
-    np.savez("grid.npz", **grid)
-    answer = say("plan", path.stem, *([] if study["base"]["data"]["path"].startswith("synthetic:") else ["--set", "data.path=grid.npz"]))
+    steps = 28 * 24  # the train segment has every slot of the week twice
+    times = grid["timestamps"][0] + np.arange(steps) * np.timedelta64(3600, "s")
+    np.savez("grid.npz", data=np.resize(grid["data"], (steps, *grid["data"].shape[1:])), timestamps=times)
+    own = study["base"]["data"]["path"].startswith("synthetic:")
+    answer = say("plan", path.stem, *([] if own else ["--set", "data.path=grid.npz"]))
     assert answer.code == 0, answer.err
     runs = len(study.get("variants", [0])) * len(study.get("seeds", [0]))
     assert answer.out.count("to do") >= runs
