@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a trial failed, 2 the user's input, 130 interrupted. Impor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -330,7 +331,7 @@ def ui(
 ) -> None:
     """Serve the MLflow UI on a storage's runs, at http://127.0.0.1:5000."""
     from stlab.results import Store
-    from stlab.tracking import default_uri, ui_command
+    from stlab.tracking import TrackingUnavailable, default_uri, study_url, ui_command
 
     store = Store(storage)
     uri = tracking_uri or default_uri(store)
@@ -338,6 +339,13 @@ def ui(
         raise UserError(f"{storage} is remote: say where MLflow is, with --tracking-uri.")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no MLflow database at {uri}. Run a study with --storage {storage} first, or stlab sync.")
+    console = _console()
+    for study in store.names("studies"):
+        with contextlib.suppress(UserError, TrackingUnavailable):  # a study MLflow does not have yet has no page either
+            address = study_url(uri, study, f"http://127.0.0.1:{port}")
+            console.print(f"{study}: variants side by side at {address}", highlight=False, soft_wrap=True)
+            trials = address.replace("=variants", "=trials")
+            console.print(f"{' ' * len(study)}  trials side by side at {trials}", highlight=False, soft_wrap=True)
     command = ui_command(uri, port)
     os.execvp(command[0], command)
 

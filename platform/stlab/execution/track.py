@@ -48,7 +48,7 @@ class TrackingObserver:
         elif event["kind"] == "epochs":
             self._work.put(lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"]))
         else:
-            self._work.put(lambda: self._tracker.finish(trial_row(trial, self.store)))
+            self._work.put(lambda: self._finish(trial_row(trial, self.store)))
 
     def end(self, outcome: Outcome) -> None:
         """Bring everything up to date, trials of earlier runs too, and wait for it."""
@@ -57,8 +57,7 @@ class TrackingObserver:
             rows = {row["trial_id"]: row for row in outcome.rows}
             for row in rows.values():
                 if row["status"] != "missing":
-                    self._tracker.trial(row)
-                    self._tracker.finish(row)
+                    self._finish(row)
             self._tracker.summarise(outcome.rows)
             self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
             self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
@@ -75,6 +74,10 @@ class TrackingObserver:
     def stop(self) -> None:
         self._work.put(None)
         self._thread.join()
+
+    def _finish(self, row: dict[str, Any]) -> None:
+        self._tracker.trial(row)  # its tags say how it stands, and it was running when they were written
+        self._tracker.finish(row)
 
     def _write(self) -> None:
         while True:
