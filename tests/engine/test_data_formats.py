@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from stlab.data import load_dataset, summarise
 from stlab.data.content import content_hash
 from stlab.errors import DataError

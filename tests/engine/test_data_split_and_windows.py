@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from stlab.data import load_dataset
 from stlab.data.split import boundaries, steps_needed
 from stlab.errors import DataError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+
 from stlab.data import load_dataset, summarise
 from stlab.report.data_picture import data_picture
 from stlab.spec import DataSpec

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+
 from stlab.errors import ProtocolMismatch, UserError
 from stlab.report import write_report
 from stlab.report.predictions import read_predictions

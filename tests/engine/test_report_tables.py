@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats
+
 from stlab.errors import ProtocolMismatch
 from stlab.report import ablation_table, summarise, terminal_table, to_latex
 

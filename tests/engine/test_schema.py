@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import TypeAdapter
+
 from stlab.schema import study_schema
 from stlab.spec import DataSpec, ResourcesSpec, StudySpec, TrainSpec
 from stlab.study_file import dump_study

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
+
 from stlab import study_file
 from stlab.errors import StudyError
 from stlab.spec import StudySpec, TrainSpec

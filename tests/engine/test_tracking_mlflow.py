@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from scipy import stats
+
 from stlab.errors import UserError
 from stlab.results import Store, StudyDirectory, TrialDirectory
 from stlab.results.schema import PREDICTIONS

@@ -119,7 +119,9 @@ def table_decimals(lines: Sequence[Summary]) -> int:
 
 
 def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
-    """The table for a terminal of ``width`` columns; where they are few the validation error is left out. Caveats and the verdict stand in its caption.
+    """The table for a terminal of ``width`` columns; where they are few the validation error is left out.
+
+    Caveats and the verdict stand in its caption.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
