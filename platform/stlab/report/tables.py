@@ -139,7 +139,7 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
     errors = {"test_rmse": "test RMSE", "test_mae": "test MAE", "val_rmse": "val RMSE"}
     if width < 96:
         del errors["val_rmse"]
-    table.add_column("variant", no_wrap=True)
+    table.add_column("variant", min_width=18, overflow="fold")
     for title in ("seeds", *errors.values(), "params", "time", "vs week"):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
