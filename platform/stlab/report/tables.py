@@ -119,7 +119,7 @@ def table_decimals(lines: Sequence[Summary]) -> int:
 
 
 def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
-    """The table for a terminal of ``width`` columns; where they are few the validation error is left out.
+    """The table for a terminal of ``width`` columns; where they are few, validation error and parameters are left out.
 
     Caveats and the verdict stand in its caption.
 
@@ -136,17 +136,17 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
     notes = [headline(lines), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
     told = Text("\n".join(notes))
     table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    errors = {"test_rmse": "test RMSE", "test_mae": "test MAE", "val_rmse": "val RMSE"}
-    if width < 96:
-        del errors["val_rmse"]
+    is_wide = width >= 96
+    errors = {"test_rmse": "test RMSE", "test_mae": "test MAE"} | ({"val_rmse": "val RMSE"} if is_wide else {})
     table.add_column("variant", min_width=18, overflow="fold")
-    for title in ("seeds", *errors.values(), "params", "time", "vs week"):
+    for title in ("seeds", *errors.values(), *(["params"] if is_wide else []), "time", "vs week"):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
         measured = [number(getattr(line, name), digits) for name in errors]
         planned = line.n + line.failed + line.missing + line.pruned
         cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
-        cells += [count(line.trainable_params), duration(line.seconds), against_week(line, lines)]
+        cells += [count(line.trainable_params)] if is_wide else []
+        cells += [duration(line.seconds), against_week(line, lines)]
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None
         table.add_row(*(Text(cell) for cell in cells), style=style, end_section=ends)
