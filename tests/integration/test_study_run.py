@@ -203,8 +203,7 @@ class TestChangedStudy:
         assert list(failed.variant) == ["broken"] * 3
         for row in failed.itertuples():
             assert re.search(rf"failed: broken, seed {row.seed} \({row.trial_id}\): .*", answer.out)
-            assert "step" in row.error
-            assert "1e+18" in row.error
+            assert re.search(r"at step \d+, learning rate \d\S*e\+1[78]$", row.error), row.error  # warm-up: below 1e18 yet
 
     def test_the_earlier_results_are_kept(self, changed: Any) -> None:
         _, answer, _ = changed
