@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from stlab import __version__
-from stlab.catalog import ModelConfig, config_class, config_values, create_config
+from stlab.catalog import config_class, config_values, create_config
 from stlab.errors import ModelError
+from stlab.identity import absolute, code_hash, trial_id
 from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
 from stlab.study_source import SECTIONS, StudySource, flatten_overrides
@@ -85,21 +84,6 @@ class Plan:
         return list({trial.trial_id: trial for trial in self.trials}.values())
 
 
-@functools.cache
-def code_hash() -> str:
-    """Hash of the sources that compute: the models, the training, the data."""
-    import stlab
-    import stmodels
-
-    engine = Path(stlab.__file__).parent
-    digest = hashlib.sha256()
-    for folder in (Path(stmodels.__file__).parent, engine / "training", engine / "data"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: StudySource | None = None) -> Plan:
     """Every trial of a study, checked against its model and its data.
 
@@ -125,7 +109,7 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
     problems = [
         p for spec in specs if spec.seed == study.seeds[0] for p in _misfits(spec, facts_of(spec.data).info, source)
     ]
-    problems += _twins(study, trials, source)
+    problems += _twins(study, trials, source) + _dead_axes(study, trials, source)
     if problems:
         raise study_error(problems)
     baselines, notes = _baselines(study, specs, facts_of, source)
@@ -153,7 +137,12 @@ def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSp
     problems: list[Problem] = []
     for variant, overrides in study.variants.items():
         for point in _points(study.axes):
-            changes = {**point, **flatten_overrides(overrides)}
+            own = flatten_overrides(overrides)
+            if both := sorted(point.keys() & own.keys()):
+                message = f"'{variant}' sets {both[0]}, which is an axis: one trial under several labels. Set it in one place."
+                problems.append(problem(message, ("variants", variant), source))
+                break
+            changes = {**point, **own}
             if strays := [path for path in changes if path.partition(".")[0] not in SECTIONS]:
                 message = f"`{strays[0]}`: a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}"
                 problems.append(problem(message, ("variants", variant), source))
@@ -212,10 +201,20 @@ def _sections(
     for section, owner in owners.items():
         try:
             value = pydantic.TypeAdapter(owner).validate_python(values[section])
-            sections[section] = config_values(value) if section == "model" else value
+            sections[section] = _located(value)
         except pydantic.ValidationError as error:
             problems += explain(error, owner, source, section=section, variant=variant)
     return sections, problems
+
+
+def _located(section: Any) -> Any:
+    """A section with its paths made absolute: workers have working directories of their own. A model's as plain values."""
+    if isinstance(section, DataSpec):
+        return section.model_copy(update={"path": absolute(section.path)})
+    if isinstance(section, pydantic.BaseModel):
+        return section
+    files = section.files()
+    return {name: absolute(value) if value in files else value for name, value in config_values(section).items()}
 
 
 def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
@@ -229,27 +228,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "code_version": f"{__version__}+{code_hash()[:10]}",
         "weights": spec.model.get("weights", "none"),
     }
-    return PlannedTrial(spec, _trial_id(spec, config, facts.sha256), identity, config.relative_cost())
-
-
-def _trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
-    """Hash of everything that changes the numbers, and of nothing else."""
-    without = config.inert() | _NO_PART_OF_THE_IDENTITY
-    fields = {
-        f"{section}.{name}": value
-        for section, values in (
-            ("data", spec.data.model_dump(mode="json")),
-            ("model", spec.model),
-            ("train", spec.train.model_dump(mode="json")),
-        )
-        for name, value in values.items()
-        if section not in without and f"{section}.{name}" not in without
-    }
-    for path in config.files():
-        content = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "missing"
-        fields = {name: content if value == path else value for name, value in fields.items()}
-    document = {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": code_hash()}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:_ID_LENGTH]
+    return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost())
 
 
 def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:
@@ -257,7 +236,7 @@ def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> l
     try:
         create_config(spec.model).check(info)
     except ConfigError as error:
-        return [problem(f"{spec.data.path}: {error}", (), source, section="model", variant=spec.variant)]
+        return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
     return []
 
 
@@ -274,6 +253,20 @@ def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource
             )
             problems.append(problem(message, ("variants", variant), source))
         first.setdefault(ids, variant)
+    return problems
+
+
+def _dead_axes(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
+    """Axes that change no variant: every row along one would be the same trial."""
+    problems = []
+    for path, values in study.axes.items():
+        along: dict[str, set[str]] = {}
+        for trial in trials:
+            others = {p: v for p, v in trial.spec.axis_values.items() if p != path}
+            along.setdefault(json.dumps([trial.spec.variant, trial.spec.seed, others]), set()).add(trial.trial_id)
+        if len(values) > 1 and all(len(ids) == 1 for ids in along.values()):
+            message = "changes nothing in any variant: parameters, output and training stay the same along it. Remove the axis."
+            problems.append(problem(message, ("axes", path), source))
     return problems
 
 
@@ -300,8 +293,11 @@ def _baselines(
             except ConfigError as error:
                 notes.append(f"No baseline {error}.")
                 continue
+            # A variant may bring data of its own; its baselines are rows of their own then, not further seeds of the others.
+            shared = any(other.axis_values == spec.axis_values and other is not spec for other in first.values())
+            label = f"{name} · {spec.variant}" if shared and spec.variant != next(iter(first.values())).variant else name
             own = TrialSpec(
-                study=study.name, variant=name, axis_values=axis_values, seed=0, data=data, model=model, train=spec.train,
+                study=study.name, variant=label, axis_values=axis_values, seed=0, data=data, model=model, train=spec.train,
                 resources=spec.resources, baseline=True,
             )  # fmt: skip
             planned.append(_planned(own, facts_of(data)))

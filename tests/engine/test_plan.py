@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stlab import catalog, plan
-from stlab.errors import StudyError
+from stlab import catalog
+from stlab.errors import ModelError, StudyError
+from stlab.identity import absolute
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.spec import DataSpec, ResourcesSpec, StudySpec
 from stlab.study_file import parse
@@ -143,7 +145,7 @@ def test_an_id_is_made_of_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert one_id(f"model.weights={first}") != before
     assert before != one_id()
     now = one_id()
-    monkeypatch.setattr(plan, "code_hash", lambda: "0" * 64)
+    monkeypatch.setattr("stlab.identity.code_hash", lambda: "0" * 64)
     assert one_id() != now
 
 
@@ -164,12 +166,40 @@ def test_trials_are_variants_by_axes_by_seeds_in_the_order_of_the_tables() -> No
     assert result.trials[12].spec.model["flow"] is False
 
 
-def test_a_variant_has_the_last_word_over_an_axis() -> None:
+def test_a_field_is_set_by_a_variant_or_by_an_axis_but_not_by_both() -> None:
     text = STUDY.replace("plain: {", "plain: {train.lr: 0.5, ")
-    found = {
-        (t.spec.variant, t.spec.train.lr) for t in planned(text, "axes.train.lr=[0.1, 0.2]", "baselines=[]").trials
-    }
-    assert found == {("full", 0.1), ("full", 0.2), ("plain", 0.5)}
+    with pytest.raises(StudyError, match=r"variants\.plain: 'plain' sets train\.lr, which is an axis"):
+        planned(text, "axes.train.lr=[0.1, 0.2]", "baselines=[]")
+
+
+def test_an_axis_that_changes_nothing_is_refused() -> None:
+    text = STUDY.replace("full: {}", "full: {model: {flow: false, cross_prompt_layers: 0, rank: 4}}")
+    with pytest.raises(StudyError, match=r"axes\.train\.flow_loss_weight: changes nothing in any variant"):
+        planned(text, "axes.train.flow_loss_weight=[0.1, 0.5]", "baselines=[]")
+
+
+def test_paths_are_absolute_since_workers_run_elsewhere(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"weights")
+    spec = planned(STUDY, f"model.weights={os.path.relpath(weights)}").trials[-1].spec
+    assert Path(spec.data.path).is_absolute()
+    assert spec.model["weights"] == str(Path(os.path.relpath(weights)).absolute())
+
+
+def test_a_folder_of_weights_counts_by_its_content(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "encoder").mkdir(parents=True)
+        (tmp_path / name / "encoder" / "model.safetensors").write_bytes(name.encode())
+    first, second = (one_id(f"model.weights={tmp_path / name}") for name in ("a", "b"))
+    assert first != second
+    with pytest.raises(ModelError, match="there is no such file"):
+        one_id(f"model.weights={tmp_path / 'c'}")
+
+
+def test_baselines_of_a_variant_with_data_of_its_own_are_rows_of_their_own() -> None:
+    text = STUDY.replace("plain: {", "plain: {data.train_ratio: 0.5, ")
+    names = [t.spec.variant for t in planned(text, "baselines=[last_value]").trials if t.spec.baseline]
+    assert names == ["last_value", "last_value · plain"]
 
 
 def test_a_trial_that_two_rows_share_is_listed_twice_and_trained_once() -> None:
@@ -273,7 +303,7 @@ def test_another_family_brings_its_own_defaults(where: str) -> None:
         else "variants: {v: {data.horizon: 3}}\naxes: {data.family: [sensors]}"
     )
     data = planned(text + change).trials[0].spec.data
-    expected = DataSpec(path="x.npz", family="sensors", train_ratio=0.5, horizon=3)
+    expected = DataSpec(path=absolute("x.npz"), family="sensors", train_ratio=0.5, horizon=3)
     assert (expected.history, expected.null, expected.split) == (12, 0.0, (0.6, 0.2, 0.2))
     assert data == expected
     kept = planned(text.replace("x.npz,", "x.npz, history: 8,") + change).trials[0].spec.data

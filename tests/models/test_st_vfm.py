@@ -268,3 +268,15 @@ def test_initialise_can_be_repeated(small_model: Models, series_info: Info, batc
     assert not torch.equal(model(batch).value, first)
     initialise(model, 0)
     assert torch.equal(model(batch).value, first)
+
+
+def test_missing_readings_are_no_part_of_the_loss(small_model: Any, batch_of: Any, series_info: Any) -> None:
+    info = series_info()
+    batch = batch_of(info)
+    mask = torch.rand(batch.target.shape, generator=torch.Generator().manual_seed(1)) > 0.4
+    spoilt = batch._replace(target=torch.where(mask, batch.target, 1e6), target_mask=mask)
+    model = small_model(info)
+    forecast = model(batch)
+    error = (forecast.value - batch.target).detach().double().numpy()
+    value = model.loss_terms(forecast, spoilt)["forecast"].item()
+    assert value == pytest.approx((error[mask.numpy()] ** 2).mean(), rel=1e-5)

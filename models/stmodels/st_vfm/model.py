@@ -74,9 +74,10 @@ class STVFM(Forecaster):
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 11 before weighting, both mean squared errors in scaled space."""
-        terms = {"forecast": F.mse_loss(forecast.value, batch.target)}
+        terms = {"forecast": _mean_squared(forecast.value - batch.target, batch.target_mask)}
         if forecast.flow is not None:
-            terms["flow"] = F.mse_loss(forecast.flow, target_flow(batch.history, batch.target))
+            difference = forecast.flow - target_flow(batch.history, batch.target)
+            terms["flow"] = _mean_squared(difference, batch.target_mask)
         return terms
 
     def _st_input(self, batch: Batch) -> Tensor:
@@ -112,3 +113,9 @@ class STVFM(Forecaster):
         for layer in self.cross:
             st, flow = layer(st, flow)
         return st.view(shape), flow.view(shape)
+
+
+def _mean_squared(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the squared error over the readings there are; all of them where there is no mask."""
+    squared = error.float().square()
+    return squared.mean() if mask is None else (squared * mask).sum() / mask.sum().clamp_min(1)

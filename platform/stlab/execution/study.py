@@ -91,7 +91,7 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
     """
     plan = plan_study(study, source)
-    single_protocol_a_point(plan)
+    check_protocol(plan)
     store = Store(storage)
     store.make()
     if retry_failed:
@@ -132,16 +132,13 @@ def run_study(
     return outcome
 
 
-def single_protocol_a_point(plan: Plan) -> None:
-    """Refuse a study whose table would mix protocols: rows may differ in data only along an axis of their own."""
-    points: dict[str, list[dict[str, Any]]] = {}
-    for trial in plan.trials:
-        point = json.dumps({p: v for p, v in trial.spec.axis_values.items() if p.startswith("data.")}, sort_keys=True)
-        points.setdefault(point, []).append(
-            {**trial.identity, "variant": trial.spec.variant, "trial_id": trial.trial_id}
-        )
-    for rows in points.values():
-        single_protocol(rows)
+def check_protocol(plan: Plan) -> None:
+    """Refuse, before anything trains, a study whose table would mix protocols.
+
+    Raises:
+        ProtocolMismatch: names the field that differs.
+    """
+    single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in plan.trials)
 
 
 def _with_resources(trial: PlannedTrial, resources: ResourcesSpec) -> PlannedTrial:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +63,7 @@ class TrackingObserver:
             self._tracker.summarise(outcome.rows)
             self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
             self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
+            self.failure = None  # all of it is there now, whatever was missed on the way
 
         self._work.put(finish)
         self.stop()
@@ -72,6 +75,7 @@ class TrackingObserver:
             self.stop()
 
     def stop(self) -> None:
+        self._work.put(self._flush_epochs)
         self._work.put(None)
         self._thread.join()
 
@@ -80,15 +84,16 @@ class TrackingObserver:
         self._tracker.finish(row)
 
     def _write(self) -> None:
+        flushed = time.monotonic()
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 task = self._work.get(timeout=_EPOCHS_AT_ONCE_SECONDS)
-            except queue.Empty:
+                if task is None:
+                    return
+                self._try(task)
+            if time.monotonic() - flushed >= _EPOCHS_AT_ONCE_SECONDS:
                 self._try(self._flush_epochs)
-                continue
-            if task is None:
-                return
-            self._try(task)
+                flushed = time.monotonic()
 
     def _flush_epochs(self) -> None:
         waiting, self._epochs = self._epochs, {}
@@ -98,8 +103,10 @@ class TrackingObserver:
     def _try(self, task: Callable[[], None]) -> None:
         try:
             task()
-            self.failure = None
         except TrackingUnavailable as error:
             if self.failure is None:
                 logger.warning("MLflow does not answer, training goes on: %s", error)
             self.failure = str(error)
+        except Exception as error:  # whatever is wrong with MLflow, the study goes on; it is said here and at the end
+            logger.exception("MLflow could not be written, training goes on")
+            self.failure = f"{type(error).__name__}: {error}"

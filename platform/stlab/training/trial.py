@@ -66,10 +66,14 @@ def run_trial(
             job.train()
         if test and lead:
             job.test()
-    except Exception as error:  # noqa: BLE001 - one trial's error must not end the others; it is recorded in full
+    except Exception as error:  # one trial's error must not end the others; it is recorded in full
         if lead:
+            if job is not None and job.progress is not None and job.progress.rows:
+                directory.write_epochs(job.progress.rows)
             directory.write_failure(_failure(error, job))
         logger.error("trial %s failed: %s", directory.trial_id, error)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not isinstance(error, TrialFailed):
+            raise  # it may have happened here alone, and the other workers wait: the whole group has to start anew
     return directory.status()
 
 

@@ -1,0 +1,77 @@
+"""What a trial is known by: a hash of everything that changes its numbers, and of nothing else."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from stlab.catalog import ModelConfig
+from stlab.errors import ModelError
+from stlab.spec import TrialSpec
+
+# Fields that cannot change a number: where the data lies (its content counts) and how often a checkpoint is written.
+_NO_PART_OF_IT = {"data.path", "train.checkpoint_seconds"}
+_LENGTH = 16
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of the sources that compute: the models, the training, the data."""
+    import stlab
+    import stmodels
+
+    engine = Path(stlab.__file__).parent
+    digest = hashlib.sha256()
+    for folder in (Path(stmodels.__file__).parent, engine / "training", engine / "data"):
+        _add_files(digest, folder, "*.py")
+    return digest.hexdigest()
+
+
+def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
+    """The id of a resolved trial.
+
+    Raises:
+        ModelError: a file that the model names (weights) is not there.
+    """
+    without = config.inert() | _NO_PART_OF_IT
+    fields = {
+        f"{section}.{name}": value
+        for section, values in (
+            ("data", spec.data.model_dump(mode="json")),
+            ("model", spec.model),
+            ("train", spec.train.model_dump(mode="json")),
+        )
+        for name, value in values.items()
+        if section not in without and f"{section}.{name}" not in without
+    }
+    for path in config.files():
+        content = content_hash(path)
+        fields = {name: content if value == path else value for name, value in fields.items()}
+    document = {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": code_hash()}
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:_LENGTH]
+
+
+def content_hash(path: str) -> str:
+    """Hash of a file's content, or of all files in a folder (a checkpoint may be either)."""
+    place = Path(path)
+    digest = hashlib.sha256()
+    if place.is_dir():
+        _add_files(digest, place, "*")
+    elif place.is_file():
+        digest.update(place.read_bytes())
+    else:
+        raise ModelError(f"model.weights={path}: there is no such file. Give a checkpoint's path, `pretrained` or `random`.")
+    return digest.hexdigest()
+
+
+def absolute(path: str) -> str:
+    """A path as every process understands it, whatever its working directory; URIs and generated data as they are."""
+    return path if ":" in path else str(Path(path).expanduser().absolute())
+
+
+def _add_files(digest: hashlib._Hash, folder: Path, pattern: str) -> None:
+    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
+        digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
