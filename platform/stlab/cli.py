@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -86,6 +87,13 @@ def _say_error(message: str) -> None:
     console = Console(stderr=True, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, highlight=False)
+
+
+def _myself() -> str:
+    """This command line, as it can be typed here: the bare name only where it is on the path."""
+    if shutil.which("stlab"):
+        return "stlab"
+    return sys.argv[0] if Path(sys.argv[0]).name == "stlab" else f"{sys.executable} -m stlab"
 
 
 def _console() -> Console:
@@ -190,7 +198,7 @@ def _say_outcome(
         )
     if tracking_failure:
         console.print(
-            f"[yellow]MLflow is behind:[/] {tracking_failure} Later: stlab sync {outcome.plan.study.name} --storage {storage}",
+            f"[yellow]MLflow is behind:[/] {tracking_failure} Later: {_myself()} sync {outcome.plan.study.name} --storage {storage}",
             soft_wrap=True,
         )
     console.print(f"report   {outcome.report}", highlight=False, soft_wrap=True)
@@ -199,7 +207,7 @@ def _say_outcome(
     else:
         default = uri.startswith("sqlite:///") and not tracking_failure
         console.print(
-            f"MLflow   stlab ui --storage {storage}" if default else f"MLflow   stlab ui --tracking-uri {uri}",
+            f"MLflow   {_myself()} ui --storage {storage}" if default else f"MLflow   {_myself()} ui --tracking-uri {uri}",
             highlight=False,
             soft_wrap=True,
         )
