@@ -15,7 +15,7 @@ import pytest
 EPOCHS = 60
 START_SECONDS = 300  # for Ray and its workers, on a busy machine
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def _same_numbers(rows: pd.DataFrame, undisturbed: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(rows[columns], undisturbed[columns], check_exact=True)
 
 
-@pytest.mark.parametrize("to_all", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["terminal", "driver only"])
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "driver only"])
 def test_ctrl_c_stops_and_the_same_command_goes_on(stlab: Any, undisturbed: pd.DataFrame, to_all: bool) -> None:
     name = f"ctrl_c_{to_all}"
     run = _start_and_wait_for_the_middle(stlab, name)
@@ -85,7 +85,6 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(stlab: Any, undisturbed: pd.D
     _goes_on_to_the_same_numbers(stlab, name, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_nothing_in_the_way(stlab: Any, undisturbed: pd.DataFrame) -> None:
     run = _start_and_wait_for_the_middle(stlab, "killed")
     run.kill()
@@ -94,7 +93,6 @@ def test_a_driver_that_is_killed_leaves_nothing_in_the_way(stlab: Any, undisturb
     assert not stlab.wait_until_gone(60), "the killed run's processes are still there"
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_is_started_again(stlab: Any, undisturbed: pd.DataFrame) -> None:
     run = _start_and_wait_for_the_middle(stlab, "worker")
     workers = [pid for pid, command in stlab.processes().items() if "RayTrainWorker" in command]
@@ -104,7 +102,6 @@ def test_a_worker_that_is_killed_is_started_again(stlab: Any, undisturbed: pd.Da
     _same_numbers(_trials(stlab.folder / "worker"), undisturbed)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two CPUs")
 def test_two_workers_give_nearly_the_numbers_of_one(stlab: Any, undisturbed: pd.DataFrame) -> None:
     options = ("--set", "resources.workers=2", "--set", "train.max_epochs=3", "--set", "train.batch_size=32")
