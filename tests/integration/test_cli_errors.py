@@ -107,7 +107,7 @@ def _near_name(grid: Grid) -> str:
 FILES: dict[str, tuple[Callable[[Grid], str], list[str]]] = {
     "truncated": (_truncate, ["cut.npz", "truncated", "Fetch it again"]),
     "unknown suffix": (_other_suffix, ["counts.xlsx", ".xlsx", ".npz", ".json"]),
-    "missing": (_near_name, ["bkie.npz", "no such file", "Did you mean ", "/bike.npz?"]),
+    "missing": (_near_name, ["bkie.npz", "no such file", "Did you mean ", "bike.npz?"]),
 }
 
 

@@ -110,7 +110,8 @@ def test_the_terminal_ends_with_table_report_and_ui(ran: Any) -> None:
     assert len(re.findall(r"^✓ +\d+/10  ", answer.out, re.MULTILINE)) == 10
     *_, report, ui = answer.out.rstrip().splitlines()
     assert report.split() == ["report", str(stlab.folder / "runs/studies/tiny/report/index.html")]
-    assert ui.split() == ["MLflow", "stlab", "ui", "--storage", str(stlab.folder / "runs")]
+    assert ui.startswith("MLflow ")
+    assert ui.split()[-4:] == ["stlab", "ui", "--storage", str(stlab.folder / "runs")]
     table = answer.out[answer.out.rindex("✓") :]
     assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE", "±"))
 
