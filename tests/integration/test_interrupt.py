@@ -91,24 +91,3 @@ def test_a_driver_that_is_killed_leaves_nothing_in_the_way(stlab: Any, undisturb
     run.wait(timeout=30)
     _goes_on_to_the_same_numbers(stlab, "killed", undisturbed)
     assert not stlab.wait_until_gone(60), "the killed run's processes are still there"
-
-
-def test_a_worker_that_is_killed_is_started_again(stlab: Any, undisturbed: pd.DataFrame) -> None:
-    run = _start_and_wait_for_the_middle(stlab, "worker")
-    workers = [pid for pid, command in stlab.processes().items() if "RayTrainWorker" in command]
-    assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    assert run.wait(timeout=900) == 0, (stlab.folder / "worker.log").read_text()
-    _same_numbers(_trials(stlab.folder / "worker"), undisturbed)
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two CPUs")
-def test_two_workers_give_nearly_the_numbers_of_one(stlab: Any, undisturbed: pd.DataFrame) -> None:
-    options = ("--set", "resources.workers=2", "--set", "train.max_epochs=3", "--set", "train.batch_size=32")
-    both = {}
-    for name, extra in (("two", options), ("one", options[2:])):
-        answer = stlab("run", "long.yaml", "--storage", name, *extra, timeout=900)
-        assert answer.code == 0, answer
-        both[name] = _trials(stlab.folder / name)
-    for column in ("test_mae", "test_rmse", "val_mae", "val_rmse"):
-        pd.testing.assert_series_equal(both["two"][column], both["one"][column], check_exact=False, rtol=1e-4)
