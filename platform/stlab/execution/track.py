@@ -65,18 +65,17 @@ class TrackingObserver:
             self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
             self.failure = None  # all of it is there now, whatever was missed on the way
 
-        self._work.put(finish)
-        self.stop()
+        self._stop_after(finish)
 
     def interrupt(self) -> None:
         """The study was stopped: say so, and wait until that is written."""
         if self._thread.is_alive():
-            self._work.put(lambda: self._tracker.close("interrupted"))
-            self.stop()
+            self._stop_after(lambda: self._tracker.close("interrupted"))
 
-    def stop(self) -> None:
-        self._work.put(self._flush_epochs)
-        self._work.put(None)
+    def _stop_after(self, last: Callable[[], None]) -> None:
+        """Write the epochs that wait, then ``last``, then nothing more."""
+        for task in (self._flush_epochs, last, None):
+            self._work.put(task)
         self._thread.join()
 
     def _finish(self, row: dict[str, Any]) -> None:
