@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from stmodels.types import Batch, Forecast
+from stmodels.types import Batch, Forecast, View
 
 
 class TrainWindows(Protocol):
@@ -32,3 +32,7 @@ class Forecaster(nn.Module):
 
     def fit(self, windows: TrainWindows) -> None:
         """Fit what is fitted in closed form, or keep what is copied from the train segment. Nothing, for most."""
+
+    def view(self, batch: Batch) -> View | None:
+        """What the model sees of each window as an image, for the reader of a report; None where it sees none."""
+        return None

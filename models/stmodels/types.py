@@ -33,6 +33,13 @@ class Forecast(NamedTuple):
     flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, in scaled space too
 
 
+class View(NamedTuple):
+    """What a model sees of a window, as an image."""
+
+    channels: tuple[str, ...]  # names of the C image channels
+    image: Tensor  # (B, C, N, N) in [0, 1]
+
+
 class SeriesInfo(NamedTuple):
     """What a model may know of its data before it sees any of it."""
 
