@@ -1,0 +1,38 @@
+"""Commands on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stlab.cli.options import SetOption, console_for_output, data_spec
+from stlab.errors import UserError
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or synthetic:city.")],
+    overrides: SetOption = None,
+    picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default NAME.png here.")] = None,
+) -> None:
+    """Shape, span, step, missing values, range, what the split gives; the mean grid and the daily profile as a picture."""
+    from stlab.data import load_dataset, summarise
+    from stlab.report.data_picture import data_picture
+    from stlab.report.style import render
+
+    console = console_for_output()
+    spec = data_spec(path, overrides or [])
+    summary = summarise(spec)
+    for label, text in summary.lines():
+        console.print(f"[bold]{label:<14}[/] {text}", highlight=False, soft_wrap=True)
+    if summary.problems:
+        raise UserError("no picture: the data cannot be used as it is.\n" + "\n".join(summary.problems))
+    dataset = load_dataset(spec)
+    target = picture or Path(f"{dataset.name.replace(' ', '_')}.png")
+    if target.exists() and picture is None:
+        raise UserError(f"{target} is there already; say where the picture goes with --picture.")
+    if not target.parent.is_dir():
+        raise UserError(f"--picture {target}: there is no folder {target.parent}. Make it, or give another.")
+    target.write_bytes(render(data_picture(dataset), "png"))
+    console.print(f"[bold]{'picture':<14}[/] {target}", highlight=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""What several commands share: options, the console, how a study is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.spec import DataSpec, StudySpec
+    from stlab.study_source import StudySource
+
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the bare name of a shipped one.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override any field, e.g. data.path=grid.npz; may be repeated."),
+]
+StorageOption = Annotated[
+    str, typer.Option("--storage", help="Where everything goes: a folder or a URI such as s3://bucket/runs.")
+]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default sqlite in the storage."),
+]
+
+
+def myself() -> str:
+    """This command line, as it can be typed here: the bare name only where it is on the path."""
+    if shutil.which("stlab"):
+        return "stlab"
+    return sys.argv[0] if Path(sys.argv[0]).name == "stlab" else f"{sys.executable} -m stlab"
+
+
+def console_for_output() -> Console:
+    """Standard output as it is now; where it is no terminal (a log, a pipe), wide enough for the tables."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+
+
+def load_study(study: str, overrides: list[str] | None) -> tuple[StudySpec, StudySource]:
+    from stlab.study_file import load_study_source, parse
+
+    source = load_study_source(study, overrides or ())
+    return parse(source), source
+
+
+def data_spec(path: str, overrides: list[str], **defaults: str) -> DataSpec:
+    """A data specification from a path and ``--set`` options, by way of a study that holds nothing else."""
+    from stlab.study_file import StudySource, parse
+
+    text = json.dumps({"name": "inspect", "base": {"data": {"path": path, **defaults}, "model": {"name": "last_value"}}})
+    return parse(StudySource.from_text(text, "--set", overrides)).base.data

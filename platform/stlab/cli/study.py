@@ -1,0 +1,208 @@
+"""Commands on a study: run, plan, report, and the schema of its file."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlab.cli.options import (
+    SetOption,
+    StorageOption,
+    StudyArgument,
+    TrackingOption,
+    console_for_output,
+    load_study,
+    myself,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.execution.study import Outcome
+    from stlab.plan import Plan
+
+
+def run(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = "runs",
+    tracking_uri: TrackingOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default this machine."),
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+) -> None:
+    """Run a study: what is left of it, and nothing twice."""
+    spec, source = load_study(study, overrides)
+    from stlab.execution.progress import TerminalProgress
+    from stlab.execution.study import run_study
+    from stlab.execution.track import TrackingObserver
+    from stlab.results import Store
+    from stlab.tracking import default_uri
+
+    console = console_for_output()
+    store = Store(storage)
+    uri = tracking_uri or default_uri(store)
+    progress = TerminalProgress(console)
+    tracking = TrackingObserver(uri, store, spec.name) if uri else None
+    try:
+        outcome = run_study(
+            spec,
+            storage,
+            source=source,
+            address=address,
+            retry_failed=retry_failed,
+            observers=[progress, *([tracking] if tracking else [])],
+        )
+    except KeyboardInterrupt:
+        progress.stop()
+        if tracking:
+            tracking.interrupt()
+        console.print("Interrupted. What is trained stays: the same command goes on from there.")
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    _say_outcome(console, outcome, store.location, uri, tracking.failure if tracking else None)
+    raise typer.Exit(1 if outcome.ended_as("failed", "missing") else 0)
+
+
+def _say_outcome(
+    console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
+) -> None:
+    from stlab.report import terminal_table
+    from stlab.results import Store, TrialDirectory
+
+    console.print()
+    console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes), console.width))
+    for row in outcome.ended_as("failed"):
+        failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
+        console.print(
+            f"[red]failed:[/] {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for line in failure.get("log_tail", []):
+            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if outcome.ended_as("failed"):
+        console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
+    missing = outcome.ended_as("missing")
+    if missing:
+        console.print(f"[red]{len(missing)} trials did not end.[/] The same command goes on with them.")
+    for trouble in outcome.troubles:
+        console.print(f"[red]{trouble}[/]", highlight=False, soft_wrap=True)
+    if outcome.kept:
+        console.print(
+            f"The study was changed: its earlier results and report are kept in {storage}/{outcome.kept}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if tracking_failure:
+        console.print(
+            f"[yellow]MLflow is behind:[/] {tracking_failure} Later: {myself()} sync {outcome.plan.study.name} --storage {storage}",
+            soft_wrap=True,
+        )
+    console.print(f"report   {outcome.report}", highlight=False, soft_wrap=True)
+    if uri is None:
+        console.print("MLflow   not told where: --tracking-uri, or later stlab sync", highlight=False)
+    else:
+        default = uri.startswith("sqlite:///") and not tracking_failure
+        console.print(
+            f"MLflow   {myself()} ui --storage {storage}" if default else f"MLflow   {myself()} ui --tracking-uri {uri}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def plan(
+    study: StudyArgument,
+    overrides: SetOption = None,
+    storage: StorageOption = "runs",
+    concurrency: Annotated[
+        int | None, typer.Option(help="Worker groups at once, for the packs; by default what this machine runs.")
+    ] = None,
+) -> None:
+    """List a study's trials (variant, axis values, seed, id, done or not) and packs, without running anything."""
+    spec, source = load_study(study, overrides)
+    from stlab.execution.study import plan_study
+
+    _say_plan(plan_study(spec, source), storage, concurrency)
+
+
+def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
+    from rich.table import Table
+
+    from stlab.execution.study import is_done
+    from stlab.plan import make_packs
+    from stlab.results import Store, TrialDirectory
+
+    console, store = console_for_output(), Store(storage)
+    todo = [trial for trial in plan.unique() if not is_done(trial, store)]
+    slots = {
+        t.spec.resources: concurrency
+        or max(1, int((os.cpu_count() or 1) / (t.spec.resources.cpus * t.spec.resources.workers)))
+        for t in todo
+    }
+    packs = make_packs(todo, slots)
+    pack_of = {trial.trial_id: str(number) for number, pack in enumerate(packs) for trial in pack.trials}
+    table = Table(
+        "variant",
+        *plan.study.axes,
+        "seed",
+        "id",
+        "state",
+        "pack",
+        title=f"{plan.study.name}: {len(plan.trials)} trials",
+        title_justify="left",
+    )
+    for trial in plan.trials:
+        axes = [str(trial.spec.axis_values.get(path, "")) for path in plan.study.axes]
+        state = "done" if trial.trial_id not in pack_of else "to do"
+        if TrialDirectory(store, trial.trial_id).status().value == "failed":
+            state = "failed"
+        table.add_row(
+            trial.spec.variant,
+            *axes,
+            "" if trial.spec.baseline else str(trial.spec.seed),
+            trial.trial_id,
+            state,
+            pack_of.get(trial.trial_id, ""),
+        )
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"[dim]note:[/] {note}", highlight=False)
+    console.print(
+        f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False
+    )
+
+
+def report(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was run.")], storage: StorageOption = "runs"
+) -> None:
+    """Write a study's report again from its directories."""
+    from stlab.report import terminal_table, write_report
+    from stlab.results import Store, StudyDirectory
+    from stlab.study_file import load_study_source
+
+    if name.endswith((".yaml", ".yml")):
+        name = load_study_source(name).data["name"]
+    store = Store(storage)
+    rows = StudyDirectory(store, name).read_trials().to_pylist()
+    path = write_report(store, name)
+    console = console_for_output()
+    console.print(terminal_table(rows, width=console.width))
+    console.print(f"report   {path}", highlight=False, soft_wrap=True)
+
+
+def schema() -> None:
+    """Print the JSON schema of the study file, for editors."""
+    from pydantic import TypeAdapter
+
+    from stlab.catalog import trainable_models
+    from stlab.schema import study_schema
+
+    models = {name: TypeAdapter(config).json_schema() for name, config in trainable_models().items()}
+    typer.echo(json.dumps(study_schema(models), indent=2, ensure_ascii=False))
