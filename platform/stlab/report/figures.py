@@ -220,7 +220,7 @@ def busy_series(best: tuple[str, Predictions], baseline: tuple[str, Predictions]
         if forecasts.time is None:
             panels[-1].set_xlabel("step of the series")
         else:
-            _date_axis(panels[-1])
+            date_axis(panels[-1])
         figure.supylabel("data unit", fontsize=9)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
@@ -240,7 +240,8 @@ def _series_line(
     axes.plot(np.insert(where, gaps, where[gaps]), np.insert(line, gaps, np.nan), **style)
 
 
-def _date_axis(axes: Axes) -> None:
+def date_axis(axes: Axes) -> None:
+    """Label the horizontal axis with days, or with hours where it spans few of them."""
     from matplotlib import dates
 
     first, last = axes.get_xlim()

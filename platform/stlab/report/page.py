@@ -8,9 +8,9 @@ from typing import Any
 
 from stlab.report import wording
 from stlab.report.pictures import Picture, Pictures, draw
-from stlab.report.statistics import Row, Summary, best_variant, lowest_mae, outcome, summarise
+from stlab.report.statistics import Row, Summary, anchor, best_variant, has_slot_of_week, lowest_mae, outcome, summarise
 from stlab.report.style import render
-from stlab.report.tables import ablation_table, against_week, table_decimals, to_latex
+from stlab.report.tables import ablation_table, against_anchor, against_title, has_mape, table_decimals, to_latex
 from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
 
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
@@ -93,7 +93,10 @@ def _content(
         "caveats": wording.caveats(rows, protocol),
         "headline": wording.headline(lines),
         "table": _table(lines),
-        "has_mape": any(line.test_mape for line in lines),
+        "extent": "horizons and nodes" if protocol.get("family") == "sensors" else "horizons, cells and channels",
+        "has_mape": has_mape(lines),
+        "against": against_title(lines),
+        "anchor": _anchor_words(lines),
         "verdicts": wording.verdicts(lines),
         "notes": [*notes, *pictures.left_out, *_version_notes(rows)],
         "pictures": [_inline(picture) for picture in pictures.made],
@@ -107,6 +110,15 @@ def _content(
         "data_hashes": _distinct(rows, "data_sha256"),
         "started": _started(rows),
     }
+
+
+def _anchor_words(lines: Sequence[Summary]) -> str:
+    """What the variants stand against; where an axis changes the data, each has its own."""
+    held = anchor(lines)
+    if held is None:
+        return "the best baseline"
+    own = {one.label for line in lines if not line.baseline and (one := anchor(lines, line))}
+    return "the best baseline" if len(own) > 1 and not has_slot_of_week(lines) else wording.anchor_words(held)
 
 
 def _distinct(rows: Sequence[Row], field: str) -> list[str]:
@@ -148,7 +160,7 @@ def _table(lines: Sequence[Summary]) -> list[dict[str, Any]]:
             "mape": wording.number(line.test_mape, 2),
             "val_rmse": wording.number(line.val_rmse, digits),
             "trainable": wording.count(line.trainable_params),
-            "against": (against := against_week(line, lines)),
+            "against": (against := against_anchor(line, lines)),
             "verdict": {"−": "better", "+": "worse"}.get(against[0], ""),
         }
         for line in lines

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from stlab.report import figures
+from stlab.report import figures, node_figures
 from stlab.report.predictions import Predictions, describe_cell, read_predictions
-from stlab.report.statistics import Row, Summary, best_variant, is_slot_of_week, slot_of_week
+from stlab.report.statistics import (
+    Row,
+    Summary,
+    anchor,
+    best_variant,
+    is_slot_of_week,
+    slot_of_week,
+    strongest_baseline,
+)
+from stlab.report.view import THRESHOLD, Choice, WindowView, choose_nodes, node_scores, read_view
+from stlab.report.wording import image_channel
 from stlab.results import Store, TrialDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Kept = TypeVar("Kept")
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +55,7 @@ def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Picture
     _horizon(store, lines, found)
     _learning(store, rows, lines, found)
     _forecasts(store, rows, lines, found)
+    _views(store, rows, lines, found)
     for reason in found.left_out:
         _log.info("report: %s", reason)
     return found
@@ -65,11 +77,11 @@ def _only_best(lines: Sequence[Summary], shown: Sequence[Summary]) -> str:
 def _reference_lines(lines: Sequence[Summary], shown: Sequence[Summary]) -> list[Summary]:
     """The baselines of a figure: the slot-of-week mean, the best, and the second unless it would flatten the rest."""
     ranked = [line for line in lines if line.baseline and line.test_rmse]
-    anchor = slot_of_week(lines)
+    week = slot_of_week(lines)
     worst = max((line.rank_rmse for line in shown if line.test_rmse), default=math.inf)
     kept = [line for line in ranked[:2] if line is ranked[0] or line.rank_rmse < 1.3 * worst]
-    if anchor and anchor.test_rmse and anchor not in kept:
-        kept.append(anchor)
+    if week and week.test_rmse and week not in kept:
+        kept.append(week)
     return sorted(kept, key=lambda line: (not is_slot_of_week(line.variant), line.rank_rmse))
 
 
@@ -113,8 +125,8 @@ def _learning(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found
     if not curves:
         found.left_out.append("No learning curves: no finished trial has kept its epochs.")
         return
-    anchor = slot_of_week(lines)
-    reference = (anchor.label, anchor.val_rmse.mean) if anchor and anchor.val_rmse else None
+    held = anchor(lines)
+    reference = (held.label, held.val_rmse.mean) if held and held.val_rmse else None
     caption = (
         "Validation RMSE by epoch: seeds thin, their mean thick as far as all have trained, a dot at each seed's best "
         "epoch"
@@ -132,7 +144,7 @@ def _validation(store: Store, trial_id: str) -> list[tuple[int, float]]:
 
 def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
     best = best_variant(lines)
-    chosen = _representative(store, rows, best)
+    chosen = _representative(store, rows, best, read_predictions)
     if best is None or chosen is None:
         found.left_out.append("No forecasts are shown: no variant has kept its forecasts of the test segment.")
         return
@@ -146,27 +158,103 @@ def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], foun
         found.made.append(Picture("forecast_maps", "Forecast and truth", text, figures.forecast_maps(forecasts), "png"))
     else:
         found.left_out.append("No maps: the data are not on a grid.")
-    anchor = slot_of_week(lines, best)
-    held = _representative(store, rows, anchor)
-    baseline = None
-    if anchor and held and held[1].truth.shape[1:] == forecasts.truth.shape[1:]:
-        baseline = (anchor.label, held[1])
+    held = anchor(lines, best)
+    baseline = _beside(store, rows, held, forecasts)
     cell = describe_cell(forecasts.busiest_cell())
-    text = f"The series with the largest mean truth ({cell}; counted from 1) on the test segment: truth, {name}"
-    text += f", and {baseline[0]}." if baseline else "; the mean by slot of week has no forecasts to show."
+    text = f"The series with the largest mean truth ({cell}) on the test segment: truth, {name}"
+    text += f", and {baseline[0]}." if baseline else f"; {held.label if held else 'a baseline'} has no forecasts to show."
     if len(forecasts.window) > figures.MAX_SERIES_WINDOWS:
         text += f" The first {figures.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."
     figure = figures.busy_series((best.label, forecasts), baseline)
-    found.made.append(Picture("busiest_series", "A busy cell", text, figure))
+    title = "A busy cell" if forecasts.is_grid else "A busy node"
+    found.made.append(Picture("busiest_series", title, text, figure))
+    if not forecasts.is_grid:
+        strongest = strongest_baseline(lines, best)
+        _node_errors(best.label, name, forecasts, _beside(store, rows, strongest, forecasts), found)
 
 
-def _representative(store: Store, rows: Sequence[Row], line: Summary | None) -> tuple[int | None, Predictions] | None:
-    """Seed and forecasts of the trial with the lowest validation RMSE that has kept its forecasts."""
+def _beside(
+    store: Store, rows: Sequence[Row], line: Summary | None, forecasts: Predictions
+) -> tuple[str, Predictions] | None:
+    """Label and forecasts of a baseline, where it has kept them and they are of the same shape."""
+    held = _representative(store, rows, line, read_predictions)
+    if line is None or held is None or held[1].truth.shape[1:] != forecasts.truth.shape[1:]:
+        return None
+    return line.label, held[1]
+
+
+def _node_errors(
+    label: str, name: str, forecasts: Predictions, baseline: tuple[str, Predictions] | None, found: Pictures
+) -> None:
+    mean, error = forecasts.by_node()
+    text = f"Test error of each node against its mean reading: {name}"
+    reference = None
+    if baseline is not None:
+        reference = (baseline[0], *baseline[1].by_node())
+        better = int((error < reference[2]).sum())
+        text += f", and {baseline[0]}, the best baseline, at which {better} of {len(error)} nodes have the larger error"
+    text += ". A point is a node, over all test windows and steps ahead; lines are running medians over nodes of like mean."
+    if forecasts.every_nth > 1:
+        text += f" Of {forecasts.every_nth} windows one was kept."
+    if math.isnan(forecasts.truth.sum()):
+        text += " Missing readings are left out."
+    figure = node_figures.node_error_figure((label, mean, error), reference)
+    found.made.append(Picture("error_by_node", "Error by node", text, figure))
+
+
+def _views(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+    """What the best variant that sees an image sees; nothing is said where none does."""
+    variants = sorted((line for line in lines if not line.baseline), key=lambda line: line.rank_rmse)
+    for line in variants:
+        chosen = _representative(store, rows, line, read_view)
+        if chosen is not None:
+            _view(f"{line.label}, seed {chosen[0]}", chosen[1], found)
+            return
+
+
+def _view(name: str, view: WindowView, found: Pictures) -> None:
+    choice = choose_nodes(node_scores(view.channels))
+    figure = node_figures.image_figure(view.channels, view.names, choice.outstanding)
+    meaning = "; ".join(f"{image_channel(channel).title}: {image_channel(channel).meaning}" for channel in view.channels)
+    when = f"step {view.window} of the series" if view.time is None else f"{view.time.item():%Y-%m-%d %H:%M}"
+    text = (
+        f"What the model sees ({name}) of the test window with the largest total truth, {view.history} steps from "
+        f"{when}: row i, column j is how nodes i and j go together. {meaning[:1].upper()}{meaning[1:]}."
+    )
+    if len(view.channels) == 3:
+        text += " Last, the three together as red, green and blue."
+    found.made.append(Picture("correlation_image", "What the model sees", text, figure, "png"))
+    if choice.outstanding:
+        figure = node_figures.outstanding_figure(view, choice)
+        found.made.append(Picture("outstanding_nodes", "Nodes that stand out", _outstanding(view, choice), figure))
+
+
+def _outstanding(view: WindowView, choice: Choice) -> str:
+    lowest = ", ".join(view.names[node] for node in choice.outstanding)
+    bar = f"{THRESHOLD:g}".replace("-", "−")
+    if choice.beyond == 0:
+        told = f"No node's score is below {bar}; the lowest are those of {lowest}."
+    elif choice.beyond > len(choice.outstanding):
+        told = f"{choice.beyond} nodes have a score below {bar} (dotted), the lowest {lowest}."
+    else:
+        told = f"Nodes with a score below {bar} (dotted): {choice.beyond}; shown: {lowest}."
+    return (
+        "Above: how alike each node is to all others in the image, the mean of its row over channels (a distance taken from "
+        "1), as a distance from the median of all nodes in units of 1.4826 times their median absolute deviation. "
+        f"{told} Below: their series from the window on, beside nodes with a score near 0 (grey); the window is shaded. "
+        "Triangles in the image have the same colours."
+    )
+
+
+def _representative(
+    store: Store, rows: Sequence[Row], line: Summary | None, read: Callable[[Store, str], Kept | None]
+) -> tuple[int | None, Kept] | None:
+    """Seed and what ``read`` finds of the trial with the lowest validation RMSE for which it finds something."""
     if line is None:
         return None
     own = [row for row in rows if row["trial_id"] in line.trial_ids]
     for row in sorted(own, key=lambda row: (row.get("val_rmse") is None, row.get("val_rmse"))):
-        predictions = read_predictions(store, row["trial_id"])
-        if predictions is not None:
-            return row.get("seed"), predictions
+        kept = read(store, row["trial_id"])
+        if kept is not None:
+            return row.get("seed"), kept
     return None

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stlab.report.view import without_missing
 from stlab.results import Store, TrialDirectory
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ class Predictions:
 
     window: np.ndarray  # (n,) int64: index in the series of the first step of the history
     time: np.ndarray | None  # (n, Q) datetime64[s]; None without timestamps
-    truth: np.ndarray  # (n, Q, *S) float64, data unit
+    truth: np.ndarray  # (n, Q, *S) float64, data unit; NaN where there is no reading
     forecast: np.ndarray  # (n, Q, *S)
+    every_nth: int = 1  # of how many test windows one was kept
 
     @property
     def is_grid(self) -> bool:
@@ -35,15 +37,32 @@ class Predictions:
         """Index into S of the series with the largest mean truth; the first of equals."""
         import numpy as np
 
-        total = np.nansum(self.truth, axis=(0, 1))
-        return tuple(int(i) for i in np.unravel_index(total.argmax(), total.shape))
+        total, count = np.nansum(self.truth, axis=(0, 1)), (~np.isnan(self.truth)).sum(axis=(0, 1))
+        mean = np.divide(total, count, out=np.full_like(total, -np.inf), where=count > 0)
+        return tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
+
+    def by_node(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean reading and mean absolute error of each node, (N,) both, over windows, steps ahead and channels.
+
+        Missing readings count for neither; NaN for a node without any. Raises ValueError for a grid.
+        """
+        import numpy as np
+
+        if self.is_grid:
+            raise ValueError(f"nodes need steps of shape (N, C); these are {self.truth.shape[2:]}")
+        axes = (0, 1, 3)
+        count = (~np.isnan(self.truth)).sum(axis=axes)
+        sums = (np.nansum(self.truth, axis=axes), np.nansum(np.abs(self.forecast - self.truth), axis=axes))
+        mean, error = (np.divide(x, count, out=np.full_like(x, np.nan), where=count > 0) for x in sums)
+        return mean, error
 
 
 def read_predictions(store: Store, trial_id: str) -> Predictions | None:
     """A trial's forecasts on the test segment, windows in order of time; None where it has not been tested."""
     import numpy as np
 
-    table = TrialDirectory(store, trial_id).read_predictions()
+    directory = TrialDirectory(store, trial_id)
+    table = directory.read_predictions()
     if table is None or table.num_rows == 0:
         return None
     table = table.sort_by([("window", "ascending"), ("horizon", "ascending")]).combine_chunks()
@@ -54,19 +73,22 @@ def read_predictions(store: Store, trial_id: str) -> Predictions | None:
         for name in ("truth", "forecast")
     )
     time = table["time"]
+    protocol = json.loads((directory.read("trial.json") or {}).get("protocol") or "{}")
     return Predictions(
         window=table["window"].to_numpy().reshape(shape[:2])[:, 0],
         time=None if time.null_count else time.to_numpy().astype("datetime64[s]").reshape(shape[:2]),
-        truth=truth,
+        truth=without_missing(truth, protocol.get("mask")),
         forecast=forecast,
+        every_nth=int(table.schema.metadata.get(b"every_nth_window", 1)),
     )
 
 
 def describe_cell(cell: tuple[int, ...]) -> str:
-    """A cell in words; channels, rows, columns and nodes are counted from 1."""
+    """A cell in words: channels, rows and columns counted from 1, nodes from 0, as sensors are."""
+    if len(cell) == 2:
+        channel = f", channel {cell[1] + 1}" if cell[1] else ""
+        return f"node {cell[0]}{channel}; nodes are counted from 0"
     cell = tuple(index + 1 for index in cell)
     if len(cell) == 3:
-        return f"channel {cell[0]}, row {cell[1]}, column {cell[2]}"
-    if len(cell) == 2:
-        return f"node {cell[0]}, channel {cell[1]}"
-    return f"series {', '.join(map(str, cell))}"
+        return f"channel {cell[0]}, row {cell[1]}, column {cell[2]}; counted from 1"
+    return f"series {', '.join(map(str, cell))}; counted from 1"

@@ -139,6 +139,27 @@ def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> S
     )
 
 
+def strongest_baseline(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """The baseline with the lowest mean test RMSE, at ``line``'s data where one is given; None where none was tested."""
+    tested = [b for b in summaries if b.baseline and b.test_rmse and (line is None or _same_data(line, b))]
+    return min(tested, key=lambda b: b.rank_rmse, default=None)
+
+
+def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """What a variant is held against: the mean by slot of week; where the study has none, the best baseline.
+
+    A series of few weeks has no mean by slot of week.
+    """
+    if has_slot_of_week(summaries):
+        return slot_of_week(summaries, line)
+    return strongest_baseline(summaries, line)
+
+
+def has_slot_of_week(summaries: Sequence[Summary]) -> bool:
+    """Whether the mean by slot of week is among the baselines."""
+    return any(line.baseline and is_slot_of_week(line.variant) for line in summaries)
+
+
 def is_slot_of_week(name: str) -> bool:
     """Whether a baseline of this name is the mean by slot (hour) of the week."""
     return _SLOT_OF_WEEK.search(name) is not None

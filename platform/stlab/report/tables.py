@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from stlab.report.statistics import Interval, Row, Summary, best_variant, lowest_mae, slot_of_week, summarise
+from stlab.report.statistics import (
+    Interval,
+    Row,
+    Summary,
+    anchor,
+    best_variant,
+    has_slot_of_week,
+    lowest_mae,
+    summarise,
+)
 from stlab.report.wording import caveats, count, decimals, duration, headline, number, protocol_words, seeds
 from stlab.results import single_protocol
 
@@ -77,8 +86,11 @@ def to_latex(rows: Iterable[Row], axes: Sequence[str] | None = None) -> str:
     baselines = [_latex_line(line, digits, lines) for line in lines if line.baseline]
     if body and baselines:
         body.append(r"\midrule")
-    opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines)}}}", r"\begin{tabular}{lrccccr}"]
-    header = r"Variant & Seeds & Test RMSE & Test MAE & Val.\ RMSE & Trainable & Time \\"
+    mape = has_mape(lines)
+    columns = rf"\begin{{tabular}}{{lr{'cccc' if mape else 'ccc'}cr}}"
+    opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines)}}}", columns]
+    percent = r" & Test MAPE, \%" if mape else ""
+    header = rf"Variant & Seeds & Test RMSE & Test MAE{percent} & Val.\ RMSE & Trainable & Time \\"
     closing = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join([*opening, r"\toprule", header, r"\midrule", *body, *baselines, *closing])
 
@@ -87,8 +99,10 @@ def _latex_line(line: Summary, digits: int, lines: Sequence[Summary]) -> str:
     bold = line.test_rmse is not None and line is best_variant(lines)
     label = escape_latex(line.label)
     cells = [rf"\textbf{{{label}}}" if bold else label, escape_latex(seeds(line))]
-    for value, best in ((line.test_rmse, bold), (line.test_mae, line is lowest_mae(lines)), (line.val_rmse, False)):
-        text = number(value, digits, r" \pm ")
+    measured = [(line.test_rmse, digits, bold), (line.test_mae, digits, line is lowest_mae(lines))]
+    measured += [(line.test_mape, 2, False)] if has_mape(lines) else []
+    for value, places, best in (*measured, (line.val_rmse, digits, False)):
+        text = number(value, places, r" \pm ")
         cells.append("--" if value is None else rf"$\mathbf{{{text}}}$" if best else f"${text}$")
     cells += [count(line.trainable_params), duration(line.seconds)]
     return " & ".join("--" if cell == "–" else cell for cell in cells) + r" \\"
@@ -113,13 +127,19 @@ def caption(rows: Sequence[Row], lines: Sequence[Summary]) -> str:
     )
 
 
+def has_mape(lines: Sequence[Summary]) -> bool:
+    """Whether any line has a percentage error; of grids there is none (protocol: "Metrics")."""
+    return any(line.test_mape for line in lines)
+
+
 def table_decimals(lines: Sequence[Summary]) -> int:
     """One number of decimals for the whole table."""
     return decimals(value.mean for line in lines for value in (line.test_rmse, line.val_rmse) if value)
 
 
 def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
-    """The table for a terminal of ``width`` columns; where they are few, validation error and parameters are left out.
+    """The table for a terminal of ``width`` columns; where they are few, MAPE, validation error and parameters are
+    left out.
 
     Caveats and the verdict stand in its caption.
 
@@ -139,23 +159,30 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
     is_wide = width >= 96
     errors = {"test_rmse": "test RMSE", "test_mae": "test MAE"} | ({"val_rmse": "val RMSE"} if is_wide else {})
     table.add_column("variant", min_width=18, overflow="fold")
-    for title in ("seeds", *errors.values(), *(["params"] if is_wide else []), "time", "vs week"):
+    percent = ["MAPE, %"] if width >= 106 and has_mape(lines) else []
+    for title in ("seeds", *errors.values(), *percent, *(["params"] if is_wide else []), "time", against_title(lines)):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
         measured = [number(getattr(line, name), digits) for name in errors]
         planned = line.n + line.failed + line.missing + line.pruned
         cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
+        cells += [number(line.test_mape, 2)] if percent else []
         cells += [count(line.trainable_params)] if is_wide else []
-        cells += [duration(line.seconds), against_week(line, lines)]
+        cells += [duration(line.seconds), against_anchor(line, lines)]
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None
         table.add_row(*(Text(cell) for cell in cells), style=style, end_section=ends)
     return table
 
 
-def against_week(line: Summary, lines: Sequence[Summary]) -> str:
-    """Test RMSE relative to the mean by slot of week, in percent; below zero is better."""
-    anchor = slot_of_week(lines, line)
-    if line.test_rmse is None or anchor is None or anchor.test_rmse is None or line.label == anchor.label:
+def against_title(lines: Sequence[Summary]) -> str:
+    """The title of the column that ``against_anchor`` fills."""
+    return "vs week" if has_slot_of_week(lines) else "vs best"
+
+
+def against_anchor(line: Summary, lines: Sequence[Summary]) -> str:
+    """Test RMSE relative to the anchor (``statistics.anchor``), in percent; below zero is better."""
+    held = anchor(lines, line)
+    if line.test_rmse is None or held is None or held.test_rmse is None or line.label == held.label:
         return "–"
-    return f"{100 * (line.test_rmse.mean / anchor.test_rmse.mean - 1):+.1f} %".replace("-", "−")
+    return f"{100 * (line.test_rmse.mean / held.test_rmse.mean - 1):+.1f} %".replace("-", "−")

@@ -6,9 +6,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stlab.report.statistics import Interval, Row, Summary, is_slot_of_week, outcome, slot_of_week
+from stlab.report.statistics import Interval, Row, Summary, anchor, has_slot_of_week, is_slot_of_week, outcome
 
 SLOT_OF_WEEK = "the mean by slot of week"
+
+
+@dataclass(frozen=True)
+class ImageChannel:
+    """An image's channel in words: what a pixel (i, j) says of nodes i and j, and what 0 and 1 stand for."""
+
+    title: str
+    meaning: str
+    low: str
+    middle: str
+    high: str
+    is_distance: bool = False
+    """A bright pixel means unlike, not alike."""
+
+
+_IMAGE_CHANNELS = {
+    "dtw": ImageChannel(
+        "dynamic time warping",
+        "the accumulated difference along the best warping path, from the smallest (0) to the largest (1) of the image",
+        "alike",
+        "",
+        "unlike",
+        is_distance=True,
+    ),
+    "cross_correlation": ImageChannel(
+        "cross-correlation", "the largest correlation over all lags, from −1 (pixel 0) to 1 (pixel 1)", "−1", "0", "1"
+    ),
+    "spectrum": ImageChannel(
+        "spectrum", "the correlation of the amplitude spectra, from −1 (pixel 0) to 1 (pixel 1)", "−1", "0", "1"
+    ),
+}
+
+
+def image_channel(name: str) -> ImageChannel:
+    """A channel in the reader's words; one that is not known bears its own name, and bright means alike."""
+    plain = name.replace("_", " ")
+    return _IMAGE_CHANNELS.get(name) or ImageChannel(plain, f"the pixel of channel {plain}", "0", "0.5", "1")
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -70,6 +107,8 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     if channels := protocol.get("channels"):
         many = len(channels) if isinstance(channels, list) else channels
         parts[0] += f" of {many} channel{'' if many == 1 else 's'}"
+    if protocol.get("channel") is not None:
+        parts[0] = f"{protocol.get('family', 'series')}, channel {protocol['channel']} of the file"
     if protocol.get("history") and protocol.get("horizon"):
         parts.append(f"{protocol['history']} → {protocol['horizon']} steps")
     split = protocol.get("split")
@@ -83,12 +122,21 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         )
         parts.append(f"{scaler} scaler fitted on {fitted}")
     mask = protocol.get("mask")
-    parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {mask} masked out")
+    parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {_plain(mask)} masked out")
     if (missing := protocol.get("missing", "error")) != "error":
         parts.append({"zero": "gaps set to 0", "interpolate": "gaps interpolated"}.get(missing, f"gaps: {missing}"))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         parts.append(f"errors multiplied by {scale:g}")
     return ", ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def anchor_words(line: Summary) -> str:
+    """What variants are held against, in words."""
+    return SLOT_OF_WEEK if is_slot_of_week(line.variant) else f"the best baseline, {line.label}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +191,7 @@ def _random(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a variant stands to the mean by slot of week: by RMSE (``beats``), and by MAE."""
+    """How a variant stands to the anchor (``statistics.anchor``): by RMSE (``beats``), and by MAE."""
 
     label: str
     sentence: str
@@ -152,28 +200,28 @@ class Verdict:
 
 
 def verdicts(summaries: Sequence[Summary]) -> list[Verdict]:
-    """One sentence for each tested variant: whether it beats the slot-of-week mean, and how clearly."""
-    pairs = [(line, slot_of_week(summaries, line)) for line in summaries if not line.baseline]
-    return [_verdict(line, anchor) for line, anchor in pairs if line.test_rmse and anchor and anchor.test_rmse]
+    """One sentence for each tested variant: whether it beats the anchor, and how clearly."""
+    pairs = [(line, anchor(summaries, line)) for line in summaries if not line.baseline]
+    return [_verdict(line, held) for line, held in pairs if line.test_rmse and held and held.test_rmse]
 
 
-def _verdict(line: Summary, anchor: Summary) -> Verdict:
+def _verdict(line: Summary, held: Summary) -> Verdict:
     assert line.test_rmse
-    assert anchor.test_rmse
-    bar = anchor.test_rmse.mean
+    assert held.test_rmse
+    bar = held.test_rmse.mean
     digits = decimals([bar, line.test_rmse.mean])
     beats = line.test_rmse.mean < bar
-    sentence = f"{'beats' if beats else 'does not beat'} {SLOT_OF_WEEK} (RMSE {bar:.{digits}f}): "
+    sentence = f"{'beats' if beats else 'does not beat'} {anchor_words(held)} (RMSE {bar:.{digits}f}): "
     sentence += number(line.test_rmse, digits)
     if line.test_rmse.half_width is None:
         sentence += "; one seed, no interval"
     elif abs(line.test_rmse.mean - bar) <= line.test_rmse.half_width:
         sentence += "; the interval holds the baseline, so the order is not settled"
     beats_mae = beats
-    if line.test_mae and anchor.test_mae:
-        beats_mae = line.test_mae.mean < anchor.test_mae.mean
-    if beats_mae != beats and line.test_mae and anchor.test_mae:
-        told = f"{line.test_mae.mean:.{digits}f} against {anchor.test_mae.mean:.{digits}f}"
+    if line.test_mae and held.test_mae:
+        beats_mae = line.test_mae.mean < held.test_mae.mean
+    if beats_mae != beats and line.test_mae and held.test_mae:
+        told = f"{line.test_mae.mean:.{digits}f} against {held.test_mae.mean:.{digits}f}"
         sentence += f"; by MAE it {'beats it' if beats_mae else 'does not'} ({told})"
     return Verdict(line.label, sentence, beats, beats_mae)
 
@@ -182,9 +230,12 @@ def headline(summaries: Sequence[Summary]) -> str:
     """The verdict over all variants at once, or why there is none."""
     if not any(line.test_rmse for line in summaries if not line.baseline):
         return "No variant has been measured on the test segment, so nothing can be said of the baselines."
+    if not has_slot_of_week(summaries):
+        said = f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, is not among these results."
+        return said + _strongest(summaries)
     found = verdicts(summaries)
     if not found:
-        return f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, is not among these results."
+        return f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, has no result."
     anchors = [line for line in summaries if line.baseline and is_slot_of_week(line.variant)]
     bars = [line.test_rmse.mean for line in anchors if line.test_rmse]
     bar = SLOT_OF_WEEK if len(bars) > 1 else f"{SLOT_OF_WEEK} (RMSE {bars[0]:.{decimals(bars)}f})"

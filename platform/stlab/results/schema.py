@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
@@ -58,7 +62,7 @@ _TRIAL_FIELDS = [
     _field("test_mae", pa.float64(), "mean absolute error, test segment, best checkpoint", "data unit"),
     _field("test_rmse", pa.float64(), "root mean squared error, test segment, best checkpoint", "data unit"),
     _field("test_mape", pa.float64(), "mean absolute percentage error, test segment; sensors only", "%"),
-    _field("best_epoch", pa.int32(), "epoch of the best checkpoint, by validation RMSE"),
+    _field("best_epoch", pa.int32(), "epoch of the best checkpoint, by validation error"),
     _field("epochs", pa.int32(), "epochs trained"),
     _field("wall_seconds", pa.float64(), "training and validation, resumed parts summed", "s"),
     _field("device_seconds", pa.float64(), "wall_seconds times workers", "s"),
@@ -79,6 +83,7 @@ _TRIAL_FIELDS = [
     _field("error", pa.string(), "why a trial failed"),
 ]
 
+_FLOATS = pa.list_(pa.float32())
 _PLAIN_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
@@ -113,6 +118,35 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A row an epoch; ``loss.*`` columns hold the terms of the loss, unweighted."""
     return _table(_EPOCH_FIELDS, rows, {"loss.": "term of the training loss, unweighted, mean over the epoch"})
+
+
+def view_table(
+    names: Sequence[str], channels: Mapping[str, NDArray[np.float32]], series: NDArray[np.float32], told: Mapping[str, Any]
+) -> pa.Table:
+    """What a model sees of one window as an image, a row a node: of N nodes, and L steps of their series.
+
+    Args:
+        names: the nodes' names.
+        channels: name → (N, N) image channel in [0, 1].
+        series: (N, L) readings from the window's first step on, in the data's unit.
+        told: ``window`` (index in the series of its first step), ``history`` (its steps), ``time`` (of its first step, ISO,
+            or None) and ``step_seconds`` (or None): the table's metadata, as JSON, with the channels' names.
+    """
+    pixels = "image channel {}: this node's row, one pixel a node, by index"
+    columns = [
+        (_field("node", pa.int32(), "index of the node, from 0"), pa.array(range(len(names)), pa.int32())),
+        (_field("name", pa.string(), "the node's name; its index where it has none"), pa.array(names, pa.string())),
+        *((_field(name, _FLOATS, pixels.format(name), "0 to 1"), _lists(rows)) for name, rows in channels.items()),
+        (_field("series", _FLOATS, "readings from the window's first step on", "data unit"), _lists(series)),
+    ]
+    metadata = {name: json.dumps(value) for name, value in {**told, "channels": list(channels)}.items()}
+    schema = pa.schema([field for field, _ in columns], metadata=metadata)
+    return pa.Table.from_arrays([column for _, column in columns], schema=schema)
+
+
+def _lists(rows: NDArray[np.float32]) -> pa.Array:
+    """(n, length) as n lists."""
+    return pa.array(list(np.ascontiguousarray(rows, dtype=np.float32)), _FLOATS)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
