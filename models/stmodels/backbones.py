@@ -182,7 +182,7 @@ def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
     if not isinstance(shape, VisionTransformer) or not all(hasattr(shape.blocks[0], part) for part in ("attn", "ls1")):
         kind = type(shape.blocks[0] if isinstance(shape, VisionTransformer) else shape).__name__
         raise ConfigError(f"model.backbone={name} is a {kind}; only timm's plain ViTs can be reprogrammed.")
-    vit = _loading(timm_name, weights, lambda: _load_timm(timm_name, weights))
+    vit = loading(timm_name, weights, lambda: _load_timm(timm_name, weights))
     if weights == "random":
         # DINOv2 starts its layer scales at 1e-5: untrained, its blocks would do nothing, and "random" would measure no backbone at all.
         for module in vit.modules():
@@ -201,7 +201,7 @@ def _load_timm(name: str, weights: str) -> nn.Module:
         return vit
     keys = timm.models.load_checkpoint(vit, weights, strict=False, filter_fn=checkpoint_filter_fn)
     if keys is not None:  # numpy checkpoints: timm's own loader, which asks for every weight
-        _complete(keys.missing_keys)
+        complete(keys.missing_keys)
     return vit
 
 
@@ -209,11 +209,11 @@ def _load_videomae(source: str) -> nn.Module:
     from transformers import VideoMAEModel
 
     model, keys = VideoMAEModel.from_pretrained(source, output_loading_info=True)
-    _complete([name for name in keys["missing_keys"] if name.startswith("encoder.")])
+    complete([name for name in keys["missing_keys"] if name.startswith("encoder.")])
     return model
 
 
-def _complete(missing: Collection[str]) -> None:
+def complete(missing: Collection[str]) -> None:
     """Libraries leave weights that a checkpoint lacks at their random start; here that is an error."""
     if missing:
         raise ValueError(f"{len(missing)} weights are missing from it, {min(missing)} for one.")
@@ -228,10 +228,10 @@ def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
         config = VideoMAEConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1536)
         return VideoBackbone(VideoMAEModel(config))
     source = weights if is_file(weights) else VIDEOMAE_CHECKPOINT
-    return VideoBackbone(_loading(source, weights, lambda: _load_videomae(source)))
+    return VideoBackbone(loading(source, weights, lambda: _load_videomae(source)))
 
 
-def _loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Module:
+def loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Module:
     """Run a library's loader; whatever stops it becomes an error that says how to get the weights."""
     if weights == "random":
         return load()

@@ -15,6 +15,7 @@ from stlab.errors import ModelError
 from stmodels.baselines.config import BASELINES, BaselineConfig
 from stmodels.errors import ConfigError, WeightsError
 from stmodels.st_vfm.config import STVFMConfig
+from stmodels.st_vlm.config import STVLMConfig
 
 if TYPE_CHECKING:
     from stmodels.forecaster import Forecaster
@@ -45,6 +46,12 @@ def _st_vfm(config: Any, info: SeriesInfo) -> Forecaster:
     return STVFM(config, info)
 
 
+def _st_vlm(config: Any, info: SeriesInfo) -> Forecaster:
+    from stmodels.st_vlm.model import STVLM
+
+    return STVLM(config, info)
+
+
 def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
     from stmodels.baselines.model import Baseline
 
@@ -53,6 +60,7 @@ def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], Forecaster]]] = {
     "st_vfm": (STVFMConfig, _st_vfm),
+    "st_vlm": (STVLMConfig, _st_vlm),
     **dict.fromkeys(BASELINES, (BaselineConfig, _baseline)),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stmodels.forecaster import Forecaster
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vfm.model import STVFM
@@ -77,6 +78,38 @@ def _small_model(info: SeriesInfo | None = None, seed: int = 0, **switches: Any)
     return model
 
 
+def _sensor_info(nodes: int = 40, **changes: Any) -> SeriesInfo:
+    """A network of sensors that report every five minutes."""
+    values = {
+        "family": "sensors", "shape": (nodes, 1), "history": 12, "horizon": 12, "slots_per_day": 288, "flow_std": 0.3,
+        "zero": -3.0, "lookback": 500,
+    }  # fmt: skip
+    return SeriesInfo(**{**values, **changes})
+
+
+def _sensor_batch(info: SeriesInfo, size: int = 2, seed: int = 0) -> Batch:
+    """Random walks, so that nodes differ in level and in shape."""
+    rng = torch.Generator().manual_seed(seed)
+    steps = torch.randn(size, info.history + info.horizon, *info.shape, generator=rng)
+    walk = 0.3 * steps.cumsum(1) + torch.randn(size, 1, *info.shape, generator=rng)
+    slots = torch.arange(info.history + info.horizon).expand(size, -1) + 100
+    return Batch(
+        history=walk[:, : info.history], target=walk[:, info.history :], start=torch.arange(size),
+        history_slot=slots[:, : info.history], target_slot=slots[:, info.history :],
+    )  # fmt: skip
+
+
+def _small_vlm(info: SeriesInfo | None = None, seed: int = 0, **switches: Any) -> Forecaster:
+    """ST-VLM on the test backbone, its trainable weights drawn."""
+    from stmodels.st_vlm.config import STVLMConfig
+    from stmodels.st_vlm.model import STVLM
+
+    config = STVLMConfig(**{"backbone": "vilt_test", "weights": "random", "hidden": 16, "lora_rank": 4, **switches})
+    model = STVLM(config, info or _sensor_info())
+    initialise(model, seed)
+    return model
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Each variant's switches in turn."""
@@ -102,6 +135,21 @@ def batch_of() -> Callable[..., Batch]:
 @pytest.fixture(scope="session")
 def small_model() -> Callable[..., STVFM]:
     return _small_model
+
+
+@pytest.fixture(scope="session")
+def sensor_info() -> Callable[..., SeriesInfo]:
+    return _sensor_info
+
+
+@pytest.fixture(scope="session")
+def sensor_batch() -> Callable[..., Batch]:
+    return _sensor_batch
+
+
+@pytest.fixture(scope="session")
+def small_vlm() -> Callable[..., Forecaster]:
+    return _small_vlm
 
 
 @pytest.fixture(scope="session")

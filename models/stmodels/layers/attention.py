@@ -16,11 +16,18 @@ def _fused_is_faster() -> bool:
     return not torch.is_autocast_enabled("cpu")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √E) v, without a mask: (B, h, N, E), (B, h, L, E), (B, h, L, E) → (B, h, N, E)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax((q kᵀ + bias) / √E) v, without a mask: (B, h, N, E), (B, h, L, E), (B, h, L, E) → (B, h, N, E).
+
+    Args:
+        bias: broadcast to (B, h, N, L); inside the scale, as ST-VLM's Eq. 7 has it.
+    """
+    scale = q.shape[-1] ** -0.5
+    scaled = None if bias is None else bias * scale
     if _fused_is_faster():
-        return F.scaled_dot_product_attention(q, k, v)
-    return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=scaled)
+    scores = q * scale @ k.transpose(-1, -2)
+    return (scores if scaled is None else scores + scaled).softmax(-1) @ v
 
 
 class _TimmAttention(Attention):

@@ -1,0 +1,138 @@
+"""What of ST-VLM can be chosen. Standard library only: configurations are read where torch is not."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+Channel = Literal["dtw", "cross_correlation", "spectrum"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+
+# About 38 word pieces, which with [CLS] and [SEP] fit ViLT's 40 text positions.
+TASK_PROMPT = (
+    "Forecast the next {horizon} steps of {nodes} nodes in {subject}. "
+    "Each image row relates one node to all others: red time warping, green lagged correlation, blue spectrum."
+)
+_PLACEHOLDERS = ("subject", "nodes", "history", "horizon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class STVLMConfig:
+    """Configuration of ST-VLM. Defaults are the full model of the paper, read as the README's model notes say."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+
+    name: Literal["st_vlm"] = "st_vlm"
+    """The model."""
+    backbone: Literal["vilt_b32", "vilt_test"] = "vilt_b32"
+    """`vilt_b32` (ViLT-B/32), or `vilt_test` (very small, for tests)."""
+    weights: str = "pretrained"
+    """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint folder."""
+    weights_seed: int = 0
+    """Seed of random backbone weights; all trials of a study share one backbone."""
+    channels: tuple[Channel, ...] = CHANNELS
+    """Channels of the correlation image; one that is left out is black."""
+    lag: Literal["any", "nonnegative"] = "any"
+    """Lags the cross-correlation looks at (Eq. 2): `any` (symmetric), or `nonnegative` (row i: how well i leads)."""
+    fusion: Literal["saf", "joint", "none"] = "saf"
+    """First layer: `saf`, cross-attention with the image as bias (Eq. 4-8); `joint`, an ordinary one (w/o SAF); `none`, no image."""
+    lora_rank: int = 8
+    """Rank of LoRA on query and key of every layer (Eq. 9-10); 0: none (w/o FT)."""
+    lora_alpha: float | None = None
+    """LoRA's α; 2·rank if unset, so that the update's scale does not change with the rank."""
+    prompt: str = "task"
+    """`task`, `none` (no text), or a template of its own, with {subject}, {nodes}, {history} and {horizon}."""
+    subject: str = "a sensor network"
+    """What the nodes are, for the prompt."""
+    tokenizer: str | None = None
+    """`pretrained` (bert-base-uncased), a folder, or `hash`, a stand-in. Unset: `hash` with random weights, else `pretrained`."""
+    hidden: int = 64
+    """Width of the LSTM that encodes a node's window (Eq. 3), and of the one that decodes its state (Eq. 11)."""
+    time_of_day: bool = False
+    """Beyond the paper: add a learned embedding of the slot of day at which the forecast is made."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(c for c in CHANNELS if c in self.channels))
+        if self.fusion != "none" and not self.channels:
+            raise ConfigError("model.channels is empty: name at least one channel, or set model.fusion to none (no image)")
+        if self.lora_rank < 0:
+            raise ConfigError(f"model.lora_rank must be 0 (no LoRA) or more, it is {self.lora_rank}")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise ConfigError(f"model.lora_alpha must be above 0, it is {self.lora_alpha}")
+        if self.hidden < 1:
+            raise ConfigError(f"model.hidden must be at least 1, it is {self.hidden}")
+        if self.lora_alpha is None and self.lora_rank:
+            object.__setattr__(self, "lora_alpha", 2.0 * self.lora_rank)
+        if self.tokenizer is None:
+            object.__setattr__(self, "tokenizer", "hash" if self.weights == "random" else "pretrained")
+        for placeholder in self._placeholders():
+            if placeholder not in _PLACEHOLDERS:
+                raise ConfigError(
+                    f"model.prompt: there is nothing to put for {{{placeholder}}}; known: "
+                    f"{', '.join(f'{{{name}}}' for name in _PLACEHOLDERS)}"
+                )
+
+    @property
+    def template(self) -> str | None:
+        """The prompt before anything is put in; None where there is no text."""
+        return {"task": TASK_PROMPT, "none": None}.get(self.prompt, self.prompt)
+
+    def _placeholders(self) -> list[str]:
+        try:
+            return [name for _, name, _, _ in string.Formatter().parse(self.template or "") if name is not None]
+        except ValueError as error:
+            raise ConfigError(f"model.prompt is no template: {error}") from error
+
+    def text(self, info: SeriesInfo) -> str | None:
+        """The prompt for a data set; None where there is no text."""
+        if self.template is None:
+            return None
+        return self.template.format(
+            subject=self.subject, nodes=info.shape[0], history=info.history, horizon=info.horizon
+        )
+
+    def inert(self) -> set[str]:
+        """Dotted fields that cannot change a number under this configuration; they are no part of a trial's identity."""
+        no_image = self.fusion == "none"
+        return {
+            field
+            for field, has_no_effect in {
+                "train.flow_loss_weight": True,
+                "model.weights_seed": self.weights != "random",
+                "model.channels": no_image,
+                "model.lag": no_image or "cross_correlation" not in self.channels,
+                "model.lora_alpha": self.lora_rank == 0,
+                "model.subject": "subject" not in self._placeholders(),
+                "model.tokenizer": self.template is None,
+            }.items()
+            if has_no_effect
+        }
+
+    def files(self) -> list[str]:
+        """Files whose content changes the numbers."""
+        own = [self.weights] if self.weights not in ("pretrained", "random") else []
+        if self.template is not None and self.tokenizer not in ("pretrained", "hash"):
+            own.append(str(self.tokenizer))
+        return own
+
+    def relative_cost(self) -> float:
+        """Passes through the backbone, roughly; the first layer of `saf` attends twice."""
+        return {"saf": 1.1, "joint": 1.0, "none": 0.8}[self.fusion] * (1.1 if self.lora_rank else 1.0)
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError where this model cannot run on that data."""
+        if info.family != "sensors":
+            raise ConfigError(
+                f"st_vlm forecasts sensor networks (T, N, C); this data is read as the family '{info.family}': set "
+                "data.family=sensors (a grid is flattened to its cells)"
+            )
+        if info.shape[1] != 1:
+            raise ConfigError(f"st_vlm forecasts one channel a node; this data has {info.shape[1]}: choose one with data.channel")
+        if self.time_of_day and info.slots_per_day is None:
+            raise ConfigError("model.time_of_day needs timestamps, and this data has none: add them, or switch it off")

@@ -1,0 +1,71 @@
+"""The correlation image on its canvas, and the bias it gives the first layer.
+
+Legend: B batch, N nodes, G = ceil(N/32) patches a side, S = 32·G.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stmodels.correlation import CHANNELS, correlation_image, correlation_volume
+
+
+class ChannelMix(nn.Conv2d):
+    """W_af: a learnable 3×3 convolution over the three channels, the identity at the start."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, kernel_size=3, padding=1)
+
+    def reset_parameters(self) -> None:
+        nn.init.dirac_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class PatchBias(nn.Conv2d):
+    """A of Eq. 8: row i of the image, 32 pixels at a time, to one bias for each patch column; tanh; zero at the start.
+
+    A Conv1d(3 → 1, kernel = stride = 32) on each row of the image.
+    """
+
+    def __init__(self, patch: int) -> None:
+        super().__init__(3, 1, kernel_size=(1, patch), stride=(1, patch))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, image: Tensor, nodes: int, prompt: int) -> Tensor:
+        """(B, 3, S, S) → (B, N + prompt, 1 + G²): tiled over patch rows; zero for the class column and for prompt rows."""
+        bias = torch.tanh(super().forward(image[:, :, :nodes])).squeeze(1)  # (B, N, G)
+        return F.pad(bias.repeat(1, 1, bias.shape[-1]), (1, 0, 0, prompt))
+
+
+class CorrelationCanvas(nn.Module):
+    """History → normalised correlation image, padded at the right and the bottom to whole patches, mixed by W_af.
+
+    The canvas of the paper goes on beyond (384 a side at least). Its patches wholly in the padding are masked out of attention, and
+    no forecast is read from them: they are left out here, which changes no number.
+    """
+
+    def __init__(self, nodes: int, patch: int, channels: tuple[str, ...], lag: str) -> None:
+        super().__init__()
+        self.lag = lag
+        self.padding = -nodes % patch
+        self.mix = ChannelMix()
+        shown = torch.tensor([float(c in channels) for c in CHANNELS])
+        self.register_buffer("shown", shown.view(3, 1, 1), persistent=False)
+
+    def pixels(self, history: Tensor) -> Tensor:
+        """(B, P, N) scaled readings → (B, 3, N, N) in [0, 1]; no gradient flows through it."""
+        with torch.no_grad(), torch.autocast(history.device.type, enabled=False):
+            return correlation_image(correlation_volume(history.transpose(1, 2), lag=self.lag))
+
+    def forward(self, history: Tensor) -> Tensor:
+        """(B, P, N) → (B, 3, S, S)."""
+        # ViLT's (x − 0.5) / 0.5; a channel that is left out is as black as the padding, 0 after it.
+        normalised = (self.pixels(history) - 0.5) / 0.5 * self.shown
+        return self.mix(F.pad(normalised, (0, self.padding, 0, self.padding)))

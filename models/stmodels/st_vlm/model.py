@@ -1,0 +1,132 @@
+"""ST-VLM, assembled. Equation numbers are those of the paper (Zhao et al., ST-VLM).
+
+Legend: B batch, P history, Q horizon, N nodes, L prompt tokens, G = ceil(N/32) image patches a side, S = 32·G, D width of ViLT.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stmodels.forecaster import Forecaster
+from stmodels.layers.linear import Linear
+from stmodels.layers.losses import mean_absolute
+from stmodels.st_vlm.config import STVLMConfig
+from stmodels.st_vlm.image import CorrelationCanvas, PatchBias
+from stmodels.st_vlm.prompt import token_ids
+from stmodels.st_vlm.vilt import FrozenVilt, create_vilt
+from stmodels.types import Batch, Forecast, SeriesInfo, View
+
+
+class NodeEncoder(nn.Module):
+    """Eq. 3: a node's window through an LSTM, its last state to ViLT's width, plus an embedding of the node."""
+
+    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, config.hidden, batch_first=True)
+        self.widen = Linear(config.hidden, width)
+        self.node = nn.Parameter(torch.empty(info.shape[0], width))
+        self.slot = nn.Embedding(info.slots_per_day, width) if config.time_of_day else None
+        self.slots_per_day = info.slots_per_day
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.node, std=0.02)
+        if self.slot is not None:
+            nn.init.trunc_normal_(self.slot.weight, std=0.02)
+
+    def forward(self, history: Tensor, slot: Tensor | None) -> Tensor:
+        """(B, P, N) scaled readings and (B,) slot of the week at the forecast → (B, N, D)."""
+        windows = history.transpose(1, 2).flatten(0, 1)[..., None]  # (B·N, P, 1)
+        _, (state, _) = self.lstm(windows)
+        tokens = self.widen(state[0]).unflatten(0, (len(history), -1)) + self.node
+        if self.slot is not None and slot is not None:
+            tokens = tokens + self.slot(slot % self.slots_per_day)[:, None]
+        return tokens
+
+
+class NodeDecoder(nn.Module):
+    """Eq. 11: a node's state through a linear layer, an LSTM over the horizon and a linear layer."""
+
+    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
+        super().__init__()
+        self.horizon = info.horizon
+        self.narrow = Linear(width, config.hidden)
+        self.lstm = nn.LSTM(config.hidden, config.hidden, batch_first=True)
+        self.read = Linear(config.hidden, 1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, N, D) → (B, Q, N)."""
+        narrow = self.narrow(states).flatten(0, 1)
+        steps, _ = self.lstm(narrow[:, None].expand(-1, self.horizon, -1))
+        return self.read(steps).squeeze(-1).unflatten(0, states.shape[:2]).transpose(1, 2)
+
+
+class STVLM(Forecaster):
+    """Nodes as words, their correlations as an image, through one pass of a frozen ViLT a window.
+
+    Frozen weights are drawn or loaded here; trainable ones are to be drawn by :func:`stmodels.rng.initialise`.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+        WeightsError: the weights or the tokenizer cannot be had.
+    """
+
+    def __init__(self, config: STVLMConfig, info: SeriesInfo) -> None:
+        super().__init__()
+        config.check(info)
+        self.config = config
+        self.nodes = info.shape[0]
+        vilt = create_vilt(config.backbone, config.weights, config.weights_seed)
+        patch = vilt.config.patch_size
+        self.vilt = FrozenVilt(vilt, -(-self.nodes // patch), config.lora_rank, config.lora_alpha)
+        self.encode = NodeEncoder(config, info, self.vilt.width)
+        self.decode = NodeDecoder(config, info, self.vilt.width)
+        has_image = config.fusion != "none"
+        self.canvas = CorrelationCanvas(self.nodes, patch, config.channels, config.lag) if has_image else None
+        self.bias = PatchBias(patch) if config.fusion == "saf" else None
+        text = config.text(info)
+        ids = [] if text is None else token_ids(text, str(config.tokenizer), self.vilt.vocabulary, self.vilt.text_positions)
+        self.register_buffer("prompt", torch.tensor(ids, dtype=torch.int64)[None], persistent=False)  # (1, L)
+
+    def forward(self, batch: Batch) -> Forecast:
+        """Forecast each node's horizon from the histories of all."""
+        history = batch.history.squeeze(-1)  # (B, P, N)
+        slot = None if batch.target_slot is None else batch.target_slot[:, 0]
+        text = self.vilt.embed_nodes(self.encode(history, slot))
+        if self.prompt.shape[1]:
+            prompt = self.vilt.embed_text(self.prompt).expand(len(text), -1, -1)
+            text = torch.cat([text, prompt], dim=1)  # M_concat, (B, N + L, D)
+        image = None if self.canvas is None else self.canvas(history)  # M', (B, 3, S, S)
+        states = self.understand(text, image)
+        return Forecast(value=self.decode(states)[..., None])
+
+    def understand(self, text: Tensor, image: Tensor | None) -> Tensor:
+        """Node states behind ViLT: (B, N + L, D) and (B, 3, S, S) → (B, N, D)."""
+        first, *others = self.vilt.layers
+        if image is None:
+            tokens = first(text) if others else first(text[:, : self.nodes], text)
+        elif self.bias is None:
+            tokens = first(torch.cat([text, self.vilt.embed_image(image)], dim=1))
+        else:
+            pixels = self.vilt.embed_image(image)
+            bias = self.bias(image, self.nodes, text.shape[1] - self.nodes)
+            fused = first(text, pixels, bias)  # Eq. 4-7
+            tokens = torch.cat([fused, first(pixels, torch.cat([text, pixels], dim=1))], dim=1)
+        for layer in others[:-1]:
+            tokens = layer(tokens)
+        if others:
+            # Nothing is read from other tokens behind the last layer, so only the nodes ask in it.
+            tokens = others[-1](tokens[:, : self.nodes], tokens)
+        return self.vilt.norm(tokens[:, : self.nodes])
+
+    def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 12: the mean absolute error, in scaled space, over the readings there are."""
+        return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}
+
+    def view(self, batch: Batch) -> View | None:
+        """The correlation image, before W_af."""
+        if self.canvas is None:
+            return None
+        shown = self.canvas.shown.flatten().bool()
+        return View(self.config.channels, self.canvas.pixels(batch.history.squeeze(-1))[:, shown])

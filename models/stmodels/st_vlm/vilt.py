@@ -1,0 +1,154 @@
+"""ViLT, frozen: its embeddings and layers, taken apart so that the first layer can be another one.
+
+Its own ``visual_embed`` is not used: it draws patches in random order, which would tear a bias from its patches.
+
+Legend: B batch, L text tokens, G×G image patches, D width, h heads, X and Y tokens that ask and are asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stmodels.backbones import complete, is_file, loading
+from stmodels.errors import WeightsError
+from stmodels.layers.adapter import insert_lora
+from stmodels.layers.attention import attention
+from stmodels.layers.linear import accelerate, linear
+from stmodels.rng import seeded
+
+if TYPE_CHECKING:
+    from transformers import ViltConfig
+
+CHECKPOINT = "dandelin/vilt-b32-mlm"
+_TEXT, _IMAGE = 0, 1  # ViLT's modality types
+
+
+class ViltLayer(nn.Module):
+    """One layer of ViLT on any queries and keys, with ViLT's own projections."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = layer.attention.attention.num_attention_heads
+
+    def forward(self, x: Tensor, y: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Tokens x after attention to y (to themselves where there is none) and the MLP.
+
+        Args:
+            x: (B, X, D).
+            y: (B, Y, D).
+            bias: (B, X, Y), added to the scores before they are scaled (Eq. 7), the same for all heads.
+        """
+        projections = self.layer.attention.attention
+        asking = self.layer.layernorm_before(x)
+        asked = asking if y is None else self.layer.layernorm_before(y)
+        q, k, v = projections.query(asking), projections.key(asked), projections.value(asked)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        attended = attention(q, k, v, None if bias is None else bias[:, None]).transpose(1, 2).flatten(2)
+        x = x + self.layer.attention.output.dense(attended)
+        return self.layer.output(self.layer.intermediate(self.layer.layernorm_after(x)), x)
+
+
+class FrozenVilt(nn.Module):
+    """ViLT's parts; only LoRA in it is trained.
+
+    Args:
+        side: G, patches a side that the image has; the positions of ViLT's canvas, interpolated where the canvas is larger.
+    """
+
+    def __init__(self, vilt: nn.Module, side: int, lora_rank: int, lora_alpha: float | None) -> None:
+        super().__init__()
+        config = vilt.config
+        self.width: int = config.hidden_size
+        self.patch: int = config.patch_size
+        self.vocabulary: int = config.vocab_size  # words it knows
+        self.text_positions: int = config.max_position_embeddings
+        self.embeddings = vilt.embeddings
+        self.norm = vilt.layernorm
+        if lora_rank:
+            insert_lora(vilt.encoder.layer, targets=["query", "key"], rank=lora_rank, alpha=lora_alpha)
+        self.layers = nn.ModuleList(ViltLayer(layer) for layer in vilt.encoder.layer)
+        positions = canvas_positions(self.embeddings.position_embeddings.detach(), side, config.image_size // config.patch_size)
+        self.register_buffer("positions", positions, persistent=False)  # (1, 1 + G², D)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        accelerate(self)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Prompt tokens (1, L) → (1, L, D), as ViLT embeds text."""
+        return self.embeddings.text_embeddings(ids) + self._modality(_TEXT)
+
+    def embed_nodes(self, tokens: Tensor) -> Tensor:
+        """Node tokens (B, N, D), which take the place of text but no text position, with the modality of text."""
+        return tokens + self._modality(_TEXT)
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """(B, 3, G·32, G·32) → (B, 1 + G², D): class token, then patches row by row."""
+        projection = self.embeddings.patch_embeddings.projection
+        p = self.patch
+        patches = image.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        tokens = linear(patches, projection.weight.flatten(1), projection.bias)
+        first = self.embeddings.cls_token.expand(len(tokens), -1, -1)
+        return torch.cat([first, tokens], dim=1) + self.positions + self._modality(_IMAGE)
+
+    def _modality(self, kind: int) -> Tensor:
+        return self.embeddings.token_type_embeddings.weight[kind]
+
+
+def canvas_positions(positions: Tensor, side: int, native: int) -> Tensor:
+    """Positions of the class token and of the top-left side × side patches: (1, 1 + native², D) → (1, 1 + side², D).
+
+    A canvas larger than the native one has its positions interpolated (bilinear, corners aligned, as ViLT does).
+    """
+    grid = positions[:, 1:].transpose(1, 2).unflatten(2, (native, native))
+    if side > native:
+        grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=True)
+    return torch.cat([positions[:, :1], grid[:, :, :side, :side].flatten(2).transpose(1, 2)], dim=1)
+
+
+def create_vilt(backbone: str, weights: str, weights_seed: int) -> nn.Module:
+    """A ViLT of transformers, without its pooler.
+
+    Raises:
+        WeightsError: its weights cannot be had; nothing else is used in their place.
+    """
+    if backbone == "vilt_test" and weights != "random":
+        raise WeightsError("model.backbone=vilt_test is a very small ViLT for tests; it has no weights but `model.weights=random`.")
+    if weights == "random":
+        with seeded(weights_seed, f"backbone/{backbone}"):
+            return _random(_config(backbone))
+    source = weights if is_file(weights) else CHECKPOINT
+    return loading(source, weights, lambda: _load(source))
+
+
+def _config(backbone: str) -> ViltConfig:
+    from transformers import ViltConfig
+
+    if backbone == "vilt_b32":
+        return ViltConfig()
+    # With ViLT's 0.02 a layer this narrow would be the identity: the spread of its weights has to grow as its width shrinks.
+    return ViltConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=2048, initializer_range=0.12
+    )
+
+
+def _random(config: ViltConfig) -> nn.Module:
+    from transformers import ViltModel
+
+    vilt = ViltModel(config, add_pooling_layer=False)
+    # Class token and patch positions start at zero: untrained, a patch would not know where it is.
+    for parameter in (vilt.embeddings.cls_token, vilt.embeddings.position_embeddings):
+        nn.init.trunc_normal_(parameter, std=config.initializer_range)
+    return vilt
+
+
+def _load(source: str) -> nn.Module:
+    from transformers import ViltModel
+
+    vilt, keys = ViltModel.from_pretrained(source, add_pooling_layer=False, output_loading_info=True)
+    complete(keys["missing_keys"])
+    return vilt
