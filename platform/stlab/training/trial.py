@@ -25,6 +25,7 @@ from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_stat
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
 from stlab.training.loop import Fit, Report, default_batch_size
 from stlab.training.metrics import Errors, evaluate
+from stlab.training.view import view_of_window
 from stmodels.forecaster import Forecaster
 from stmodels.rng import initialise
 
@@ -183,6 +184,9 @@ class _Job:
         errors = evaluate(self.model, self.dataset, windows, self.batch_size, self.autocast, keep=kept)
         horizon = [*_by_horizon("validation", validation), *_by_horizon("test", errors)]
         summary = {key: errors[key] for key in ("mae", "rmse", "mape")}
+        view = view_of_window(self.model, self.dataset, windows, kept.busiest(), self.autocast)
+        if view is not None:
+            self.directory.write_view(view)
         self.directory.write_test({**summary, "windows": len(windows), "tested_at": datetime.now(UTC).isoformat()}, horizon, kept.table())
 
 
@@ -212,6 +216,7 @@ class _Kept:
         times = self.windows.times(index)
         self.parts.append(
             {
+                "number": index.cpu().numpy(),
                 "window": np.repeat(self.windows.starts[index].cpu().numpy(), horizon),
                 "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), len(index)),
                 "time": None if times is None else times.reshape(-1),
@@ -219,6 +224,11 @@ class _Kept:
                 "forecast": forecast.flatten(0, 1).flatten(1).float().cpu().numpy(),
             }
         )
+
+    def busiest(self) -> int:
+        """Number of the kept window with the largest total truth; the first of equals."""
+        total = np.concatenate([part["truth"].reshape(len(part["number"]), -1).sum(1, dtype=np.float64) for part in self.parts])
+        return int(np.concatenate([part["number"] for part in self.parts])[total.argmax()])
 
     def table(self) -> pa.Table:
         """The table; its metadata name the shape of a step and of how many windows one was kept."""
