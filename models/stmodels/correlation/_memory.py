@@ -1,0 +1,20 @@
+"""Memory for large results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def empty(shape: Sequence[int], device: torch.device) -> Tensor:
+    """An uninitialised float32 tensor.
+
+    On a CPU it is NumPy's memory: NumPy asks Linux for huge pages, PyTorch does not unless it is told to by an environment
+    variable. A volume is touched once, and faulting it in by small pages would take longer than computing it.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(tuple(shape), np.float32))
+    return torch.empty(tuple(shape), dtype=torch.float32, device=device)

@@ -1,0 +1,23 @@
+"""The correlation volume as an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stmodels.correlation._memory import empty
+
+
+@torch.no_grad()
+def correlation_image(volume: Tensor) -> Tensor:
+    """The channels of a correlation volume in [0, 1]: (B, 3, N, N) → (B, 3, N, N).
+
+    DTW is min-max scaled within each image, 0 where all costs are the same; the correlations become (r + 1) / 2. The
+    volume is left as it is.
+    """
+    image = empty(volume.shape, volume.device)
+    cost, scaled = volume[:, :1], image[:, :1]
+    low, high = cost.amin((-2, -1), keepdim=True), cost.amax((-2, -1), keepdim=True)
+    torch.sub(cost, low, out=scaled).div_(torch.where(high == low, 1.0, high - low))
+    torch.add(volume[:, 1:], 1.0, out=image[:, 1:]).mul_(0.5)
+    return image

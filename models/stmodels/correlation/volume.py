@@ -1,0 +1,113 @@
+"""The correlation volume of a window: three likenesses of every pair of nodes, from the history alone.
+
+Legend: B batch, N nodes, T steps of the window, F = T//2 + 1 frequencies; i and j number nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CHANNELS = ("dtw", "cross_correlation", "spectrum")
+Lag = Literal["any", "nonnegative"]
+
+# A series that moves by less than this share of its largest magnitude moves by the rounding of float32 only.
+_FLAT = 4 * torch.finfo(torch.float32).eps
+
+
+class Prepared(NamedTuple):
+    """What of a window its pairs are computed from; each is NaN throughout for a node with a reading that is not finite."""
+
+    series: Tensor  # (B, N, T) float32
+    unit: Tensor  # (B, N, T): window mean removed, of length 1; 0 for a flat series
+    spectrum: Tensor  # (B, N, F): amplitudes of `unit`, their mean removed, of length 1; 0 for a flat series
+
+
+def _unit(x: Tensor) -> Tensor:
+    """(x - mean) / |x - mean| over the last axis; 0 where x is flat.
+
+    Differences from the first value are taken before anything is summed, so that neither a large offset nor a very
+    small or large scale costs precision, and a constant gives exactly 0.
+    """
+    moved = x - x[..., :1]
+    spread = moved.abs().amax(-1, keepdim=True)
+    flat = spread <= _FLAT * x.abs().amax(-1, keepdim=True)
+    moved = moved / spread
+    centred = moved - moved.mean(-1, keepdim=True)
+    return (centred / torch.linalg.vector_norm(centred, dim=-1, keepdim=True)).masked_fill(flat, 0.0)
+
+
+def _prepare(x: Tensor) -> Prepared:
+    series = x.detach().float()
+    series = series + (series * 0.0).sum(-1, keepdim=True)
+    unit = _unit(series)
+    return Prepared(series, unit, _unit(torch.fft.rfft(unit).abs()))
+
+
+@cache
+def _has_numba() -> bool:
+    found = find_spec("numba") is not None
+    if not found:
+        logger.warning("numba is not installed: correlation volumes are computed by the slower torch path on CPUs")
+    return found
+
+
+def _check(x: Tensor, lag: str) -> None:
+    if x.ndim != 3 or x.shape[-1] == 0 or not x.is_floating_point():
+        raise ValueError(f"a correlation volume needs (B, N, T) floats, T ≥ 1; got {tuple(x.shape)} {x.dtype}")
+    if lag not in get_args(Lag):
+        raise ValueError(f"lag is {lag!r}; it can be {' or '.join(map(repr, get_args(Lag)))}")
+
+
+def _by_torch(x: Tensor, lag: Lag) -> Tensor:
+    from stmodels.correlation._recurrence import pairs
+
+    return pairs(*_prepare(x), symmetric=lag == "any")
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
+    """Three likenesses of every pair of nodes: (B, N, T) → (B, 3, N, N) float32, channels as in ``CHANNELS``.
+
+    ``dtw``: the cost Σ |x_i[s] - x_j[t]| along the best warping path from (0, 0) to (T-1, T-1) (Eq. 1); symmetric, in the
+    unit of ``x``, which should be z-scored.
+
+    ``cross_correlation``: the largest over lags τ of Σ_t (x_i[t] - m_i)(x_j[t+τ] - m_j) / (|x_i - m_i| |x_j - m_j|), with means
+    m and lengths over the whole window (Eq. 2), in [-1, 1]. With ``lag="any"`` τ runs over [-T+1, T-1] and the channel is
+    symmetric; with ``lag="nonnegative"`` over [0, T-1], and entry [i, j] says how well i leads j.
+
+    ``spectrum``: the Pearson correlation of the amplitudes of ``rfft(x - m)``, all T//2+1 of them, in [-1, 1].
+
+    A flat series has no correlation: every entry of its row and column, the diagonal too, is 0 in the last two channels. Flat
+    is what moves by no more than 4 units of float32's relative rounding of its largest magnitude. A reading that is not
+    finite makes its node's row and column NaN in all channels.
+
+    Computed in float32 whatever the dtype, also under autocast, and without gradients. On CPUs it takes numba's kernel on
+    ``torch.get_num_threads()`` threads (without numba, torch's, with a warning), on other devices torch's recurrence, which is
+    compiled where Triton is there. For every new T the kernel is compiled once (seconds) and kept on disk.
+
+    Raises:
+        ValueError: ``x`` is not (B, N, T) floats with T ≥ 1, or ``lag`` is neither name.
+    """
+    _check(x, lag)
+    if x.device.type != "cpu" or not _has_numba():
+        return _by_torch(x, lag)
+    from stmodels.correlation._tiles import pairs
+
+    return pairs(*_prepare(x), symmetric=lag == "any")
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def correlation_volume_torch(x: Tensor, *, lag: Lag = "any") -> Tensor:
+    """:func:`correlation_volume` by way of torch's recurrence on whatever device ``x`` lies."""
+    _check(x, lag)
+    return _by_torch(x, lag)
