@@ -11,8 +11,16 @@ from stlab.catalog import ModelConfig
 from stlab.errors import ModelError
 from stlab.spec import TrialSpec
 
-# Fields that cannot change a number: where the data lies (its content counts) and how often a checkpoint is written.
-_NO_PART_OF_IT = {"data.path", "train.checkpoint_seconds"}
+# Fields that cannot change a number, or do so only through the data's content, which counts by itself: where the data lies,
+# what made its timestamps, the network beside it, and how often a checkpoint is written.
+_NO_PART_OF_IT = {
+    "data.path",
+    "data.start",
+    "data.step_minutes",
+    "data.node_ids",
+    "data.distances",
+    "train.checkpoint_seconds",
+}
 _LENGTH = 16
 
 

@@ -24,10 +24,6 @@ from stmodels.errors import ConfigError
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
-# Fields of a trial that cannot change its numbers: where the data lies (its content counts) and how often a checkpoint is written.
-_NO_PART_OF_THE_IDENTITY = {"data.path", "train.checkpoint_seconds"}
-_ID_LENGTH = 16
-
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -210,7 +206,8 @@ def _sections(
 def _located(section: Any) -> Any:
     """A section with its paths made absolute: workers have working directories of their own. A model's as plain values."""
     if isinstance(section, DataSpec):
-        return section.model_copy(update={"path": absolute(section.path)})
+        paths = {"path": section.path, "node_ids": section.node_ids, "distances": section.distances}
+        return section.model_copy(update={name: absolute(path) for name, path in paths.items() if path is not None})
     if isinstance(section, pydantic.BaseModel):
         return section
     files = section.files()

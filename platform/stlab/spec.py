@@ -7,16 +7,17 @@ from YAML, ``stlab.plan`` turns it into trials. What a model may be told is decl
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Family = Literal["grid", "sensors"]
 
 # The defaults a family brings (protocol: "Data", "Split", "Metrics"): steps of history and horizon, split, missing-value marker.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "grid": {"history": 6, "horizon": 6, "split": (0.70, 0.15, 0.15), "null": None},
-    "sensors": {"history": 12, "horizon": 12, "split": (0.60, 0.20, 0.20), "null": 0.0},
+    "sensors": {"history": 12, "horizon": 12, "split": (0.60, 0.20, 0.20), "null": "auto"},
 }
 
 
@@ -30,7 +31,7 @@ class DataSpec(Spec):
     """Which series, cut into which windows, by which protocol."""
 
     path: str
-    """A file (`.npz` grid, UniST `.json`), or `synthetic:city`, a small generated city."""
+    """A file (grid: `.npz`, UniST `.json`; sensors: `.npz`, `.h5`, `.csv`, `.parquet` or a grid), or `synthetic:city`, a small generated city."""
     family: Family = "grid"
     """`grid` (T, C, H, W) or `sensors` (T, N, C); brings the defaults of history, horizon, split and null."""
     history: int = Field(default=6, ge=1)
@@ -43,12 +44,23 @@ class DataSpec(Spec):
     """`forecast`: nothing later than the forecast is seen. `unist`: ready-made windows, scaler fitted on all segments (leaks)."""
     missing: Literal["error", "zero", "interpolate"] = "error"
     """What to do with non-finite values."""
-    null: float | None = None
-    """The value that means "no reading", masked out of loss and metrics; null for none. Default: none (grid), 0 (sensors)."""
+    null: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The value that means "no reading", masked out of loss and metrics; null for none. Default: none (grid), auto (sensors):
+    0 for sensors, none for a grid's cells."""
     train_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
     """Few-shot: the share of the train segment, from its start, that is trained on."""
     scale: float = Field(default=1.0, gt=0.0)
     """Factor on reported errors (Crowd and Cellular are reported ×10³)."""
+    channel: int = Field(default=0, ge=0)
+    """Sensors: the channel that is forecast, from 0. A grid's channels are forecast together."""
+    start: str | None = None
+    """Time of the first step (ISO, 2018-01-01T00:00), for a file without timestamps. PEMS03, 04, 07 and 08 are known."""
+    step_minutes: float | None = Field(default=None, gt=0.0)
+    """Minutes a step, together with `start`."""
+    node_ids: str | None = None
+    """Sensors: a text file with the id of each node, a line each, in the data's order (PEMS03.txt)."""
+    distances: str | None = None
+    """Sensors: a CSV file `from,to,cost` (or `distance`), an edge a line, by node id; by index from 0 where nodes have no ids."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +72,32 @@ class DataSpec(Spec):
         if values.get("null") == "none":
             values["null"] = None
         return values
+
+    @field_validator("channel", "node_ids", "distances")
+    @classmethod
+    def _is_for_sensors(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("family") == "grid":
+            raise ValueError(f"{value!r} is for sensors; the family is grid. Leave it out, or set data.family: sensors")
+        return value
+
+    @field_validator("start")
+    @classmethod
+    def _start_is_a_time(cls, start: str | None) -> str | None:
+        if start is None:
+            return None
+        try:
+            time = datetime.datetime.fromisoformat(start)
+        except ValueError:
+            raise ValueError(f"{start!r} is no ISO time; needed: 2018-01-01 or 2018-01-01T00:00:00") from None
+        if time.tzinfo is not None or time.microsecond:
+            raise ValueError(f"{start!r}: give local time in whole seconds, without a time zone: 2018-01-01T00:00:00")
+        return start
+
+    @model_validator(mode="after")
+    def _start_goes_with_its_step(self) -> DataSpec:
+        if (self.start is None) != (self.step_minutes is None):
+            raise ValueError("start and step_minutes are given together: when the first step was, and how long a step is")
+        return self
 
     @field_validator("split")
     @classmethod

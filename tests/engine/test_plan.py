@@ -304,7 +304,7 @@ def test_another_family_brings_its_own_defaults(where: str) -> None:
     )
     data = planned(text + change).trials[0].spec.data
     expected = DataSpec(path=absolute("x.npz"), family="sensors", train_ratio=0.5, horizon=3)
-    assert (expected.history, expected.null, expected.split) == (12, 0.0, (0.6, 0.2, 0.2))
+    assert (expected.history, expected.null, expected.split) == (12, "auto", (0.6, 0.2, 0.2))
     assert data == expected
     kept = planned(text.replace("x.npz,", "x.npz, history: 8,") + change).trials[0].spec.data
     assert (kept.history, kept.horizon) == (8, 3)

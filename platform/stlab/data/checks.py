@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stlab.data.content import DAY_SECONDS, FAMILY_AXES
+from stlab.data.content import CHANNEL_AXIS, DAY_SECONDS, FAMILY_AXES, Series
 from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HINTS = {
-    ("grid", 2): "A single cell or a table of time × cells has to be given its channel and grid axes.",
+    ("grid", 2): "Time × cells has to be given its channel and grid axes; time × sensors is data.family: sensors.",
     ("grid", 3): "(T, H, W) lacks its channel axis: save data[:, None]. (T, N, C) is sensors: data.family: sensors.",
+    ("sensors", 1): "A single sensor has shape (T, 1).",
+    ("sensors", 5): "Windows are cut here: save the series they were cut from.",
     ("grid", 5): "Windows are cut here: save the series they were cut from.",
 }
 
@@ -111,21 +113,30 @@ def _check_even(times: NDArray[np.datetime64], where: str) -> None:
         )
 
 
-def missing_message(
-    values: NDArray[np.float32], timestamps: NDArray[np.datetime64] | None, family: str, source: str
-) -> str | None:
+def missing_message(series: Series, family: str) -> str | None:
     """What to say of non-finite values: how many, and where and when the first is; None where there are none."""
+    values = series.values
     missing = ~np.isfinite(values)
     count = int(missing.sum())
     if not count:
         return None
     first = _first(missing)
-    when = "" if timestamps is None else f" ({timestamps[first[0]]})"
+    when = [] if series.timestamps is None else [str(series.timestamps[first[0]])]
+    who = [f"node {series.node_names[first[1]]}"] if series.node_names and family == "sensors" else []
+    told = f" ({', '.join(when + who)})" if when or who else ""
+    zero = "zero (they then are missing readings, masked out)" if series.null == 0 else "zero"
     return (
-        f"{source}: {count} of {values.size} values of array `data` are not finite ({100 * count / values.size:.2g} "
-        f"%), the first at {_place(first, FAMILY_AXES[family])}{when}: {values[first]}. Set data.missing to zero or "
-        "interpolate, or mend the file."
+        f"{series.source}: {count} of {values.size} values of array `{series.array}` are not finite "
+        f"({100 * count / values.size:.2g} %), the first at {place_in_file(series, first, family)}{told}: "
+        f"{values[first]}. Set data.missing to {zero} or interpolate, or mend the file."
     )
+
+
+def place_in_file(series: Series, index: tuple[int, ...], family: str) -> str:
+    """An index into the values, with its axes, as it is in the file."""
+    channel = 1 + CHANNEL_AXIS[family]
+    in_file = tuple(i + series.first_channel if axis == channel else i for axis, i in enumerate(index))
+    return _place(in_file, FAMILY_AXES[family])
 
 
 def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -37,6 +37,17 @@ class Series:
     name: str
     synthetic: bool = False
     channel_names: tuple[str, ...] | None = None
+    node_names: tuple[str, ...] | None = None
+    """Ids of the N sensors, where the file tells them; None for a grid."""
+    null: float | None = None
+    """The value that stands for "no reading" (``data.null``), None where there is none. A reader says what ``auto``
+    means for its file."""
+    array: str = "data"
+    """What the file calls the values, for messages."""
+    edges: NDArray[np.float64] | None = None
+    """(E, 3) edges of the road network: from node, to node (indices), cost; None where not given."""
+    first_channel: int = 0
+    """Number, in the file, of the first channel held here, for messages."""
 
     @property
     def step_seconds(self) -> int:

@@ -44,7 +44,8 @@ class Dataset:
     name: str
     synthetic: bool
     sha256: str
-    """Hash of the content as read: shape, float32 values and timestamps; the same for any file format."""
+    """Hash of the content as used: shape, float32 values and timestamps; the same for any file format. Of sensors
+    that is the channel that is forecast."""
     info: SeriesInfo
     scaler: Scaler
     nonnegative: bool
@@ -60,6 +61,10 @@ class Dataset:
     channel_names: tuple[str, ...]
     train: TrainReadings
     source: WindowSource
+    node_names: tuple[str, ...] | None = None
+    """Ids of the N sensors; "row,column" for a grid's cells as sensors; None where not known, and for a grid."""
+    edges: NDArray[np.float64] | None = None
+    """(E, 3) edges of the road network: index of the from node, of the to node, cost; None where not given."""
 
     def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
         """The windows of ``train``, ``validation`` or ``test``, on a device. A series is copied there once."""
@@ -69,23 +74,32 @@ class Dataset:
 
 
 def fingerprint(
-    spec: DataSpec, sha256: str, shape: tuple[int, ...], *, scaler: str, split: list[float] | str, missing: str
+    spec: DataSpec,
+    sha256: str,
+    shape: tuple[int, ...],
+    *,
+    scaler: str,
+    split: list[float] | str,
+    missing: str,
+    null: float | None,
 ) -> dict[str, Any]:
     """What has to agree before two results may stand in one table: kinds, no fitted values, no train ratio.
 
     ``missing`` belongs to it because the hash is of the data as read: the same file filled in two ways is two data
-    sets.
+    sets. ``mask`` is the value that stands for "no reading", None where there is none (``data.null: auto`` resolved);
+    ``channel`` is the one of a network's that is forecast, None for a grid, where all are.
     """
     return {
         "protocol": spec.protocol,
         "data_sha256": sha256,
         "family": spec.family,
         "channels": shape[CHANNEL_AXIS[spec.family]],
+        "channel": spec.channel if spec.family == "sensors" else None,
         "history": spec.history,
         "horizon": spec.horizon,
         "split": split,
         "scaler": scaler,
-        "mask": spec.null,
+        "mask": null,
         "scale": spec.scale,
         "missing": missing,
     }
@@ -94,3 +108,9 @@ def fingerprint(
 def numbered_channels(family: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names for channels that have none."""
     return tuple(f"channel {i + 1}" for i in range(shape[CHANNEL_AXIS[family]]))
+
+
+def resolved_null(spec: DataSpec, automatic: float | None) -> float | None:
+    """The value that means "no reading"; ``automatic`` is what the data's kind says where the specification has
+    ``auto``."""
+    return automatic if spec.null == "auto" else spec.null

@@ -1,62 +1,91 @@
-"""From a path to what it holds. A new format is one function and one line in ``READERS``."""
+"""From a path to what it holds. A new format is one function and one line in ``READERS``, by family and suffix."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlab.data.content import ReadyWindows, Series
+from stlab.data.csv_table import read_csv
+from stlab.data.dataset import resolved_null
+from stlab.data.hdf import read_hdf
+from stlab.data.network import with_network
+from stlab.data.nodes import flattened
 from stlab.data.npz import read_npz
+from stlab.data.parquet import read_parquet
 from stlab.data.synthetic import synthetic_city
+from stlab.data.times import with_timestamps
 from stlab.data.unist import read_unist
 from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from stlab.spec import DataSpec
 
-READERS: dict[str, Callable[[Path, str], Series | ReadyWindows]] = {".npz": read_npz, ".json": read_unist}
+Reader = Callable[[Path, str], Series | ReadyWindows]
+
+READERS: dict[str, dict[str, Reader]] = {
+    "grid": {".npz": read_npz, ".json": read_unist},
+    "sensors": {".npz": read_npz, ".h5": read_hdf, ".hdf5": read_hdf, ".csv": read_csv, ".parquet": read_parquet},
+}
 SYNTHETIC: dict[str, Callable[[], Series]] = {"synthetic:city": synthetic_city}
-READABLE_FAMILIES = ("grid",)
+_PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
 def read_content(spec: DataSpec) -> Series | ReadyWindows:
-    """Read and check what ``spec.path`` names.
+    """Read and check what ``spec.path`` names, with all its channels; and, where the specification gives them, its
+    timestamps, node ids and edges.
 
     Raises:
-        DataError: nothing there, a folder, an unknown kind of file, a family that cannot be read yet, or content
-            that fails its checks.
+        DataError: nothing there, a folder, an unknown kind of file, or content that fails its checks.
     """
-    if spec.family not in READABLE_FAMILIES:
-        raise DataError(
-            f"{spec.path}: data of the family {spec.family} cannot be read yet, only "
-            f"{', '.join(READABLE_FAMILIES)}. Set data.family: grid."
-        )
+    content = _read(spec)
+    if isinstance(content, ReadyWindows):
+        if spec.start is not None:
+            raise DataError(f"{content.source}: ready-made windows have their own times. Leave data.start out.")
+        return content
+    content = with_timestamps(replace(content, null=resolved_null(spec, content.null)), spec)
+    return with_network(content, spec) if spec.family == "sensors" else content
+
+
+def _read(spec: DataSpec) -> Series | ReadyWindows:
     if spec.path.startswith("synthetic:"):
         if spec.path not in SYNTHETIC:
             raise DataError(f"{spec.path}: no such generated data; there is {', '.join(SYNTHETIC)}.")
-        return SYNTHETIC[spec.path]()
+        grid = SYNTHETIC[spec.path]()
+        return flattened(grid) if spec.family == "sensors" else grid
     path = Path(spec.path).expanduser()
-    known = ", ".join(READERS)
+    readers = READERS[spec.family]
+    known = ", ".join(readers)
     if path.is_dir():
-        files = sorted(file.name for file in path.iterdir() if file.suffix in READERS)
+        files = sorted(file.name for file in path.iterdir() if file.suffix in readers)
         raise DataError(f"{path}: a folder. Give a file ({known}); in it: {', '.join(files[:10]) or 'none of these'}.")
     if not path.exists():
-        raise DataError(_not_found(path))
-    if path.suffix.lower() not in READERS:
-        raise DataError(
-            f"{path}: files that end in '{path.suffix}' cannot be read; known: {known}, and {', '.join(SYNTHETIC)}."
-        )
+        raise DataError(_not_found(path, readers))
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise DataError(f"{path}: {_unreadable(suffix, spec.family)}")
     try:
-        return READERS[path.suffix.lower()](path, spec.family)
+        return readers[suffix](path, spec.family)
     except PermissionError as error:
         raise DataError(
             f"{path}: no permission to read it. Change its mode, or copy it to where you may read."
         ) from error
 
 
-def _not_found(path: Path) -> str:
+def _unreadable(suffix: str, family: str) -> str:
+    if suffix in _PICKLES:
+        return "pickled, which is refused: loading it can run any code. Save the array with np.savez(path, data=…)."
+    for other, readers in READERS.items():
+        if suffix in readers:
+            return f"files that end in '{suffix}' are read for the family {other} alone. Set data.family: {other}."
+    known = f"{', '.join(READERS[family])}, and {', '.join(SYNTHETIC)}"
+    return f"files that end in '{suffix}' cannot be read; known: {known}."
+
+
+def _not_found(path: Path, readers: Mapping[str, Reader]) -> str:
     folder = path.parent
     if not folder.is_dir():
         return (
@@ -67,5 +96,5 @@ def _not_found(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if near:
         return f"{path}: no such file. Did you mean {' or '.join(str(folder / name) for name in near)}?"
-    readable = [name for name in names if Path(name).suffix in READERS]
+    readable = [name for name in names if Path(name).suffix in readers]
     return f"{path}: no such file. In {folder.absolute()} there is {', '.join(readable[:10]) or 'no data file'}."

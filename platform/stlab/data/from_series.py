@@ -13,7 +13,7 @@ import torch
 from stlab.data.content import Series, content_hash
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
 from stlab.data.missing import fill_missing
-from stlab.data.scaler import Scaler, fit_min_max
+from stlab.data.scaler import Scaler, fit_min_max, fit_z_score
 from stlab.data.season import Season, season_by_slot, slot_of_week
 from stlab.data.split import split_series, used_steps
 from stlab.data.windows import SeriesTensors, SeriesWindows, Windows
@@ -45,7 +45,9 @@ class SeriesSource:
 
 
 def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
-    """Split, fill, scale.
+    """Split, fill, scale. A grid's scaler is min-max, a network's the z-score of its readings.
+
+    Missing readings (``data.null``) stay in the history as they are, and are left out of everything that is fitted.
 
     Raises:
         DataError: too few steps, missing values that nobody said how to fill, a train segment without any change, or
@@ -60,12 +62,17 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
     (_, train_end), (validation_start, validation_end), (_, end) = segments.values()
     values, filled = fill_missing(series, spec.missing, spec.family, (train_end, validation_start, validation_end, end))
     train, times = values[:train_end], series.timestamps
-    scaler = fit_min_max(float(train.min()), float(train.max()), series.source)
+    seen = None if series.null is None else values != np.float32(series.null)
+    readings = train if seen is None else train[seen[:train_end]]
+    if spec.family == "sensors":
+        scaler = fit_z_score(readings, series.source)
+    else:
+        scaler = fit_min_max(float(train.min()), float(train.max()), series.source)
     slots = None if times is None else slot_of_week(times, series.step_seconds)
     season = None
     if slots is not None:
-        season = season_by_slot(values, slots, series.slots_per_day, train_end, used_steps(segments))
-    info = _info(series, spec, train, scaler, season, lookback=validation_start + spec.history)
+        season = season_by_slot(values, slots, series.slots_per_day, train_end, used_steps(segments), seen)
+    info = _info(series, spec, train, seen, scaler, season, lookback=validation_start + spec.history)
     sha256 = content_hash(series.values, times)
     return Dataset(
         name=series.name,
@@ -73,33 +80,55 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
         sha256=sha256,
         info=info,
         scaler=scaler,
-        nonnegative=bool(train.min() >= 0),
+        nonnegative=bool(readings.min(initial=0) >= 0),
         clamp=None,
         leaks=filled == "interpolate",
         scale=spec.scale,
         protocol=fingerprint(
-            spec, sha256, info.shape, scaler=scaler.kind, split=[float(share) for share in spec.split], missing=filled
+            spec,
+            sha256,
+            info.shape,
+            scaler=scaler.kind,
+            split=[float(share) for share in spec.split],
+            missing=filled,
+            null=series.null,
         ),
         channel_names=series.channel_names or numbered_channels(spec.family, info.shape),
         train=TrainReadings(
             train, None if slots is None else slots[:train_end], None if times is None else times[:train_end]
         ),
         source=SeriesSource(
-            _tensors(values, scaler, slots, season, spec.null), segments, spec.history, spec.horizon, times
+            _tensors(values, scaler, slots, season, seen), segments, spec.history, spec.horizon, times
         ),
+        node_names=series.node_names,
+        edges=series.edges,
     )
 
 
 def _info(
-    series: Series, spec: DataSpec, train: NDArray[np.float32], scaler: Scaler, season: Season | None, lookback: int
+    series: Series,
+    spec: DataSpec,
+    train: NDArray[np.float32],
+    seen: NDArray[np.bool_] | None,
+    scaler: Scaler,
+    season: Season | None,
+    lookback: int,
 ) -> SeriesInfo:
-    flow_std = float(np.diff(train.astype(np.float64), axis=0).std() / scaler.spread)
+    """Deviations are of readings: a change counts where both of its steps have one."""
+    change = np.diff(train.astype(np.float64), axis=0)
+    if seen is not None:
+        seen = seen[: len(train)]
+        change = change[seen[1:] & seen[:-1]]
+    flow_std = float(change.std() / scaler.spread) if change.size else 0.0
     if flow_std == 0:
         raise DataError(
-            f"{series.source}: no value of array `data` changes within the train segment ({len(train)} steps); "
+            f"{series.source}: no value of array `{series.array}` changes within the train segment ({len(train)} steps); "
             "there is nothing to learn. Give data that vary in time."
         )
-    residual_std = None if season is None else float((train - season.values[: len(train)]).std() / scaler.spread)
+    residual_std = None
+    if season is not None:
+        residual = train - season.values[: len(train)]
+        residual_std = float((residual if seen is None else residual[seen]).std() / scaler.spread)
     return SeriesInfo(
         family=spec.family,
         shape=train.shape[1:],
@@ -119,13 +148,13 @@ def _tensors(
     scaler: Scaler,
     slots: NDArray[np.int64] | None,
     season: Season | None,
-    null: float | None,
+    seen: NDArray[np.bool_] | None,
 ) -> SeriesTensors:
     return SeriesTensors(
         series=scaled_tensor(values, scaler),
         slots=None if slots is None else torch.from_numpy(slots),
         season=None if season is None else scaled_tensor(season.values, scaler),
-        mask=None if null is None else torch.from_numpy(values != np.float32(null)),
+        mask=None if seen is None else torch.from_numpy(seen),
     )
 
 

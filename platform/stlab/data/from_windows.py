@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stlab.data.content import SEGMENTS, ReadyWindows, windows_hash
-from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
+from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels, resolved_null
 from stlab.data.from_series import scaled_tensor
 from stlab.data.scaler import fit_min_max
 from stlab.data.split import share_of
@@ -70,7 +70,7 @@ def dataset_from_windows(content: ReadyWindows, spec: DataSpec) -> Dataset:
     flow_std = float(np.diff(train.astype(np.float64), axis=1).std() / scaler.spread)
     if flow_std == 0:
         raise DataError(f"{content.source}: no train window changes in time; nothing to learn. Give data that vary.")
-    shape, sha256 = train.shape[2:], windows_hash(content)
+    shape, sha256, null = train.shape[2:], windows_hash(content), resolved_null(spec, None)
     return Dataset(
         name=content.name,
         synthetic=False,
@@ -91,7 +91,13 @@ def dataset_from_windows(content: ReadyWindows, spec: DataSpec) -> Dataset:
         leaks=True,
         scale=spec.scale,
         protocol=fingerprint(
-            spec, sha256, shape, scaler=f"{scaler.kind} over all segments", split="ready-made", missing=filled
+            spec,
+            sha256,
+            shape,
+            scaler=f"{scaler.kind} over all segments",
+            split="ready-made",
+            missing=filled,
+            null=null,
         ),
         channel_names=numbered_channels(spec.family, shape),
         train=TrainReadings(
@@ -104,8 +110,8 @@ def dataset_from_windows(content: ReadyWindows, spec: DataSpec) -> Dataset:
             slots,
             times,
             None
-            if spec.null is None
-            else {name: torch.from_numpy(array != np.float32(spec.null)) for name, array in values.items()},
+            if null is None
+            else {name: torch.from_numpy(array != np.float32(null)) for name, array in values.items()},
             spec.history,
         ),
     )

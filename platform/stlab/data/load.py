@@ -9,6 +9,7 @@ from stlab.data.dataset import Dataset
 from stlab.data.formats import read_content
 from stlab.data.from_series import dataset_from_series
 from stlab.data.from_windows import dataset_from_windows
+from stlab.data.nodes import one_channel
 
 if TYPE_CHECKING:
     from stlab.spec import DataSpec
@@ -23,4 +24,4 @@ def load_dataset(spec: DataSpec) -> Dataset:
     content = read_content(spec)
     if isinstance(content, ReadyWindows):
         return dataset_from_windows(content, spec)
-    return dataset_from_series(content, spec)
+    return dataset_from_series(one_channel(content, spec.channel) if spec.family == "sensors" else content, spec)

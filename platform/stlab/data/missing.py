@@ -35,7 +35,7 @@ def fill_missing(series: Series, method: str, family: str, ends: Sequence[int]) 
     Raises:
         DataError: values are missing and the method is ``error``, or a series has no reading to interpolate from.
     """
-    message = missing_message(series.values, series.timestamps, family, series.source)
+    message = missing_message(series, family)
     if message is None:
         return series.values, "none"
     if method == "error":

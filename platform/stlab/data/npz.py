@@ -1,4 +1,7 @@
-"""Grids in numpy's ``.npz``: ``data`` (T, C, H, W), and optionally ``timestamps`` (T,) datetime64."""
+"""numpy's ``.npz``: ``data``, and optionally ``timestamps`` (T,) datetime64.
+
+``data`` is (T, C, H, W) for a grid; for sensors (T, N, C) or (T, N), as in the PEMS files, or a grid.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stlab.data.checks import checked_timestamps, checked_values
-from stlab.data.content import Series
+from stlab.data.content import FAMILY_AXES, Series
+from stlab.data.nodes import flattened
 from stlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def read_npz(path: Path, family: str) -> Series:
-    """Read a series from an ``.npz`` file.
+    """Read a series from an ``.npz`` file; a grid is flattened to nodes where sensors are asked for.
 
     Raises:
         DataError: no zip archive or a damaged one, pickled arrays, a missing key, or arrays that do not pass the
@@ -45,9 +49,13 @@ def read_npz(path: Path, family: str) -> Series:
             times = _array(archive, "timestamps", path) if "timestamps" in archive.files else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read, it seems damaged ({error}). Fetch it again.") from error
-    values = checked_values(data, family, str(path))
+    is_network = family == "sensors" and data.ndim != len(FAMILY_AXES["grid"])
+    if is_network and data.ndim == 2:
+        data = data[:, :, None]
+    values = checked_values(data, "sensors" if is_network else "grid", str(path))
     timestamps = None if times is None else checked_timestamps(times, len(values), str(path))
-    return Series(values, timestamps, source=str(path), name=path.stem)
+    series = Series(values, timestamps, source=str(path), name=path.stem, null=0.0 if is_network else None)
+    return flattened(series) if family == "sensors" and not is_network else series
 
 
 def _array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> NDArray[np.generic]:

@@ -21,7 +21,7 @@ class Scaler:
     """``scaled = (x - center) / spread``. Works on tensors and arrays of any shape."""
 
     kind: str
-    """``min-max``: to [-1, 1] over the readings it was fitted on."""
+    """``min-max``: to [-1, 1] over the readings it was fitted on. ``z-score``: to their mean 0 and deviation 1."""
     center: float
     spread: float
 
@@ -51,3 +51,28 @@ def fit_min_max(low: float, high: float, source: str, where: str = "the train se
             "or a longer segment."
         )
     return Scaler("min-max", center=(low + high) / 2, spread=(high - low) / 2)
+
+
+def fit_z_score(readings: NDArray[np.floating], source: str) -> Scaler:
+    """The scaler that takes the readings' mean to 0 and their standard deviation (over n) to 1, in float64.
+
+    Args:
+        readings: Of the train segment, of any shape, missing ones left out.
+        source: For the message.
+
+    Raises:
+        DataError: there is no reading, or all are the same.
+    """
+    if not readings.size:
+        raise DataError(
+            f"{source}: no reading in the train segment: every value is the missing-value marker. Set data.null: none "
+            "if it stands for a reading, or give data that have some."
+        )
+    values = readings.astype(np.float64)
+    center, spread = float(values.mean()), float(values.std())
+    if readings.min() == readings.max():
+        raise DataError(
+            f"{source}: every reading in the train segment is {center:g}; there is nothing to learn from it. Give data "
+            "that vary, or a longer segment."
+        )
+    return Scaler("z-score", center=center, spread=spread)

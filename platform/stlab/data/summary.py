@@ -22,6 +22,7 @@ from stlab.data.content import (
 from stlab.data.dataset import numbered_channels
 from stlab.data.formats import read_content
 from stlab.data.from_windows import unfit_message
+from stlab.data.nodes import named_channels, one_channel
 from stlab.data.season import season_count, slot_of_week
 from stlab.data.split import segments_of, too_short_message, used_steps, window_count
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stlab.spec import DataSpec
+
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,24 @@ class ChannelSummary:
     mean: float | None
     high: float | None
     zero_percent: float | None
+
+
+@dataclass(frozen=True)
+class SensorSummary:
+    """A sensor network, by the channel that is forecast. A value that is not finite or is ``data.null`` is no
+    reading."""
+
+    nodes: int
+    named: bool
+    """The file, or ``data.node_ids``, tells the nodes' ids."""
+    channel: str
+    channel_index: int
+    null: float | None
+    without_reading_percent: float
+    dead: list[str]
+    """Nodes without a reading in the train segment, by id, or by index from 0."""
+    edges: int | None
+    """Edges of ``data.distances``."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,8 @@ class DataSummary:
     channels: list[ChannelSummary]
     segments: list[SegmentSummary]
     season_count: int
-    """Train readings at the rarest slot of the week; 0: no mean by slot of the week."""
+    """Train steps at the rarest slot of the week; 0: no mean by slot of the week."""
+    sensors: SensorSummary | None = None
     problems: list[str] = field(default_factory=list)
     """What would stop a study on this data; empty where nothing would."""
 
@@ -98,13 +120,14 @@ class DataSummary:
             ("time", _time_text(self.start, self.end, self.step_seconds, self.slots_per_day)),
             ("missing", f"{self.missing} values" if self.missing else "none"),
         ]
+        rows += [] if self.sensors is None else _sensor_lines(self.sensors)
         rows += [(c.name, _range_text(c)) for c in self.channels]
         for segment in self.segments:
             steps = "" if segment.steps is None else f"{segment.steps} steps, "
             span = "" if segment.start is None else f", {segment.start} to {segment.end}"
             rows.append((segment.name, f"{steps}{segment.windows} windows{span}"))
         seen = (
-            f"possible: {self.season_count} train readings at the rarest slot"
+            f"possible: {self.season_count} train steps at the rarest slot"
             if self.by_slot_of_week
             else "not possible"
         )
@@ -126,9 +149,10 @@ def summarise(spec: DataSpec) -> DataSummary:
 
 def _of_series(series: Series, spec: DataSpec) -> DataSummary:
     values, times, steps = series.values, series.timestamps, len(series.values)
+    used = one_channel(series, spec.channel) if spec.family == "sensors" else series
     segments = segments_of(steps, spec.split, spec.train_ratio)
     short = too_short_message(steps, spec, series.source)
-    gaps = missing_message(values, times, spec.family, series.source) if spec.missing == "error" else None
+    gaps = missing_message(used, spec.family) if spec.missing == "error" else None
     has_slots = times is not None and steps > 1
     rarest = 0
     if times is not None and has_slots and not short:
@@ -143,16 +167,35 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
         family=spec.family,
         axes=FAMILY_AXES[spec.family],
         shape=values.shape,
-        sha256=content_hash(values, times),
+        sha256=content_hash(used.values, times),
         start=_text(times, 0, steps),
         end=_text(times, steps - 1, steps),
         step_seconds=series.step_seconds if has_slots else None,
         slots_per_day=series.slots_per_day if has_slots else None,
-        missing=int((~np.isfinite(values)).sum()),
+        missing=int((~np.isfinite(used.values)).sum()),
         channels=[_channel(name, channel) for name, channel in zip(names, channels, strict=True)],
         segments=[_segment(name, segment, spec, times) for name, segment in segments.items()],
         season_count=rarest,
+        sensors=_sensors(used, segments["train"][1]) if spec.family == "sensors" else None,
         problems=[problem for problem in (gaps, short) if problem],
+    )
+
+
+def _sensors(series: Series, train_end: int) -> SensorSummary:
+    values = series.values[:, :, 0]
+    seen = np.isfinite(values)
+    if series.null is not None:
+        seen &= values != np.float32(series.null)
+    dead = np.flatnonzero(~seen[:train_end].any(axis=0))
+    return SensorSummary(
+        nodes=values.shape[1],
+        named=series.node_names is not None,
+        channel=named_channels(series)[0],
+        channel_index=series.first_channel,
+        null=series.null,
+        without_reading_percent=float(100 * (1 - seen.mean())),
+        dead=[series.node_names[i] if series.node_names else str(i) for i in dead],
+        edges=None if series.edges is None else len(series.edges),
     )
 
 
@@ -209,6 +252,20 @@ def _channel(name: str, values: NDArray[np.float32]) -> ChannelSummary:
 def _text(times: NDArray[np.datetime64] | None, index: int, steps: int) -> str | None:
     """The time at an index, where there are times and steps at all."""
     return None if times is None or steps < 1 else str(times[index])
+
+
+def _sensor_lines(sensors: SensorSummary) -> list[tuple[str, str]]:
+    marker = "none is marked as missing" if sensors.null is None else f"{sensors.null:g} means none"
+    rows = [
+        ("nodes", f"{sensors.nodes}{'' if sensors.named else ', without ids'}"),
+        ("forecast", f"{sensors.channel} (data.channel={sensors.channel_index})"),
+        ("no reading", f"{sensors.without_reading_percent:.3g} % ({marker})"),
+    ]
+    if sensors.dead:
+        more = f" and {len(sensors.dead) - _MOST_NAMED} more" if len(sensors.dead) > _MOST_NAMED else ""
+        named = ", ".join(sensors.dead[:_MOST_NAMED])
+        rows.append(("dead sensors", f"{len(sensors.dead)} without a reading in the train segment: {named}{more}"))
+    return rows + ([] if sensors.edges is None else [("edges", str(sensors.edges))])
 
 
 def _range_text(channel: ChannelSummary) -> str:
