@@ -66,7 +66,7 @@ def test_bias_is_a_convolution_of_each_row() -> None:
     assert made.shape == (2, 43, 5)
     assert made[:, :, 0].abs().max() == 0  # class column
     assert made[:, 40:].abs().max() == 0  # prompt rows
-    rows = torch.stack([torch.nn.functional.conv1d(image[:, :, i], bias.weight[:, :, 0], bias.bias, stride=32) for i in range(40)], dim=1)
+    rows = torch.stack([torch.nn.functional.conv1d(image[:, :, i], bias.weight, bias.bias, stride=32) for i in range(40)], dim=1)
     expected = torch.tanh(rows.squeeze(2))  # (B, 40, 2)
     for patch_row in range(2):
         torch.testing.assert_close(made[:, :40, 1 + 2 * patch_row : 3 + 2 * patch_row], expected)

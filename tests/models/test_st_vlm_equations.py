@@ -53,7 +53,7 @@ def patch_mask(nodes: int, side: int) -> Tensor:
 
 def bias_rows(model: torch.nn.Module, image: Tensor, nodes: int, prompt: int) -> Tensor:
     """A of Eq. 8, number by number: (B, N + L, 1 + g²)."""
-    weight, offset = model.bias.weight.double()[0, :, 0], model.bias.bias.double()[0]
+    weight, offset = model.bias.weight.double()[0], model.bias.bias.double()[0]
     b, _, side, _ = image.shape
     g = side // PATCH
     bias = torch.zeros(b, nodes + prompt, 1 + g * g, dtype=torch.float64)
