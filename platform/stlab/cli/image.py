@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 def image(
     data: Annotated[str, typer.Option("--data", metavar="PATH", help="A data file; of a grid each cell is a node.")],
     at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="The window's first step: its time or its index. Default: 0.")
+        str | None, typer.Option("--at", metavar="TIME", help="The window's first step: time or index. Default: 0.")
     ] = None,
     nodes: Annotated[
         str | None,
-        typer.Option("--nodes", metavar="A:B", help="Nodes by index, from 0: 0:20 (20 left out), or 3,8,11. Default: all."),
+        typer.Option("--nodes", metavar="A:B", help="Nodes by index: 0:20 (20 left out), or 3,8,11. Default: all."),
     ] = None,
     overrides: SetOption = None,
-    picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default NAME_image.png here.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Where it goes; by default NAME_image.png here.")] = None,
 ) -> None:
     """Draw a window's correlation image: dynamic time warping, cross-correlation, spectrum, and the three together."""
     spec = data_spec(data, overrides or [], family="sensors")
     if spec.family != "sensors":
-        raise UserError(f"data.family: {spec.family}: an image is of nodes. Leave it out; a grid's cells become nodes.")
+        raise UserError(f"data.family: {spec.family}: an image is of nodes. Leave it out: cells are nodes too.")
     from stlab.data import load_dataset
     from stlab.report.view import choose_nodes, node_scores
 
@@ -124,7 +124,7 @@ def _step_of_time(at: str, last: int, history: int, first: datetime, seconds: in
     try:
         time = datetime.fromisoformat(at)
     except ValueError:
-        raise UserError(f"--at {at}: neither an ISO time such as {first.isoformat()} nor the index of a step.") from None
+        raise UserError(f"--at {at}: neither an ISO time, as {first.isoformat()}, nor a step's index.") from None
     if time.tzinfo is not None:
         local = time.replace(tzinfo=None).isoformat()
         raise UserError(f"--at {at}: the data's times have no time zone. Leave it out: {local}.")
@@ -156,12 +156,12 @@ def find_nodes(text: str | None, count: int) -> list[int]:
         first, colon, end = (piece.strip() for piece in part.partition(":"))
         numbers = [first, end] if colon else [first]
         if not all(number.isdigit() or (colon and not number) for number in numbers):
-            raise UserError(f"--nodes {text}: '{part}' is neither A:B nor a node's index. Give 0:{min(count, 20)}, say.")
+            raise UserError(f"--nodes {text}: '{part}' is neither A:B nor an index. Give 0:{min(count, 20)}, say.")
         start = int(first or 0)
         stop = int(end) if end else count if colon else start + 1
         if start >= stop:
             raise UserError(
-                f"--nodes {text}: '{part}' holds no node; the end is not included. Give 0:{min(count, 20)}, say, of {count}."
+                f"--nodes {text}: '{part}' holds no node, as the end is left out. Give 0:{min(count, 20)}, say."
             )
         if stop > count:
             raise UserError(f"--nodes {text}: there are {count} nodes, 0 to {count - 1}; '{part}' goes beyond.")
@@ -213,13 +213,16 @@ def _lines(
     """Label and text, in reading order, for a terminal."""
     import numpy as np
 
-    from stlab.report.view import without_missing
+    from stlab.report.view import THRESHOLD, without_missing
 
-    readings = without_missing(dataset.scaler.inverse(window.values).numpy(), dataset.protocol.get("mask"))
+    measured = dataset.scaler.inverse(window.values.double()).numpy().round(4) + 0.0  # no −0 from scaling and back
+    readings = without_missing(measured, dataset.protocol.get("mask"))
     missing = int(np.isnan(readings).sum())
     span = "none" if missing == readings.size else f"{np.nanmin(readings):.4g} to {np.nanmax(readings):.4g}"
     found = [f"{_name(dataset, window.nodes[node])} ({scores[node]:.1f})".replace("-", "−") for node in lowest]
-    told = f"{', '.join(found)}: lowest likeness to the others (robust z score)" if found else "too few nodes to say"
+    told = f"{', '.join(found)} (likeness to the others as a robust z score)" if found else "too few nodes to say"
+    if found and scores.min() >= THRESHOLD:
+        told = f"none clearly; lowest {told}"
     return [
         ("data", path),
         ("window", f"step {window.start}, {window.values.shape[-1]} steps: {_span(window, ' to ')}"),

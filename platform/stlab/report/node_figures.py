@@ -31,11 +31,11 @@ _DASHES = ("-", "--", "-.", ":")
 def image_figure(
     channels: Mapping[str, NDArray[np.floating]], names: Sequence[str], marked: Sequence[int] = (), title: str = ""
 ) -> Figure:
-    """Each channel of an image as a panel of its own and, where there are three, the three together as red, green, blue.
+    """Each channel of an image as a panel and, where there are three, the three together as red, green and blue.
 
     Args:
         channels: name → (N, N) in [0, 1].
-        names: the N nodes' names; written beside the panels where they are few.
+        names: what to call the N nodes on the axes.
         marked: indices of nodes to point at, in the colours that ``outstanding_figure`` gives them.
     """
     from matplotlib.figure import Figure
@@ -98,8 +98,8 @@ def _rgb_legend(axes: Axes, titles: Sequence[str]) -> None:
 
 
 def _node_axes(axes: Axes, names: Sequence[str], marked: Sequence[int], first: bool) -> None:
-    """Node names beside the panel where they are few, else indices; triangles point at the marked rows."""
-    from matplotlib.ticker import MaxNLocator
+    """Labels beside the panel, of all nodes where they are few; triangles point at the marked rows."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.grid(False)
     for spine in axes.spines.values():
@@ -112,24 +112,29 @@ def _node_axes(axes: Axes, names: Sequence[str], marked: Sequence[int], first: b
     else:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            axis.set_major_formatter(FuncFormatter(lambda at, _: names[int(at)] if 0 <= at < len(names) else ""))
         axes.tick_params(labelleft=first, labelbottom=False, labelsize=7.5)
     axes.tick_params(length=2)
     if first:
         axes.set_ylabel("node")
     for place, node in enumerate(marked):
-        axes.plot(
-            1.02, node, "<", color=PALETTE[place % len(PALETTE)], markersize=4.5, clip_on=False, transform=axes.get_yaxis_transform()
-        )
+        beside: dict[str, Any] = {"clip_on": False, "transform": axes.get_yaxis_transform()}
+        axes.plot(1.02, node, "<", color=PALETTE[place % len(PALETTE)], markersize=4.5, **beside)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
-def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
-    """Above, every node's score, with those that stand out named; below, their series beside those of typical nodes.
+def _node(view: WindowView, node: int) -> str:
+    name = view.names[node]
+    return f"node {node}" if name == str(node) else f"node {node} ({_short(name)})"
 
-    The window that the image is of is shaded. Colours as ``image_figure`` gives them to marked nodes; typical nodes grey.
+
+def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
+    """Above, every node's score, those that stand out by index; below, their series beside those of typical nodes.
+
+    The image's window is shaded. Colours as ``image_figure`` gives them to marked nodes; typical nodes are grey.
     """
     from matplotlib.figure import Figure
 
@@ -141,9 +146,10 @@ def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
         below.axvspan(steps[0], steps[view.history - 1], color="#e9e4d4", linewidth=0, label="window of the image")
         for place, node in enumerate(choice.typical):
             style: dict[str, Any] = {"color": MUTED, "linestyle": _DASHES[1 + place % 3], "linewidth": 1.2}
-            below.plot(steps, view.series[node], label=f"node {_short(view.names[node])}, typical", **style)
+            below.plot(steps, view.series[node], label=f"{_node(view, node)}, typical", **style)
         for place, node in enumerate(choice.outstanding):
-            below.plot(steps, view.series[node], label=f"node {_short(view.names[node])}", color=PALETTE[place % len(PALETTE)])
+            colour = PALETTE[place % len(PALETTE)]
+            below.plot(steps, view.series[node], label=_node(view, node), color=colour)
         below.set_ylabel("data unit")
         below.set_title(f"series over {len(steps)} steps", loc="left")
         below.margins(x=0.01)
@@ -168,7 +174,7 @@ def _score_panel(axes: Axes, view: WindowView, choice: Choice) -> None:
         axes.plot(node, choice.scores[node], "o", color=colour, markersize=5)
         left = node > middle
         axes.annotate(
-            _short(view.names[node]), (node, choice.scores[node]), xytext=(-5 if left else 5, 0), textcoords="offset points",
+            str(node), (node, choice.scores[node]), xytext=(-5 if left else 5, 0), textcoords="offset points",
             ha="right" if left else "left", va="center", fontsize=8, color=colour,
         )  # fmt: skip
     axes.margins(x=0.02, y=0.12)

@@ -162,7 +162,8 @@ def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], foun
     baseline = _beside(store, rows, held, forecasts)
     cell = describe_cell(forecasts.busiest_cell())
     text = f"The series with the largest mean truth ({cell}) on the test segment: truth, {name}"
-    text += f", and {baseline[0]}." if baseline else f"; {held.label if held else 'a baseline'} has no forecasts to show."
+    lacking = held.label if held else "a baseline"
+    text += f", and {baseline[0]}." if baseline else f"; {lacking} has no forecasts to show."
     if len(forecasts.window) > figures.MAX_SERIES_WINDOWS:
         text += f" The first {figures.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."
     figure = figures.busy_series((best.label, forecasts), baseline)
@@ -192,8 +193,8 @@ def _node_errors(
     if baseline is not None:
         reference = (baseline[0], *baseline[1].by_node())
         better = int((error < reference[2]).sum())
-        text += f", and {baseline[0]}, the best baseline, at which {better} of {len(error)} nodes have the larger error"
-    text += ". A point is a node, over all test windows and steps ahead; lines are running medians over nodes of like mean."
+        text += f", and {baseline[0]}, the best baseline, which has the larger error at {better} of {len(error)} nodes"
+    text += ". A point is a node, over all test windows and horizons; lines: running medians over nodes of like mean."
     if forecasts.every_nth > 1:
         text += f" Of {forecasts.every_nth} windows one was kept."
     if math.isnan(forecasts.truth.sum()):
@@ -214,8 +215,10 @@ def _views(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: P
 
 def _view(name: str, view: WindowView, found: Pictures) -> None:
     choice = choose_nodes(node_scores(view.channels))
-    figure = node_figures.image_figure(view.channels, view.names, choice.outstanding)
-    meaning = "; ".join(f"{image_channel(channel).title}: {image_channel(channel).meaning}" for channel in view.channels)
+    labels = [str(node) for node in range(len(view.names))]
+    figure = node_figures.image_figure(view.channels, labels, choice.outstanding)
+    words = [image_channel(channel) for channel in view.channels]
+    meaning = "; ".join(f"{channel.title}: {channel.meaning}" for channel in words)
     when = f"step {view.window} of the series" if view.time is None else f"{view.time.item():%Y-%m-%d %H:%M}"
     text = (
         f"What the model sees ({name}) of the test window with the largest total truth, {view.history} steps from "
@@ -230,7 +233,7 @@ def _view(name: str, view: WindowView, found: Pictures) -> None:
 
 
 def _outstanding(view: WindowView, choice: Choice) -> str:
-    lowest = ", ".join(view.names[node] for node in choice.outstanding)
+    lowest = ", ".join(str(node) for node in choice.outstanding)
     bar = f"{THRESHOLD:g}".replace("-", "−")
     if choice.beyond == 0:
         told = f"No node's score is below {bar}; the lowest are those of {lowest}."
@@ -239,10 +242,10 @@ def _outstanding(view: WindowView, choice: Choice) -> str:
     else:
         told = f"Nodes with a score below {bar} (dotted): {choice.beyond}; shown: {lowest}."
     return (
-        "Above: how alike each node is to all others in the image, the mean of its row over channels (a distance taken from "
-        "1), as a distance from the median of all nodes in units of 1.4826 times their median absolute deviation. "
-        f"{told} Below: their series from the window on, beside nodes with a score near 0 (grey); the window is shaded. "
-        "Triangles in the image have the same colours."
+        "Above: how alike each node is to all others in the image, the mean of its row over channels (a distance taken "
+        "from 1), as a distance from the median of all nodes in units of 1.4826 times their median absolute deviation. "
+        f"{told} Below: their series from the window on, beside nodes with a score near 0 (grey); the window is "
+        "shaded. Triangles in the image have the same colours. Nodes are counted from 0."
     )
 
 

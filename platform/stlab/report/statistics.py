@@ -140,7 +140,7 @@ def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> S
 
 
 def strongest_baseline(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
-    """The baseline with the lowest mean test RMSE, at ``line``'s data where one is given; None where none was tested."""
+    """The baseline with the lowest mean test RMSE, at ``line``'s data if one is given; None where none was tested."""
     tested = [b for b in summaries if b.baseline and b.test_rmse and (line is None or _same_data(line, b))]
     return min(tested, key=lambda b: b.rank_rmse, default=None)
 

@@ -61,7 +61,7 @@ def read_view(store: Store, trial_id: str) -> WindowView | None:
     table = directory.read_view()
     if table is None:
         return None
-    told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
+    told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items()}
     # Series end together, so every list of a column is as long as the others.
     columns = {
         name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
@@ -82,7 +82,7 @@ def read_view(store: Store, trial_id: str) -> WindowView | None:
 def without_missing(values: NDArray[np.floating], mask: float | str | None) -> NDArray[np.float64]:
     """Readings in float64, NaN where they equal the protocol's ``mask``, the value that means "no reading".
 
-    What was scaled in float32 and back is off by its rounding, a few 1e-7 of the largest value: that much is allowed for.
+    What was scaled in float32 and back is off by its rounding, a few 1e-7 of the largest value: allowed for.
     """
     readings = values.astype(np.float64)
     if mask is None or isinstance(mask, str) or not readings.size:
@@ -95,16 +95,16 @@ def without_missing(values: NDArray[np.floating], mask: float | str | None) -> N
 def node_scores(channels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
     """How alike each node is to all others, as a robust z score over the nodes: low stands out.
 
-    Every channel is turned to similarity (1 − pixel where it is a distance); a node's likeness is the mean of its row over
-    channels and all other nodes, and its score is (likeness − median) / (1.4826 · median absolute deviation). Where more
-    than half of the nodes are equally alike, the mean absolute deviation (times 1.2533) takes the place of the median one.
+    Every channel is turned to similarity (1 − pixel where it is a distance); a node's likeness is the mean of its row
+    over channels and all other nodes, and its score is (likeness − median) / (1.4826 · median absolute deviation).
+    Where more than half of the nodes are equally alike, the mean absolute deviation (times 1.2533) takes the place of
+    the median one.
 
     Returns:
         (N,) float64; 0 everywhere where no node differs from another.
     """
-    alike: NDArray[np.float64] = np.mean(
-        [1.0 - image if image_channel(name).is_distance else image for name, image in channels.items()], axis=0, dtype=np.float64
-    )
+    likenesses = [1.0 - image if image_channel(name).is_distance else image for name, image in channels.items()]
+    alike: NDArray[np.float64] = np.mean(likenesses, axis=0, dtype=np.float64)
     nodes = len(alike)
     if nodes < 3:
         return np.zeros(nodes)

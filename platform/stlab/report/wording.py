@@ -27,7 +27,7 @@ class ImageChannel:
 _IMAGE_CHANNELS = {
     "dtw": ImageChannel(
         "dynamic time warping",
-        "the accumulated difference along the best warping path, from the smallest (0) to the largest (1) of the image",
+        "the accumulated difference along the best warping path, from the image's smallest (0) to its largest (1)",
         "alike",
         "",
         "unlike",

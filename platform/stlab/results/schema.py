@@ -121,7 +121,10 @@ def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def view_table(
-    names: Sequence[str], channels: Mapping[str, NDArray[np.float32]], series: NDArray[np.float32], told: Mapping[str, Any]
+    names: Sequence[str],
+    channels: Mapping[str, NDArray[np.float32]],
+    series: NDArray[np.float32],
+    told: Mapping[str, Any],
 ) -> pa.Table:
     """What a model sees of one window as an image, a row a node: of N nodes, and L steps of their series.
 
@@ -129,8 +132,8 @@ def view_table(
         names: the nodes' names.
         channels: name → (N, N) image channel in [0, 1].
         series: (N, L) readings from the window's first step on, in the data's unit.
-        told: ``window`` (index in the series of its first step), ``history`` (its steps), ``time`` (of its first step, ISO,
-            or None) and ``step_seconds`` (or None): the table's metadata, as JSON, with the channels' names.
+        told: ``window`` (index in the series of its first step), ``history`` (its steps), ``time`` (of its first step,
+            ISO, or None) and ``step_seconds`` (or None): the table's metadata, as JSON, with the channels' names.
     """
     pixels = "image channel {}: this node's row, one pixel a node, by index"
     columns = [

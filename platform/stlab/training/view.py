@@ -42,7 +42,8 @@ def view_of_window(
     image = view.image[0].float().cpu().numpy()
     start = int(batch.start[0])
     # Of ready-made windows no more is known than the window itself.
-    scaled = torch.cat([batch.history[0], batch.target[0]]) if windows.series is None else windows.series[start : start + STEPS]
+    alone = torch.cat([batch.history[0], batch.target[0]])
+    scaled = alone if windows.series is None else windows.series[start : start + STEPS]
     readings = dataset.scaler.inverse(scaled.float()).flatten(1).T.cpu().numpy()
     if len(readings) != image.shape[1]:
         raise ValueError(f"an image of {image.shape[1]} nodes cannot be shown beside {len(readings)} series")
