@@ -31,7 +31,7 @@ class DataSpec(Spec):
     """Which series, cut into which windows, by which protocol."""
 
     path: str
-    """A file (grid: `.npz`, UniST `.json`; sensors: `.npz`, `.h5`, `.csv`, `.parquet` or a grid), or `synthetic:city`, a small generated city."""
+    """A file (grid: `.npz`, UniST `.json`; sensors: `.npz`, `.h5`, `.csv`, `.parquet`, a grid), or `synthetic:city`, which is generated."""
     family: Family = "grid"
     """`grid` (T, C, H, W) or `sensors` (T, N, C); brings the defaults of history, horizon, split and null."""
     history: int = Field(default=6, ge=1)
@@ -43,7 +43,7 @@ class DataSpec(Spec):
     protocol: Literal["forecast", "unist"] = "forecast"
     """`forecast`: nothing later than the forecast is seen. `unist`: ready-made windows, scaler fitted on all segments (leaks)."""
     missing: Literal["error", "zero", "interpolate"] = "error"
-    """What to do with non-finite values."""
+    """What to do with non-finite values. `zero` makes them 0: for sensors, with null 0, missing readings."""
     null: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The value that means "no reading", masked out of loss and metrics; null for none. Default: none (grid), auto (sensors):
     0 for sensors, none for a grid's cells."""

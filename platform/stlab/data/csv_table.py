@@ -32,11 +32,13 @@ def read_csv(path: Path, family: str) -> Series:
     header = _header(path)
     try:
         # Ids are taken from the header read above: pandas would rename one that stands twice.
-        table = pd.read_csv(path, header=None, skiprows=1, names=range(len(header)), index_col=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, header=None, skiprows=1, names=range(len(header)), encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no CSV table of {len(header)} columns ({error}). Fetch the file again.") from error
     if not len(table):
         raise DataError(f"{path}: a header and no line of readings.")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas' reading of lines that are longer than the header
+        raise DataError(f"{path}: the lines have more cells than the header, {len(header)}. Give every column its id.")
     timed = not _is_numeric(table[0])
     if not timed and header[0].lower() in _TIME_NAMES:
         raise DataError(
@@ -92,22 +94,17 @@ def _numbers(column: pd.Series, name: str, path: Path) -> NDArray[np.float64]:
 
 
 def _times(column: pd.Series, path: Path) -> NDArray[np.datetime64]:
-    times = pd.to_datetime(column, format="ISO8601", errors="coerce", utc=False) if _one_zone(column, path) else column
+    zoned = column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).to_numpy()
+    if zoned.any():  # slots of the week are local
+        bad = int(np.argmax(zoned))
+        raise DataError(f"{path}: line {bad + 2}: '{column.iloc[bad]}' has a time zone. Write local time without one.")
+    times = pd.to_datetime(column, format="ISO8601", errors="coerce")
     if times.isna().any():
         bad = int(np.argmax(times.isna().to_numpy()))
         raise DataError(
             f"{path}: line {bad + 2}: '{column.iloc[bad]}' is no ISO time. Write the first column as 2012-03-01 00:05:00."
         )
     return checked_timestamps(times.to_numpy().astype("datetime64[ns]"), len(times), str(path), "timestamps")
-
-
-def _one_zone(column: pd.Series, path: Path) -> bool:
-    """Refuses times with a zone: slots of the week are local."""
-    zoned = column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).to_numpy()
-    if zoned.any():
-        bad = int(np.argmax(zoned))
-        raise DataError(f"{path}: line {bad + 2}: '{column.iloc[bad]}' has a time zone. Write local time without one.")
-    return True
 
 
 def _is_numeric(column: pd.Series) -> bool:

@@ -104,7 +104,7 @@ def _array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     if name not in group or not hasattr(group[name], "shape"):
         raise DataError(f"{path}: no array `{place}`. {_REMEDY}")
     node = group[name]
-    if node.dtype.kind == "O" or b"object" in bytes(node.attrs.get("PSEUDOATOM", b"")):
+    if node.dtype.kind == "O":  # PyTables keeps what is no number as pickles in arrays of variable length
         raise DataError(
             f"{path}: array `{place}` holds pickled Python objects, which are refused: loading them can run any code. "
             f"{_REMEDY}"

@@ -277,5 +277,5 @@ def _range_text(channel: ChannelSummary) -> str:
 def _time_text(start: str | None, end: str | None, step: int | None, slots_per_day: int | None) -> str:
     every = "" if step is None else f"step {step} s, {slots_per_day} slots a day"
     if start is None:
-        return every or "no timestamps: no slots of the week, no baselines by hour or day"
+        return every or "no timestamps: no slots of the week, no baselines by hour or day (data.start and data.step_minutes give them)"
     return f"{start} to {end}, {every}"
