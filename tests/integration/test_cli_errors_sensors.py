@@ -41,7 +41,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "wrong_key": ({"flow": pems()}, ["no array `data`", "there: flow", "Save"]),
     "rank": ({"data": pems()[:, 0, 0]}, ["`data` has 1 axes", "(400,)", "(T, N, C)", "(T, 1)"]),
     "stray_nan": ({"data": _with((11, 3, 0), np.nan)}, ["1 of 2800", "T=11, N=3, C=0", "data.missing", "interpolate"]),
-    "half_inf": ({"data": _with((5, 2, 0), 1e6).astype(np.float16)}, ["1 of 2800", "T=5, N=2, C=0", "inf"]),
+    "half_inf": ({"data": _with((5, 2, 0), np.inf).astype(np.float16)}, ["1 of 2800", "T=5, N=2, C=0", "inf"]),
     "double": ({"data": _with((6, 1, 2), 1e39)}, ["1 values", "`data`", "T=6, N=1, C=2", "float32"]),
     "pickled": ({"data": np.array([[{}] * NODES] * STEPS, dtype=object)}, ["`data`", "pickled", "refused", "float32"]),
     "text": ({"data": pems().astype(str)}, ["`data`", "not real numbers", "float32"]),
