@@ -43,7 +43,7 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
     Raises:
         ModelError: a file that the model names (weights) is not there.
     """
-    without = config.inert() | _NO_PART_OF_IT
+    without = config.inert() | spec.train.inert() | _NO_PART_OF_IT
     fields = {
         f"{section}.{name}": value
         for section, values in (

@@ -118,22 +118,34 @@ class TrainSpec(Spec):
     """Windows an optimiser step, over all workers together. Unset: 64 / 32 / 16 for H+W below 32 / 48 / above (grid), 32 (sensors)."""
     lr: float = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """What follows the warm-up. `cosine`: from lr to min_lr at max_epochs; `plateau`: lr, cut where validation stops improving."""
     min_lr: float = Field(default=1e-5, ge=0.0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine, and the lowest that the plateau cuts to."""
     warmup_epochs: int = Field(default=5, ge=0)
-    """Epochs of linear warm-up before the cosine."""
+    """Epochs of linear warm-up before the schedule."""
+    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """`schedule: plateau` multiplies the learning rate by this."""
+    plateau_patience: int = Field(default=10, ge=0)
+    """`schedule: plateau` lets so many epochs pass without a validation error 0.01 % below the best; one more is a cut."""
     weight_decay: float = Field(default=1e-6, ge=0.0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW; with 0 it is Adam."""
     clip_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this global norm. UniST uses 0.05."""
     patience: int = Field(default=20, ge=1)
-    """Epochs without a better validation RMSE before training stops."""
+    """Epochs without a better validation error before training stops."""
+    select_by: Literal["rmse", "mae"] = "rmse"
+    """The validation error that early stopping, the choice of the checkpoint and the plateau read."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16`: autocast. `auto`: bf16 on a GPU that has it, fp32 on CPUs, so that a CPU result does not depend on the CPU's model."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpoint_seconds: float = Field(default=30.0, ge=0.0)
     """A checkpoint is written at the end of the first epoch after this many seconds (0: every epoch)."""
+
+    def inert(self) -> set[str]:
+        """Dotted fields that cannot change a number under this schedule; they are no part of a trial's identity."""
+        return set() if self.schedule == "plateau" else {"train.plateau_factor", "train.plateau_patience"}
 
 
 class ResourcesSpec(Spec):

@@ -14,6 +14,7 @@ from stmodels.backbones import Backbone, create_backbone
 from stmodels.forecaster import Forecaster
 from stmodels.layers.cross_prompt import CrossPromptLayer
 from stmodels.layers.flow import history_flow, target_flow
+from stmodels.layers.losses import mean_squared
 from stmodels.layers.patches import patchify
 from stmodels.st_vfm.branch import Embedding, Geometry, MLPDecoder, TransformerDecoder
 from stmodels.st_vfm.config import STVFMConfig
@@ -74,10 +75,10 @@ class STVFM(Forecaster):
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 11 before weighting, both mean squared errors in scaled space."""
-        terms = {"forecast": _mean_squared(forecast.value - batch.target, batch.target_mask)}
+        terms = {"forecast": mean_squared(forecast.value - batch.target, batch.target_mask)}
         if forecast.flow is not None:
             difference = forecast.flow - target_flow(batch.history, batch.target)
-            terms["flow"] = _mean_squared(difference, batch.target_mask)
+            terms["flow"] = mean_squared(difference, batch.target_mask)
         return terms
 
     def _st_input(self, batch: Batch) -> Tensor:
@@ -113,9 +114,3 @@ class STVFM(Forecaster):
         for layer in self.cross:
             st, flow = layer(st, flow)
         return st.view(shape), flow.view(shape)
-
-
-def _mean_squared(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of the squared error over the readings there are; all of them where there is no mask."""
-    squared = error.float().square()
-    return squared.mean() if mask is None else (squared * mask).sum() / mask.sum().clamp_min(1)

@@ -31,7 +31,8 @@ class Progress:
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
-    best_rmse: float = float("inf")
+    best_error: float = float("inf")
+    """The least validation error so far, of the kind that selects."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """A row an epoch, as in epochs.parquet."""
     peak_memory_bytes: int = 0

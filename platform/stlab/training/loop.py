@@ -1,7 +1,8 @@
-"""The training loop: AdamW, warm-up and cosine, clipping, early stopping on validation RMSE, exact resumption."""
+"""The training loop: AdamW on a schedule, clipping, early stopping on a validation error, exact resumption."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from stlab.errors import TrialFailed
 from stlab.training.checkpoint import Checkpoints, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.metrics import evaluate
+from stlab.training.schedule import learning_rate
 from stmodels.forecaster import Forecaster
 from stmodels.rng import named_seed, permutation
 
@@ -31,16 +33,6 @@ _CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the 
 
 class NonFiniteLoss(TrialFailed):
     """The loss became infinite or NaN; says at which step and learning rate."""
-
-
-def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec) -> float:
-    """Learning rate of optimiser step ``step`` (from 0): linear warm-up, then a cosine from ``lr`` to ``min_lr`` at ``max_epochs``."""
-    warmup, total = train.warmup_epochs * steps_an_epoch, train.max_epochs * steps_an_epoch
-    if step < warmup:
-        return train.lr * (step + 1) / warmup
-    floor = min(train.min_lr, train.lr)
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def default_batch_size(dataset: Dataset) -> int:
@@ -101,8 +93,9 @@ class Fit:
         saved_at, saved_epoch = time.monotonic(), progress.epoch
         while progress.epoch < self.train.max_epochs and progress.epoch - progress.best_epoch < self.train.patience:
             row = self._epoch(progress)
-            if row["val_rmse"] < progress.best_rmse:
-                progress.best_rmse, progress.best_epoch = row["val_rmse"], progress.epoch
+            error = row[f"val_{self.train.select_by}"]
+            if error < progress.best_error:
+                progress.best_error, progress.best_epoch = error, progress.epoch
                 best = trainable_state(self.model)
             progress.rows.append(row)
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.bytes())
@@ -123,18 +116,22 @@ class Fit:
         torch.manual_seed(named_seed(self.seed, f"epoch/{epoch}/{self.rank}"))
         self.model.train()
         order = permutation(len(self.windows), self.seed, epoch).to(self.device)
-        log = StepLog(first_step=progress.step, learning_rate=lambda step: learning_rate(step, self.steps_an_epoch, self.train))
+        errors_so_far = [row[f"val_{self.train.select_by}"] for row in progress.rows]
+        rate = functools.partial(
+            learning_rate, steps_an_epoch=self.steps_an_epoch, train=self.train, errors=errors_so_far
+        )
+        log = StepLog(first_step=progress.step, learning_rate=rate)
         for index in order.split(self.batch_size):
-            log.add(self._step(index, progress.step + len(log)))
+            log.add(self._step(index, rate(progress.step + len(log))))
         means = log.means()
         trained = time.perf_counter() - started
         errors = evaluate(self.compiled, self.dataset, self.validation, self.batch_size, self.autocast)
         progress.epoch, progress.step = epoch, progress.step + len(log)
         if not math.isfinite(errors["rmse"]):
             # A step's loss is taken before its update: what the last update broke shows here, and would be selected below.
-            rate = self.optimiser.param_groups[0]["lr"]
+            last = self.optimiser.param_groups[0]["lr"]
             raise NonFiniteLoss(
-                f"the validation RMSE is {errors['rmse']} after step {progress.step}, learning rate {rate:.3g}"
+                f"the validation RMSE is {errors['rmse']} after step {progress.step}, learning rate {last:.3g}"
             )
         return {
             "epoch": epoch,
@@ -147,10 +144,10 @@ class Fit:
             "samples_per_second": len(self.windows) / trained,
         }
 
-    def _step(self, index: Tensor, step: int) -> dict[str, Tensor]:
+    def _step(self, index: Tensor, rate: float) -> dict[str, Tensor]:
         """One optimiser step on a global batch; its loss, gradient norm and loss terms, on the device and not waited for."""
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(step, self.steps_an_epoch, self.train)
+            group["lr"] = rate
         mine = index.tensor_split(self.world)[self.rank]
         # Workers average their gradients, so one with more windows counts for more, and one with none for nothing.
         share = self.world * len(mine) / len(index)

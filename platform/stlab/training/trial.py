@@ -133,9 +133,8 @@ class _Job:
             )
 
     def _optimise(self) -> dict[str, Any]:
-        fit = Fit(
-            self.model, self.dataset, self.trial.train, self.trial.seed, self.device, self.autocast, self.checkpoints, self.report
-        )
+        train = self.trial.train
+        fit = Fit(self.model, self.dataset, train, self.trial.seed, self.device, self.autocast, self.checkpoints, self.report)
         self.progress = fit.progress
         best = fit.run()
         rows = self.progress.rows
@@ -150,7 +149,7 @@ class _Job:
             "val_rmse": chosen["val_rmse"],
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
-            "stopped": "no better validation RMSE" if self.progress.epoch < self.trial.train.max_epochs else "max_epochs",
+            "stopped": f"no better validation {train.select_by.upper()}" if self.progress.epoch < train.max_epochs else "max_epochs",
             "wall_seconds": seconds,
             "device_seconds": seconds * self.trial.resources.workers,
             "peak_memory_bytes": self.progress.peak_memory_bytes,
@@ -183,7 +182,7 @@ class _Job:
         kept = _Kept(self.dataset, windows)
         errors = evaluate(self.model, self.dataset, windows, self.batch_size, self.autocast, keep=kept)
         horizon = [*_by_horizon("validation", validation), *_by_horizon("test", errors)]
-        summary = {key: errors[key] for key in ("mae", "rmse", "mape")}
+        summary = {key: errors[key] for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
         view = view_of_window(self.model, self.dataset, windows, kept.busiest(), self.autocast)
         if view is not None:
             self.directory.write_view(view)

@@ -1,0 +1,47 @@
+"""The learning rate, as a function of the step and of the validation errors so far: nothing of it has to be saved to resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stlab.spec import TrainSpec
+
+_THRESHOLD = 1e-4  # ReduceLROnPlateau's default: a relative improvement smaller than this is none
+
+
+def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec, errors: Sequence[float] = ()) -> float:
+    """Learning rate of optimiser step ``step`` (from 0): a linear warm-up to ``lr``, then the schedule.
+
+    Args:
+        errors: the validation error that selects, of every epoch that has ended. Only a plateau reads it.
+    """
+    warmup, total = train.warmup_epochs * steps_an_epoch, train.max_epochs * steps_an_epoch
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    if train.schedule == "plateau":
+        # What the errors of the warm-up do is the warm-up's doing.
+        return plateau(errors[train.warmup_epochs :], train)
+    floor = min(train.min_lr, train.lr)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def plateau(errors: Sequence[float], train: TrainSpec) -> float:
+    """Learning rate after epochs with these errors, by the rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau``.
+
+    More than ``plateau_patience`` epochs in a row that are no better than the best before them multiply the rate by
+    ``plateau_factor``, not below ``min_lr``, and the count begins anew.
+    """
+    rate, floor = train.lr, min(train.min_lr, train.lr)
+    best, waited = math.inf, 0
+    for error in errors:
+        if error < best * (1 - _THRESHOLD):
+            best, waited = error, 0
+        else:
+            waited += 1
+        if waited > train.plateau_patience:
+            rate, waited = max(rate * train.plateau_factor, floor), 0
+    return rate
