@@ -60,9 +60,11 @@ def _compiled() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def pairs(series: Tensor, unit: Tensor, spectrum: Tensor, *, symmetric: bool) -> Tensor:
     """The volume from what :func:`stmodels.correlation.volume._prepare` returns: (B, N, T), (B, N, T), (B, N, F) → (B, 3, N, N).
 
-    Compiled on devices that Triton serves, once for each T; op by op elsewhere.
+    Compiled on devices that Triton serves, once for each T; op by op elsewhere, and for a single window or node, since the
+    compiler takes a size of 1 for another shape, compiled anew.
     """
-    channels = _compiled() if series.device.type == "cuda" and has_triton() else _channels
+    worthwhile = series.device.type == "cuda" and min(series.shape[:2]) > 1 and has_triton()
+    channels = _compiled() if worthwhile else _channels
     volume = channels(series, unit, spectrum)
     if symmetric:
         cross = volume[:, 1]

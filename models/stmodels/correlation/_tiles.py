@@ -1,9 +1,9 @@
-"""The pairs of a correlation volume on a CPU: 16 pairs of nodes at a time, one in each SIMD lane.
+"""The pairs of a correlation volume on a CPU: 16 (or 8) pairs of nodes at a time, one in each SIMD lane.
 
 Compilers do not vectorise the recurrence by themselves: its loops run over the steps, and the pairs lie outside of them. So
-the innermost blocks (one node i against 16 neighbours j) are written in LLVM's own vectors, unrolled over the T steps of j,
-which keeps a whole row of the recurrence in registers where these are 512 bits wide; LLVM splits the vectors where they are
-narrower. The blocks make up square tiles, computed for i ≤ j only and written twice.
+the innermost blocks (one node i against as many neighbours j as there are lanes) are written in LLVM's own vectors, unrolled
+over the T steps of j, which keeps a whole row of the recurrence in registers. The blocks make up square tiles, computed for
+i ≤ j only and written twice.
 
 Legend: B batch, N nodes, M = N rounded up to whole vectors, T steps, F frequencies; the planes of a window are (T+T+F, M):
 series, unit, spectrum of :class:`stmodels.correlation.volume.Prepared`, nodes last. The number of steps must be known when a block is
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from llvmlite.ir import IRBuilder, Value
 from numba import njit, types
 from numba.core import cgutils
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from stmodels.correlation._memory import empty
 
-_LANES = 16
+# Where registers are narrower LLVM makes several of a vector; then 8 lanes spill less than 16.
+_LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _FLOAT, _INDEX = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, _LANES)
 

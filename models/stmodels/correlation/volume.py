@@ -45,7 +45,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _prepare(x: Tensor) -> Prepared:
-    series = x.detach().float()
+    series = x.detach().float().contiguous()  # sums in the same order however the input lies
     series = series + (series * 0.0).sum(-1, keepdim=True)
     unit = _unit(series)
     return Prepared(series, unit, _unit(torch.fft.rfft(unit).abs()))
