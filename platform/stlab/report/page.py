@@ -10,7 +10,15 @@ from stlab.report import wording
 from stlab.report.pictures import Picture, Pictures, draw
 from stlab.report.statistics import Row, Summary, anchor, best_variant, has_slot_of_week, lowest_mae, outcome, summarise
 from stlab.report.style import render
-from stlab.report.tables import ablation_table, against_anchor, against_title, has_mape, table_decimals, to_latex
+from stlab.report.tables import (
+    ablation_table,
+    against_anchor,
+    against_title,
+    has_mape,
+    has_missing,
+    table_decimals,
+    to_latex,
+)
 from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
 
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
@@ -95,6 +103,7 @@ def _content(
         "table": _table(lines),
         "extent": "horizons and nodes" if protocol.get("family") == "sensors" else "horizons, cells and channels",
         "has_mape": has_mape(lines),
+        "has_missing": has_missing(lines),
         "against": against_title(lines),
         "anchor": _anchor_words(lines),
         "verdicts": wording.verdicts(lines),
@@ -158,6 +167,7 @@ def _table(lines: Sequence[Summary]) -> list[dict[str, Any]]:
             "rmse": wording.number(line.test_rmse, digits),
             "mae": wording.number(line.test_mae, digits),
             "mape": wording.number(line.test_mape, 2),
+            "unmasked": f"{wording.number(line.test_rmse_unmasked, digits)} / {wording.number(line.test_mae_unmasked, digits)}",
             "val_rmse": wording.number(line.val_rmse, digits),
             "trainable": wording.count(line.trainable_params),
             "against": (against := against_anchor(line, lines)),

@@ -60,6 +60,8 @@ class Summary:
     test_rmse: Interval | None
     test_mae: Interval | None
     test_mape: Interval | None
+    test_rmse_unmasked: Interval | None
+    test_mae_unmasked: Interval | None
     val_rmse: Interval | None
     trainable_params: int | None
     total_params: int | None
@@ -211,6 +213,8 @@ def _summary(group: Sequence[Row], axis_values: dict[str, Any], names: Mapping[s
         test_rmse=Interval.of(_values(done, "test_rmse")),
         test_mae=Interval.of(_values(done, "test_mae")),
         test_mape=Interval.of(_values(done, "test_mape")),
+        test_rmse_unmasked=Interval.of(_values(done, "test_rmse_unmasked")),
+        test_mae_unmasked=Interval.of(_values(done, "test_mae_unmasked")),
         val_rmse=Interval.of(_values(done, "val_rmse")),
         trainable_params=_first(group, "trainable_params"),
         total_params=_first(group, "total_params"),

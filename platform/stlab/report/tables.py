@@ -56,7 +56,7 @@ def _record(line: Summary) -> dict[str, object]:
     record: dict[str, object] = {"label": line.label, "variant": line.variant, "baseline": line.baseline}
     record |= line.axis_values
     record |= {"finished": line.n, "failed": line.failed, "missing": line.missing, "pruned": line.pruned}
-    for name in ("test_rmse", "test_mae", "test_mape", "val_rmse"):
+    for name in ("test_rmse", "test_mae", "test_mape", "test_rmse_unmasked", "test_mae_unmasked", "val_rmse"):
         interval: Interval | None = getattr(line, name)
         record |= {f"{name}_{key}": None for key in ("mean", "ci95", "sd")}
         if interval is not None:
@@ -130,6 +130,13 @@ def caption(rows: Sequence[Row], lines: Sequence[Summary]) -> str:
 def has_mape(lines: Sequence[Summary]) -> bool:
     """Whether any line has a percentage error; of grids there is none (protocol: "Metrics")."""
     return any(line.test_mape for line in lines)
+
+
+def has_missing(lines: Sequence[Summary]) -> bool:
+    """Whether readings are masked as missing, so that the figures without a mask differ (protocol: "Metrics")."""
+    return any(
+        line.test_mae and line.test_mae_unmasked and line.test_mae.mean != line.test_mae_unmasked.mean for line in lines
+    )
 
 
 def table_decimals(lines: Sequence[Summary]) -> int:

@@ -62,6 +62,8 @@ _TRIAL_FIELDS = [
     _field("test_mae", pa.float64(), "mean absolute error, test segment, best checkpoint", "data unit"),
     _field("test_rmse", pa.float64(), "root mean squared error, test segment, best checkpoint", "data unit"),
     _field("test_mape", pa.float64(), "mean absolute percentage error, test segment; sensors only", "%"),
+    _field("test_mae_unmasked", pa.float64(), "test_mae with missing readings counted as stored", "data unit"),
+    _field("test_rmse_unmasked", pa.float64(), "test_rmse with missing readings counted as stored", "data unit"),
     _field("best_epoch", pa.int32(), "epoch of the best checkpoint, by validation error"),
     _field("epochs", pa.int32(), "epochs trained"),
     _field("wall_seconds", pa.float64(), "training and validation, resumed parts summed", "s"),

@@ -138,7 +138,7 @@ class TrialDirectory:
         row |= {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
         if row.get("started_at"):
             row["started_at"] = datetime.fromisoformat(row["started_at"])
-        row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape")}
+        row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
         elif failure and status is TrialStatus.FINISHED and not test:

@@ -15,7 +15,7 @@ Errors = dict[str, Any]
 
 
 class ErrorSums:
-    """Sums of absolute, squared and relative errors by horizon step, in float64.
+    """Sums of absolute, squared and relative errors by horizon step, in float64; masked, and without any mask beside it.
 
     Args:
         zero: a truth no larger than this, in the data's unit, is a zero, and has no relative error.
@@ -23,17 +23,19 @@ class ErrorSums:
 
     def __init__(self, horizon: int, device: torch.device, zero: float = 0.0) -> None:
         self.zero = zero
-        self.sums = torch.zeros(5, horizon, dtype=torch.float64, device=device)  # |e|, e², count, |e/y|, count of |e/y|
+        # |e|, e², count, |e/y|, count of |e/y|, then |e|, e² and count of all truths, missing readings as the zeros they are stored as
+        self.sums = torch.zeros(8, horizon, dtype=torch.float64, device=device)
 
     def add(self, forecast: Tensor, truth: Tensor, mask: Tensor | None) -> None:
         """(B, Q, *S) each, in the data's unit; where ``mask`` is False there is no reading."""
         error = (forecast - truth).double()
         seen = torch.ones_like(error) if mask is None else mask.double()
+        everything = (error.abs(), error.square(), torch.ones_like(error))
         error = torch.where(seen > 0, error, 0.0)
         sizable = seen * (truth.abs() > self.zero)
         relative = torch.where(sizable > 0, error.abs() / truth.abs().double().clamp_min(1e-12), 0.0)
         axes = [0, *range(2, error.dim())]
-        self.sums += torch.stack([x.sum(axes) for x in (error.abs(), error.square(), seen, relative, sizable)])
+        self.sums += torch.stack([x.sum(axes) for x in (error.abs(), error.square(), seen, relative, sizable, *everything)])
 
     def reduce(self) -> None:
         """Add up the sums of all workers."""
@@ -41,7 +43,10 @@ class ErrorSums:
             dist.all_reduce(self.sums)
 
     def errors(self, scale: float, with_mape: bool) -> Errors:
-        """``mae``, ``rmse`` (times ``scale``) and ``mape`` (percent, or None) over everything, and the same by horizon."""
+        """``mae``, ``rmse`` (times ``scale``) and ``mape`` (percent, or None) over everything, and the same by horizon.
+
+        ``mae_unmasked`` and ``rmse_unmasked`` count missing readings as if they had been measured.
+        """
         by_horizon = [
             {"horizon": step + 1, **_errors(self.sums[:, step], scale, with_mape), "count": int(self.sums[2, step])}
             for step in range(self.sums.shape[1])
@@ -50,10 +55,12 @@ class ErrorSums:
 
 
 def _errors(sums: Tensor, scale: float, with_mape: bool) -> dict[str, float | None]:
-    absolute, squared, count, relative, sizable = sums.tolist()
+    absolute, squared, count, relative, sizable, all_absolute, all_squared, every = sums.tolist()
     return {
         "mae": scale * absolute / count if count else float("nan"),
         "rmse": scale * (squared / count) ** 0.5 if count else float("nan"),
+        "mae_unmasked": scale * all_absolute / every if every else float("nan"),
+        "rmse_unmasked": scale * (all_squared / every) ** 0.5 if every else float("nan"),
         "mape": 100 * relative / sizable if with_mape and sizable else None,
     }
 
