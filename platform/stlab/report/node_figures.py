@@ -141,7 +141,7 @@ def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
     with paper_style():
         figure = Figure(figsize=(_WIDTH, 4.3), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1, 1.7))
-        _score_panel(above, view, choice)
+        _score_panel(above, choice)
         steps = view.steps()
         below.axvspan(steps[0], steps[view.history - 1], color="#e9e4d4", linewidth=0, label="window of the image")
         for place, node in enumerate(choice.typical):
@@ -162,7 +162,8 @@ def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
     return figure
 
 
-def _score_panel(axes: Axes, view: WindowView, choice: Choice) -> None:
+def _score_panel(axes: Axes, choice: Choice) -> None:
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
     size = 8 if len(choice.scores) <= 400 else 3
@@ -176,6 +177,7 @@ def _score_panel(axes: Axes, view: WindowView, choice: Choice) -> None:
         axes.annotate(
             str(node), (node, choice.scores[node]), xytext=(-5 if left else 5, 0), textcoords="offset points",
             ha="right" if left else "left", va="center", fontsize=8, color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     axes.margins(x=0.02, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -204,13 +204,12 @@ def _node_errors(
 
 
 def _views(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
-    """What the best variant that sees an image sees; nothing is said where none does."""
+    """The image with the most channels, of the best variant that sees it; nothing is said where none sees an image."""
     variants = sorted((line for line in lines if not line.baseline), key=lambda line: line.rank_rmse)
-    for line in variants:
-        chosen = _representative(store, rows, line, read_view)
-        if chosen is not None:
-            _view(f"{line.label}, seed {chosen[0]}", chosen[1], found)
-            return
+    kept = [(line, chosen) for line in variants if (chosen := _representative(store, rows, line, read_view))]
+    if kept:
+        line, (seed, view) = max(kept, key=lambda pair: len(pair[1][1].channels))
+        _view(f"{line.label}, seed {seed}", view, found)
 
 
 def _view(name: str, view: WindowView, found: Pictures) -> None:

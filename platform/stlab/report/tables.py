@@ -145,7 +145,7 @@ def table_decimals(lines: Sequence[Summary]) -> int:
 
 
 def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
-    """The table for a terminal of ``width`` columns; where they are few, MAPE, validation error and parameters are
+    """The table for a terminal of ``width`` columns; where they are few, parameters, MAPE and validation error are
     left out.
 
     Caveats and the verdict stand in its caption.
@@ -167,14 +167,15 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
     errors = {"test_rmse": "test RMSE", "test_mae": "test MAE"} | ({"val_rmse": "val RMSE"} if is_wide else {})
     table.add_column("variant", min_width=18, overflow="fold")
     percent = ["MAPE, %"] if width >= 106 and has_mape(lines) else []
-    for title in ("seeds", *errors.values(), *percent, *(["params"] if is_wide else []), "time", against_title(lines)):
+    size = ["params"] if is_wide and (not percent or width >= 124) else []
+    for title in ("seeds", *errors.values(), *percent, *size, "time", against_title(lines)):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
         measured = [number(getattr(line, name), digits) for name in errors]
         planned = line.n + line.failed + line.missing + line.pruned
         cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
         cells += [number(line.test_mape, 2)] if percent else []
-        cells += [count(line.trainable_params)] if is_wide else []
+        cells += [count(line.trainable_params)] if size else []
         cells += [duration(line.seconds), against_anchor(line, lines)]
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None

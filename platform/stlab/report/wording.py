@@ -123,7 +123,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         parts.append(f"{scaler} scaler fitted on {fitted}")
     mask = protocol.get("mask")
     parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {_plain(mask)} masked out")
-    if (missing := protocol.get("missing", "error")) != "error":
+    if (missing := protocol.get("missing", "error")) not in ("error", "none"):
         parts.append({"zero": "gaps set to 0", "interpolate": "gaps interpolated"}.get(missing, f"gaps: {missing}"))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         parts.append(f"errors multiplied by {scale:g}")
