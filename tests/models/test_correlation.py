@@ -270,6 +270,27 @@ def test_image_of_equal_costs_has_no_dtw(x: Tensor) -> None:
     assert image.isfinite().all()
 
 
+@pytest.mark.parametrize("lag", LAGS)
+def test_a_compiled_model_sees_the_same(path, lag: str) -> None:
+    def see(x: Tensor) -> Tensor:
+        return correlation_image(path(2 * x, lag=lag)) + x.mean()
+
+    x = _random(3, 9, 12).requires_grad_()
+    compiled = torch.compile(see, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), see(x))
+    compiled(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 3.0 * 9 * 9 * 3 / x.numel()))
+
+
+def test_operators_are_well_formed() -> None:
+    from stmodels.correlation import image
+
+    x = _random(2, 5, 12)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(volume._volume, (x, True, False), test_utils=checks)
+    torch.library.opcheck(image._image, (correlation_volume(x),), test_utils=checks)
+
+
 def test_one_graph_serves_every_batch_and_number_of_nodes() -> None:
     from torch._dynamo.testing import CompileCounter
 

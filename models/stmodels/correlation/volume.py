@@ -45,7 +45,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _prepare(x: Tensor) -> Prepared:
-    series = x.detach().float().contiguous()  # sums in the same order however the input lies
+    series = x.float().contiguous()  # sums in the same order however the input lies
     series = series + (series * 0.0).sum(-1, keepdim=True)
     unit = _unit(series)
     return Prepared(series, unit, _unit(torch.fft.rfft(unit).abs()))
@@ -66,14 +66,24 @@ def _check(x: Tensor, lag: str) -> None:
         raise ValueError(f"lag is {lag!r}; it can be {' or '.join(map(repr, get_args(Lag)))}")
 
 
-def _by_torch(x: Tensor, lag: Lag) -> Tensor:
-    from stmodels.correlation._recurrence import pairs
+# An operator of its own, so that torch.compile takes it as it is and does not trace into the kernel, or into the recurrence,
+# which is compiled with options of its own.
+@torch.library.custom_op("stmodels::correlation_volume", mutates_args=())
+def _volume(x: Tensor, symmetric: bool, by_kernel: bool) -> Tensor:
+    prepared = _prepare(x)
+    if by_kernel and x.device.type == "cpu" and _has_numba():
+        from stmodels.correlation import _tiles as path
+    else:
+        from stmodels.correlation import _recurrence as path  # type: ignore[no-redef]
+    return path.pairs(*prepared, symmetric=symmetric)
 
-    return pairs(*_prepare(x), symmetric=lag == "any")
+
+@_volume.register_fake
+def _(x: Tensor, symmetric: bool, by_kernel: bool) -> Tensor:
+    batch, nodes, _ = x.shape
+    return x.new_empty(batch, len(CHANNELS), nodes, nodes, dtype=torch.float32)
 
 
-@torch.compiler.disable
-@torch.no_grad()
 def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
     """Three likenesses of every pair of nodes: (B, N, T) → (B, 3, N, N) float32, channels as in ``CHANNELS``.
 
@@ -98,16 +108,10 @@ def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
         ValueError: ``x`` is not (B, N, T) floats with T ≥ 1, or ``lag`` is neither name.
     """
     _check(x, lag)
-    if x.device.type != "cpu" or not _has_numba():
-        return _by_torch(x, lag)
-    from stmodels.correlation._tiles import pairs
-
-    return pairs(*_prepare(x), symmetric=lag == "any")
+    return _volume(x.detach(), lag == "any", True)
 
 
-@torch.compiler.disable
-@torch.no_grad()
 def correlation_volume_torch(x: Tensor, *, lag: Lag = "any") -> Tensor:
     """:func:`correlation_volume` by way of torch's recurrence on whatever device ``x`` lies."""
     _check(x, lag)
-    return _by_torch(x, lag)
+    return _volume(x.detach(), lag == "any", False)
