@@ -260,8 +260,8 @@ def test_baselines_stand_first_once_a_data_set() -> None:
 
 def test_a_baseline_that_the_data_does_not_allow_is_a_note() -> None:
     result = planned(STUDY, facts_of=lambda data: facts(data, slots_per_day=None, season_count=0))
-    assert [t.spec.variant for t in result.trials if t.spec.baseline] == ["last_value", "last_window"]
-    assert len(result.notes) == len(BASELINES) - 2
+    assert [t.spec.variant for t in result.trials if t.spec.baseline] == ["last_value", "last_window", "ridge"]
+    assert len(result.notes) == len(BASELINES) - 3
     assert "No baseline slot_of_week_mean: the data has no timestamps." in result.notes
     short = planned(STUDY, facts_of=lambda data: facts(data, lookback=100, season_count=1))
     assert [t.spec.variant for t in short.trials if t.spec.baseline] == [
@@ -269,6 +269,7 @@ def test_a_baseline_that_the_data_does_not_allow_is_a_note() -> None:
         "same_slot_yesterday",
         "last_value",
         "last_window",
+        "ridge",
     ]
 
 
