@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stlab.errors import ModelError
 from stmodels.baselines.config import BASELINES, BaselineConfig
 from stmodels.errors import ConfigError, WeightsError
+from stmodels.lstm.config import LSTMConfig
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vlm.config import STVLMConfig
 
@@ -52,6 +53,12 @@ def _st_vlm(config: Any, info: SeriesInfo) -> Forecaster:
     return STVLM(config, info)
 
 
+def _lstm(config: Any, info: SeriesInfo) -> Forecaster:
+    from stmodels.lstm.model import LSTMForecaster
+
+    return LSTMForecaster(config, info)
+
+
 def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
     from stmodels.baselines.model import Baseline
 
@@ -61,6 +68,7 @@ def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
 MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], Forecaster]]] = {
     "st_vfm": (STVFMConfig, _st_vfm),
     "st_vlm": (STVLMConfig, _st_vlm),
+    "lstm": (LSTMConfig, _lstm),
     **dict.fromkeys(BASELINES, (BaselineConfig, _baseline)),
 }
 

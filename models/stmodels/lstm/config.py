@@ -1,0 +1,55 @@
+"""What of the LSTM can be chosen. Standard library only: configurations are read where torch is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMConfig:
+    """Configuration of the LSTM: an encoder-decoder that sees one node at a time, with the same weights for all."""
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+
+    name: Literal["lstm"] = "lstm"
+    """The model."""
+    hidden: int = 64
+    """Hidden units of encoder and decoder."""
+    layers: int = 1
+    """LSTM layers of the encoder, and of the decoder."""
+    time_of_day: bool = False
+    """Add a learned embedding of the slot of the day to every step of encoder and decoder."""
+
+    def __post_init__(self) -> None:
+        for field in ("hidden", "layers"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"model.{field} must be at least 1, it is {getattr(self, field)}")
+
+    def inert(self) -> set[str]:
+        """There is no flow branch whose loss could be weighed."""
+        return {"train.flow_loss_weight"}
+
+    def files(self) -> list[str]:
+        """No files beside the data."""
+        return []
+
+    def relative_cost(self) -> float:
+        """Multiplications a step, beside one layer of 64 units."""
+        return self.layers * (self.hidden / 64) ** 2
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError where this model cannot run on that data."""
+        if info.family != "sensors":
+            raise ConfigError(
+                f"lstm forecasts sensor networks (T, N, C); this data is of the family '{info.family}': set data.family to sensors"
+            )
+        if self.time_of_day and info.slots_per_day is None:
+            raise ConfigError(
+                "model.time_of_day needs timestamps, and this data has none: add the array `timestamps`, or switch it off"
+            )
