@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stmodels.forecaster import Forecaster
 from stmodels.layers.linear import Linear
 from stmodels.layers.losses import mean_absolute
+from stmodels.layers.lstm import LSTM
 from stmodels.st_vlm.config import STVLMConfig
 from stmodels.st_vlm.image import CorrelationCanvas, PatchBias
 from stmodels.st_vlm.prompt import token_ids
@@ -23,7 +24,7 @@ class NodeEncoder(nn.Module):
 
     def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(1, config.hidden, batch_first=True)
+        self.lstm = LSTM(1, config.hidden)
         self.widen = Linear(config.hidden, width)
         self.node = nn.Parameter(torch.empty(info.shape[0], width))
         self.slot = nn.Embedding(info.slots_per_day, width) if config.time_of_day else None
@@ -37,7 +38,7 @@ class NodeEncoder(nn.Module):
 
     def forward(self, history: Tensor, slot: Tensor | None) -> Tensor:
         """(B, P, N) scaled readings and (B,) slot of the week at the forecast → (B, N, D)."""
-        windows = history.transpose(1, 2).flatten(0, 1)[..., None]  # (B·N, P, 1)
+        windows = history.transpose(0, 1).flatten(1, 2)[..., None]  # (P, B·N, 1)
         _, (state, _) = self.lstm(windows)
         tokens = self.widen(state[0]).unflatten(0, (len(history), -1)) + self.node
         if self.slot is not None and slot is not None:
@@ -52,14 +53,13 @@ class NodeDecoder(nn.Module):
         super().__init__()
         self.horizon = info.horizon
         self.narrow = Linear(width, config.hidden)
-        self.lstm = nn.LSTM(config.hidden, config.hidden, batch_first=True)
+        self.lstm = LSTM(config.hidden, config.hidden)
         self.read = Linear(config.hidden, 1)
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, D) → (B, Q, N)."""
-        narrow = self.narrow(states).flatten(0, 1)
-        steps, _ = self.lstm(narrow[:, None].expand(-1, self.horizon, -1))
-        return self.read(steps).squeeze(-1).unflatten(0, states.shape[:2]).transpose(1, 2)
+        steps, _ = self.lstm.repeat(self.narrow(states).flatten(0, 1), self.horizon)  # (Q, B·N, hidden)
+        return self.read(steps).view(self.horizon, *states.shape[:2]).transpose(0, 1)
 
 
 class STVLM(Forecaster):
