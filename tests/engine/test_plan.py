@@ -221,7 +221,7 @@ def test_twins_are_refused_by_name_and_line() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("name: st_vfm", "name: st_vmf", r"study\.yaml:4: .*st_vmf.*Did you mean 'st_vfm'"),
+        ("name: st_vfm", "name: st_vfmm", r"study\.yaml:4: .*st_vfmm.*Did you mean 'st_vfm'"),
         ("weights: random", "wieghts: random", r"study\.yaml:4: base\.model\.wieghts: unknown field\. Did you mean 'weights'"),
         ("model.flow: false", "model.flwo: false", r"study\.yaml:7: variants\.plain\.model\.flwo: unknown field\. Did you mean 'flow'"),
         ("model.flow: false", "model.flow: maybe", r"study\.yaml:7: variants\.plain\.model\.flow: must be true or false"),

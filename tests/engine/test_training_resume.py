@@ -190,3 +190,24 @@ def test_interrupted_again_and_again(
         interrupted(trial, directory, epoch)
     assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
     assert_same_numbers(directory, whole)
+
+
+SENSOR_MODELS: dict[str, dict[str, Any]] = {
+    "st_vlm": {"name": "st_vlm", "backbone": "vilt_test", "weights": "random", "hidden": 8, "lora_rank": 2},
+    "lstm": {"name": "lstm", "hidden": 8},
+}
+
+
+@pytest.mark.parametrize("name", SENSOR_MODELS)
+def test_a_sensor_model_resumes_as_exactly(
+    name: str, make_trial: MakeTrial, tmp_path: Path, undisturbed: Callable[[TrialSpec], TrialDirectory]
+) -> None:
+    """Under a plateau too, whose patience has to survive: interrupted in every epoch, it goes on as if nothing had been."""
+    plateau = {"schedule": "plateau", "plateau_patience": 1, "warmup_epochs": 0, "select_by": "mae"}
+    trial = make_trial(model=SENSOR_MODELS[name], data={"family": "sensors"}, max_epochs=6, **plateau)
+    directory = TrialDirectory(Store(tmp_path / "again"), "a")
+    for epoch in range(2, 7):
+        interrupted(trial, directory, epoch)
+    assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
+    assert_same_numbers(directory, undisturbed(trial))
+    assert (directory.read_view() is not None) == (name == "st_vlm")

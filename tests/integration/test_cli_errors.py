@@ -137,7 +137,7 @@ BAD_STUDIES = {
     "unknown training field": ("lr:", "lrr:", ["tiny.yaml:5", "base.train.lrr", "Did you mean 'lr'", "clip_norm"]),
     "wrong type": ("max_epochs: 2", "max_epochs: many", ["tiny.yaml:5", "max_epochs", "whole number", "many"]),
     "unknown model field": ("rank: 4", "rnak: 4", ["tiny.yaml:4", "rnak", "Did you mean 'rank'", "temporal_width"]),
-    "unknown model": ("st_vfm", "st_vmf", ["tiny.yaml:4", "st_vmf", "Did you mean 'st_vfm'"]),
+    "unknown model": ("st_vfm", "st_vfmm", ["tiny.yaml:4", "st_vfmm", "Did you mean 'st_vfm'"]),
     "repeated seed": ("[0, 1]", "[1, 1]", ["tiny.yaml:9", "seeds", "twice"]),
     "unknown field in a variant": ("flow: false", "flwo: false", ["tiny.yaml:7", "no flow", "flwo", "'flow'"]),
     "not YAML": ("seeds: [0, 1]", "seeds: [0, 1", ["tiny.yaml:10", "YAML"]),

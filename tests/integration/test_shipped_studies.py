@@ -32,10 +32,10 @@ def test_a_shipped_study_is_valid_and_plans(path: Path, grid: dict[str, np.ndarr
     schema = json.loads(SCHEMA.read_text())
     jsonschema.validators.validator_for(schema)(schema).validate(study)
     assert study["name"] == path.stem
-    steps = 28 * 24  # the train segment has every slot of the week twice
+    steps = 35 * 24  # the train segment has every slot of the week twice, and 5 % of it a window
     times = grid["timestamps"][0] + np.arange(steps) * np.timedelta64(3600, "s")
     np.savez("grid.npz", data=np.resize(grid["data"], (steps, *grid["data"].shape[1:])), timestamps=times)
-    own = study["base"]["data"]["path"].startswith("synthetic:")
+    own = study["base"]["data"]["path"].startswith("synthetic:")  # a grid is a network of sensors too
     answer = say("plan", path.stem, *([] if own else ["--set", "data.path=grid.npz"]))
     assert answer.code == 0, answer.err
     runs = len(study.get("variants", [0])) * len(study.get("seeds", [0]))
