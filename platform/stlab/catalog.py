@@ -1,6 +1,7 @@
 """Which models there are: name → configuration and class, written out. The sole importer of model classes.
 
-To add a model: a frozen dataclass that says what can be chosen (``inert``, ``files``, ``relative_cost``, ``check``), a
+To add a model: a frozen dataclass that says what can be chosen (``inert``, ``components``, ``files``,
+``relative_cost``, ``check``), a
 :class:`~stmodels.forecaster.Forecaster` built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
 """
 
@@ -30,6 +31,9 @@ class ModelConfig(Protocol):
 
     def inert(self) -> set[str]:
         """Dotted fields, of the whole trial, that cannot change a number under this configuration."""
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
 
     def files(self) -> list[str]:
         """Files whose content changes the numbers."""

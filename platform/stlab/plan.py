@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from stlab import __version__
+from stlab.ablate import with_ablation
 from stlab.catalog import config_class, config_values, create_config
 from stlab.errors import ModelError
 from stlab.identity import absolute, code_hash, trial_id
 from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
+from stlab.study_paper import paper_problems
 from stlab.study_source import SECTIONS, StudySource, flatten_overrides
 from stmodels.baselines.config import BASELINES
 from stmodels.errors import ConfigError
@@ -98,7 +100,9 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
             known[data] = facts(data)
         return known[data]
 
+    study = with_ablation(study, source)
     specs, problems = _resolve(study, source)
+    problems += paper_problems(study, source)
     if problems:
         raise study_error(problems)
     trials = [_planned(spec, facts_of(spec.data)) for spec in specs]

@@ -8,11 +8,18 @@ from YAML, ``stlab.plan`` turns it into trials. What a model may be told is decl
 from __future__ import annotations
 
 import datetime
+import graphlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 Family = Literal["grid", "sensors"]
+Objective = Literal[
+    "val_rmse", "val_mae", "device_seconds", "wall_seconds", "trainable_params", "total_params", "peak_memory_bytes"
+]
+_FloatRange = tuple[float, float]
+_IntRange = tuple[int, int]
+_Step = Annotated[float, Field(gt=0.0)]
 
 # The defaults a family brings (protocol: "Data", "Split", "Metrics"): steps of history and horizon, split, missing-value marker.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -157,6 +164,8 @@ class ResourcesSpec(Spec):
     """CPU cores a worker; its threads are pinned to as many."""
     gpus: float | None = Field(default=None, ge=0.0)
     """GPUs a worker, fractions allowed. Unset: 1 where the cluster has any, else 0."""
+    price_per_gpu_hour: float | None = Field(default=None, ge=0.0)
+    """What a GPU costs an hour, in any currency: `stlab plan --probe` and the report tell what a study costs."""
 
 
 class BaseConfig(Spec):
@@ -176,6 +185,154 @@ class BaseConfig(Spec):
         return model
 
 
+class AblateSpec(Spec):
+    """Variants made from the components that the base's model declares, instead of typed."""
+
+    components: list[str] = Field(min_length=1)
+    """What to leave out: components of the base's model, or the fields that switch them (`flow`, `cross_prompts`, `peft`, …)."""
+    mode: Literal["leave_one_out", "cumulative", "pairs"] = "leave_one_out"
+    """`leave_one_out`: full, and without each; `cumulative`: without all, then one after the other put in, in their order, up
+    to full; `pairs`: full, without each, and without each two."""
+
+    @field_validator("components")
+    @classmethod
+    def _components_differ(cls, components: list[str]) -> list[str]:
+        if twice := sorted({name for name in components if components.count(name) > 1}):
+            raise ValueError(f"the component {twice[0]!r} stands twice. Keep one of them")
+        return components
+
+
+class Distribution(Spec):
+    """What one field of a search may be: exactly one of `float`, `int` and `categorical`."""
+
+    float: _FloatRange | None = None
+    """Low and high, both included: a real number."""
+    int: _IntRange | None = None
+    """Low and high, both included: a whole number."""
+    categorical: list[Any] | None = None
+    """The choices."""
+    log: bool = False
+    """Draw the logarithm evenly: for scales, such as learning rates."""
+    step: _Step | None = None
+    """Only low, low + step, …"""
+    when: dict[str, Any] = {}
+    """Searched only where these fields, of the search or fixed, have this value (or one of a list): `{model.peft: lora}`."""
+
+    @model_validator(mode="after")
+    def _is_one_distribution(self) -> Distribution:
+        kinds = [name for name in ("float", "int", "categorical") if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none of them"
+            raise ValueError(
+                f"exactly one of float, int and categorical is needed, this has {found}: {{float: [1e-4, 1e-2], log: true}}, "
+                "{int: [2, 64], log: true} or {categorical: [adapter, lora]}"
+            )
+        if self.categorical is not None:
+            if self.log or self.step is not None:
+                raise ValueError("a categorical has no log and no step")
+            if any(choice in self.categorical[:at] for at, choice in enumerate(self.categorical)) or len(self.categorical) < 2:
+                raise ValueError(f"at least two choices are needed, all different; these are {self.categorical}")
+            return self
+        low, high = self.float or self.int or (0, 0)
+        if low >= high:
+            raise ValueError(f"low must be below high, these are {low:g} and {high:g}")
+        if self.log and (low <= 0 or self.step is not None):
+            raise ValueError("log needs a low above 0, and has no step")
+        if self.int is not None and self.step is not None and self.step != round(self.step):
+            raise ValueError(f"the step of an int is a whole number, this is {self.step:g}")
+        return self
+
+    @model_serializer
+    def _without_what_it_is_not(self) -> dict[str, Any]:
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) not in (None, False, {})}
+
+
+class SearchSpec(Spec):
+    """A search by Optuna: every variant is searched for itself. Trials are compared on the validation segment alone."""
+
+    space: dict[str, Distribution] = Field(min_length=1)
+    """Dotted path of a field of model or train → what it may be, as Optuna's distributions."""
+    sampler: Literal["tpe", "gp", "cmaes", "random", "nsga2"] = "tpe"
+    """Who chooses the next point, by Optuna's name."""
+    objectives: list[Objective] = Field(default=["val_rmse"], min_length=1, max_length=2)
+    """What is minimised. The first is a validation error and selects; a second makes a front of trade-offs."""
+    pruner: Literal["none", "median", "successive_halving", "hyperband"] = "none"
+    """Who stops a trial early that does worse than others, by Optuna's name; one objective only."""
+    pruner_warmup: int = Field(default=5, ge=1)
+    """Epochs that every trial gets before the pruner may stop it (the least resource of successive halving and Hyperband)."""
+    startup_trials: int = Field(default=10, ge=1)
+    """Random points before the sampler goes by what it has seen; the size of a generation of `nsga2`."""
+    points: list[dict[str, Any]] = []
+    """Points to try first, such as a paper's settings; what a point leaves out is drawn."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sampler, not of the trials: those have the study's first seed."""
+    max_trials: int | None = Field(default=None, ge=1)
+    """Trials of each variant, pruned and failed ones counted."""
+    max_gpu_hours: float | None = Field(default=None, gt=0.0)
+    """Each variant: no new trial once the trials took so many device-hours (of GPUs where they have any)."""
+    max_wall: float | None = Field(default=None, gt=0.0)
+    """Hours of searching, interruptions left out, after which no new trial begins."""
+    storage: str | None = None
+    """URL of an Optuna storage (`sqlite:////tmp/search.db`), for its dashboard; kept in memory if unset."""
+
+    @field_validator("space")
+    @classmethod
+    def _changes_what_is_trained(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
+        for path in space:
+            if path.partition(".")[0] in ("data", "resources"):
+                reason = "other data make other errors" if path.startswith("data.") else "resources change no error"
+                raise ValueError(f"{path} cannot be searched: {reason}. Search fields of model and train")
+        conditions_first(space)
+        return space
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> SearchSpec:
+        if self.objectives[0] not in ("val_rmse", "val_mae"):
+            raise ValueError(f"the first objective selects and is val_rmse or val_mae, this is {self.objectives[0]}")
+        if len(set(self.objectives)) != len(self.objectives):
+            raise ValueError("the two objectives are the same. Keep one of them")
+        if len(self.objectives) > 1 and self.pruner != "none":
+            raise ValueError(f"pruner: {self.pruner} compares one error, and this search has two objectives. Set pruner: none")
+        if len(self.objectives) > 1 and self.sampler == "cmaes":
+            raise ValueError("sampler: cmaes has one objective, this search two. Choose nsga2, tpe, gp or random")
+        if self.max_trials is None and self.max_gpu_hours is None and self.max_wall is None:
+            raise ValueError("a search needs an end: set max_trials (--trials), max_gpu_hours or max_wall")
+        for at, point in enumerate(self.points):
+            if strays := [path for path in point if path not in self.space]:
+                raise ValueError(f"points[{at}]: {strays[0]} is not in the space. There: {', '.join(self.space)}")
+        return self
+
+
+def conditions_first(space: dict[str, Distribution]) -> list[str]:
+    """The paths of a space in an order in which every condition is known before what it decides.
+
+    Raises:
+        ValueError: conditions go round in a circle.
+    """
+    waits = {path: {other for other in found.when if other in space} for path, found in space.items()}
+    try:
+        return list(graphlib.TopologicalSorter(waits).static_order())
+    except graphlib.CycleError as error:
+        raise ValueError(f"`when` goes round in a circle: {' → '.join(error.args[1])}. Take one condition out") from None
+
+
+class PaperSpec(Spec):
+    """A published table that the study's rows are set beside."""
+
+    file: str
+    """A shipped paper, `st_vfm` or `st_vlm`, or the path of a description of one's own (.yaml)."""
+    table: str | list[str]
+    """`table3`, or several: `[table3, supplement_table1]`."""
+    dataset: str | None = None
+    """The paper's name of the data set. Unset: told by the data file's name."""
+    rows: dict[str, str] = {}
+    """Variant → the row of the table that it is. Variants that bear a row's name need no entry."""
+
+    @property
+    def tables(self) -> list[str]:
+        return [self.table] if isinstance(self.table, str) else self.table
+
+
 class StudySpec(Spec):
     """A study: what varies, and what does not."""
 
@@ -186,12 +343,18 @@ class StudySpec(Spec):
     base: BaseConfig
     variants: dict[str, dict[str, Any]] = {"base": {}}
     """Name → overrides of the base, as dotted paths or nested mappings. An ablation table is a list of these."""
+    ablate: AblateSpec | None = None
+    """Further variants, made from the model's declared components."""
     axes: dict[str, list[Any]] = {}
     """Dotted path → values; every combination is run with every variant."""
+    search: SearchSpec | None = None
+    """Fields that Optuna chooses, for every variant. With it the first seed searches; the others train what is selected."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Every variant is run with each."""
     baselines: list[str] | None = None
     """Reference forecasts that stand in the table. Unset: every one the data allows."""
+    paper: PaperSpec | None = None
+    """A published table whose figures the report sets beside this study's."""
 
     @field_validator("seeds")
     @classmethod

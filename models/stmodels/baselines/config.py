@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stmodels.errors import ConfigError
 
@@ -27,6 +27,10 @@ class BaselineConfig:
     def inert(self) -> set[str]:
         """Nothing about training matters to a forecast that is not trained."""
         return {"train"}
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """A reference forecast has no parts to leave out."""
+        return {}
 
     def files(self) -> list[str]:
         """No files beside the data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stmodels.errors import ConfigError
 
@@ -34,6 +34,10 @@ class LSTMConfig:
     def inert(self) -> set[str]:
         """There is no flow branch whose loss could be weighed."""
         return {"train.flow_loss_weight"}
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        return {"time_of_day": {"model.time_of_day": False}}
 
     def files(self) -> list[str]:
         """No files beside the data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stmodels.errors import ConfigError
 
@@ -110,6 +110,21 @@ class STVFMConfig:
                 "model.dropout": not (self.temporal_context or self.decoder == "transformer"),
             }.items()
             if has_no_effect
+        }
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        return {
+            "adaptation": {"model.adaptation": "simple", "model.temporal_context": False},
+            "temporal_context": {"model.temporal_context": False},
+            "peft": {"model.peft": "none"},
+            "flow": {"model.flow": False, "model.cross_prompt_layers": 0},
+            "flow_loss": {"train.flow_loss_weight": 0.0},
+            "cross_prompts": {"model.cross_prompt_layers": 0},
+            "decoder": {"model.decoder": "mlp"},
+            "use_cls": {"model.use_cls": False},
+            "calendar": {"model.calendar": False},
+            "seasonal_residual": {"model.seasonal_residual": False},
         }
 
     def files(self) -> list[str]:

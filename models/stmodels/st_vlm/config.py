@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from stmodels.errors import ConfigError
 
@@ -112,6 +112,19 @@ class STVLMConfig:
                 "model.tokenizer": self.template is None,
             }.items()
             if has_no_effect
+        }
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        others = {channel: [c for c in self.channels if c != channel] for channel in CHANNELS}
+        return {
+            "saf": {"model.fusion": "joint"} if self.fusion == "saf" else {},
+            "lora": {"model.lora_rank": 0},
+            "image": {"model.fusion": "none"},
+            "text": {"model.prompt": "none"},
+            # The last channel is the image.
+            **{name: {"model.channels": rest} if rest else {"model.fusion": "none"} for name, rest in others.items()},
+            "time_of_day": {"model.time_of_day": False},
         }
 
     def files(self) -> list[str]:
