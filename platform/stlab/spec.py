@@ -309,7 +309,7 @@ def conditions_first(space: dict[str, Distribution]) -> list[str]:
     Raises:
         ValueError: conditions go round in a circle.
     """
-    waits = {path: {other for other in found.when if other in space} for path, found in space.items()}
+    waits = {path: [other for other in found.when if other in space] for path, found in space.items()}
     try:
         return list(graphlib.TopologicalSorter(waits).static_order())
     except graphlib.CycleError as error:

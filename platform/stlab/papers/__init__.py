@@ -1,0 +1,6 @@
+"""Published tables as data: figures as printed, and what is printed beside them of data, protocol and methods."""
+
+from stlab.papers.coverage import Cell, coverage
+from stlab.papers.paper import DatasetFacts, MethodFacts, Paper, TableFacts, load_paper, shipped_papers
+
+__all__ = ["Cell", "DatasetFacts", "MethodFacts", "Paper", "TableFacts", "coverage", "load_paper", "shipped_papers"]
