@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from stlab.errors import ResourceError
 from stlab.spec import ResourcesSpec
 
 _CONNECT_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def threads_of(resources: ResourcesSpec) -> Iterator[None]:
+    """As many threads as a worker of a trial has; more would fight over the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(resources.cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_machine(wanted: Iterable[ResourcesSpec]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from stlab.catalog import create_model
 from stlab.errors import ModelError, StudyError
 from stlab.execution.machine import check_address, check_machine
+from stlab.execution.switches import refuse_dead_switches
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.report import write_report
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
@@ -103,6 +104,8 @@ def run_study(
     if address is None:
         check_machine({trial.spec.resources for trial in todo})
     _check_models(todo)
+    if any(not trial.spec.baseline for trial in todo):
+        refuse_dead_switches(plan)
     troubles: list[str] = []
     kept = None
     if todo:
