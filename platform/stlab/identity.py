@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
+import platform
 from pathlib import Path
 
 from stlab.catalog import ModelConfig
@@ -22,6 +24,7 @@ _NO_PART_OF_IT = {
     "train.checkpoint_seconds",
 }
 _LENGTH = 16
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
 
 
 @functools.cache
@@ -35,6 +38,12 @@ def code_hash() -> str:
     for folder in (Path(stmodels.__file__).parent, engine / "training", engine / "data"):
         _add_files(digest, folder, "*.py")
     return digest.hexdigest()
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that compute, as the plan sees them. No part of a trial's id."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
 def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:

@@ -15,7 +15,7 @@ from stlab import __version__
 from stlab.ablate import with_ablation
 from stlab.catalog import config_class, config_values, create_config
 from stlab.errors import ModelError
-from stlab.identity import absolute, code_hash, trial_id
+from stlab.identity import absolute, code_hash, library_versions, trial_id
 from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
 from stlab.study_paper import paper_problems
@@ -228,6 +228,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "data_sha256": facts.sha256,
         "code_version": f"{__version__}+{code_hash()[:10]}",
         "weights": spec.model.get("weights", "none"),
+        "libraries": library_versions(),
     }
     return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost())
 

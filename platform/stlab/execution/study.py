@@ -166,6 +166,7 @@ def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:
     """A trial as its study's row: the directory's figures under this study's labels and parameters."""
     row = TrialDirectory(store, trial.trial_id).row()
     spec = trial.spec
+    row["reused_from"] = None if row["first_study"] == spec.study else row["first_study"]
     sections = {
         "data": spec.data.model_dump(),
         "model": spec.model,

@@ -82,6 +82,7 @@ _TRIAL_FIELDS = [
     _field("data_sha256", pa.string(), "hash of the data's content"),
     _field("code_version", pa.string(), "stlab's version and the hash of the sources that compute"),
     _field("started_at", pa.timestamp("us", tz="UTC"), "start of the training"),
+    _field("reused_from", pa.string(), "the study that trained it, where that is another; null where this one did"),
     _field("error", pa.string(), "why a trial failed"),
 ]
 

@@ -120,7 +120,7 @@ class TrialDirectory:
         test = self.read("test.json") or {}
         failure = self.read("failed.json") or {}
         status = self.status()
-        row: dict[str, Any] = {"trial_id": self.trial_id, "status": status.value}
+        row: dict[str, Any] = {"trial_id": self.trial_id, "status": status.value, "first_study": trial.get("study")}
         row |= {
             key: trial.get(key)
             for key in (
