@@ -50,7 +50,7 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
     """The id of a resolved trial.
 
     Raises:
-        ModelError: a file that the model names (weights) is not there.
+        ModelError: a file that the model names (weights, a tokenizer) is not there.
     """
     without = config.inert() | spec.train.inert() | _NO_PART_OF_IT
     fields = {
@@ -64,14 +64,14 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
         if section not in without and f"{section}.{name}" not in without
     }
     for path in config.files():
-        content = content_hash(path)
-        fields = {name: content if value == path else value for name, value in fields.items()}
+        naming = [name for name, value in fields.items() if value == path]
+        fields |= dict.fromkeys(naming, content_hash(path, " = ".join(naming)))
     document = {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": code_hash()}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:_LENGTH]
 
 
-def content_hash(path: str) -> str:
-    """Hash of a file's content, or of all files in a folder (a checkpoint may be either)."""
+def content_hash(path: str, field: str) -> str:
+    """Hash of a file's content, or of all files in a folder (a checkpoint may be either). ``field`` names it in messages."""
     place = Path(path)
     digest = hashlib.sha256()
     if place.is_dir():
@@ -79,7 +79,10 @@ def content_hash(path: str) -> str:
     elif place.is_file():
         digest.update(place.read_bytes())
     else:
-        raise ModelError(f"model.weights={path}: there is no such file. Give a checkpoint's path, `pretrained` or `random`.")
+        raise ModelError(
+            f"{field}={path}: there is no such file. Give its path, or one of the words the field knows "
+            "(`pretrained`; see `stlab schema`)."
+        )
     return digest.hexdigest()
 
 

@@ -110,6 +110,15 @@ def _small_vlm(info: SeriesInfo | None = None, seed: int = 0, **switches: Any) -
     return model
 
 
+def _stir(model: torch.nn.Module, seed: int = 1) -> None:
+    """Trainable weights away from their neutral start: LoRA's B, the bias and W_af are at zero or the identity there."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Each variant's switches in turn."""
@@ -163,3 +172,8 @@ def small_video(tmp_path_factory: pytest.TempPathFactory) -> str:
         torch.manual_seed(0)
         VideoMAEModel(VideoMAEConfig(**sizes, image_size=32, num_frames=4)).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def stir() -> Callable[..., None]:
+    return _stir

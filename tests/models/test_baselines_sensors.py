@@ -127,6 +127,16 @@ def test_ridge_without_a_season_against_scikit_learn(
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+def test_ridge_of_a_single_reading_is_the_mean_change(network: Callable[..., Dataset]) -> None:
+    """A history of one step has no differences: what is left is the constant."""
+    dataset = network(_speeds(2), dated=False, history=1)
+    windows = dataset.windows("train").gather(torch.arange(len(dataset.windows("train"))))
+    change = (windows.target.double() - windows.history.double()).mean((0, 2, 3)).numpy()  # (Q,)
+    test = dataset.windows("test").gather(torch.arange(3))
+    expected = dataset.scaler.inverse(test.history[..., 0].double().numpy() + change[:, None])
+    np.testing.assert_allclose(_forecast("ridge", dataset)[:3], expected, atol=2e-3)
+
+
 def test_ridge_of_an_unmasked_series_counts_zeros(network: Callable[..., Dataset]) -> None:
     speeds = _speeds(2, missing=0.1)
     x, y, _ = _differences(speeds, "train")

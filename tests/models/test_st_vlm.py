@@ -27,15 +27,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def stir(model: torch.nn.Module, seed: int = 1) -> None:
-    """Trainable weights away from their neutral start: LoRA's B, the bias and W_af are at zero or the identity there."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-
-
 def test_saf_at_the_start_is_plain_cross_attention(small_vlm: Make, sensor_info: Make, sensor_batch: Make) -> None:
     """A = 0 and LoRA's B = 0: torch's own multi-head attention with ViLT's weights."""
     model = small_vlm(lora_rank=8)
@@ -116,7 +107,7 @@ def test_variants_train_and_leave_the_frozen_weights_alone(variant: str, small_v
 
 
 @pytest.mark.parametrize("fusion", ["saf", "joint"])
-def test_permuting_nodes_permutes_the_forecast(fusion: str, small_vlm: Make, sensor_info: Make, sensor_batch: Make) -> None:
+def test_permuting_nodes_permutes_the_forecast(fusion: str, small_vlm: Make, sensor_info: Make, sensor_batch: Make, stir: Make) -> None:
     """With the image held fixed, nodes have no order but their embeddings and their rows of the bias."""
     model = small_vlm(fusion=fusion)
     stir(model)

@@ -29,6 +29,12 @@ INFO = SeriesInfo(family="sensors", shape=(883, 1), history=12, horizon=12, slot
         ({"hidden": 0}, "model.hidden"),
         ({"prompt": "of {cities}"}, "cities.*known: {subject}"),
         ({"prompt": "an open {"}, "no template"),
+        ({"prompt": "{nodes:abc}"}, "cannot be filled in"),
+        ({"prompt": "{nodes!z}"}, "cannot be filled in"),
+        ({"prompt": "{nodes:{foo}}"}, "cannot be filled in"),
+        ({"prompt": "{nodes.name}"}, "nodes.name"),
+        ({"channels": ("dtw", "fft")}, "no channel fft"),
+        ({"fusion": "saff"}, "model.fusion=saff: allowed are saf, joint, none"),
     ],
 )
 def test_wrong_fields(fields: dict[str, Any], match: str) -> None:
@@ -53,6 +59,12 @@ def test_a_configuration_survives_json() -> None:
     config = STVLMConfig(channels=("spectrum", "dtw"), weights="random")
     assert config.channels == ("dtw", "spectrum")  # in the order of the image
     assert STVLMConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_the_channels_are_the_volumes() -> None:
+    from stmodels import correlation
+
+    assert CHANNELS == correlation.CHANNELS
 
 
 def test_what_cannot_matter() -> None:

@@ -106,15 +106,6 @@ def understood(model: torch.nn.Module, vilt: torch.nn.Module, text: Tensor, pixe
     return vilt.layernorm(tokens)[:, :nodes]
 
 
-def stir(model: torch.nn.Module, seed: int = 1) -> None:
-    """Trainable weights away from their neutral start: LoRA's B, the bias and W_af are at zero or the identity there."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=rng)
-
-
 def merged_vilt(model: STVLM) -> torch.nn.Module:
     """transformers' ViLT with LoRA written into its weights: W + (α/r) B A (Eq. 9-10), in float64."""
     config = model.config
@@ -132,7 +123,7 @@ def merged_vilt(model: STVLM) -> torch.nn.Module:
 @pytest.mark.parametrize("fusion", ["saf", "joint", "none"])
 @pytest.mark.parametrize("nodes", [5, 40, 400])
 def test_node_states_equal_the_whole_canvas_in_float64(
-    fusion: str, nodes: int, small_vlm: Make, sensor_info: Make, sensor_batch: Make
+    fusion: str, nodes: int, small_vlm: Make, sensor_info: Make, sensor_batch: Make, stir: Make
 ) -> None:
     """Left-out padding, the last layer for nodes alone and the fused kernels change nothing; 400 nodes need a larger canvas."""
     info = sensor_info(nodes)

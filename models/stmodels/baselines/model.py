@@ -59,9 +59,7 @@ class Baseline(Forecaster):
     def _last_window(self, batch: Batch) -> Tensor:
         """The history again, its last Q steps, or over and over where the horizon is longer."""
         p, q = self.info.history, self.info.horizon
-        return (
-            batch.history[:, torch.arange(max(p, q)) % p][:, -q:] if q <= p else batch.history[:, torch.arange(q) % p]
-        )
+        return batch.history[:, -q:] if q <= p else batch.history[:, torch.arange(q) % p]
 
     def _ridge(self, batch: Batch) -> Tensor:
         return self.ridge(batch)

@@ -27,8 +27,8 @@ class Features(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, *S, F) float64, the last one constant."""
-        columns = torch.cat(self._columns(batch), dim=1)
-        return torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1).movedim(1, -1)
+        constant = torch.ones_like(batch.history[:, :1], dtype=torch.float64)
+        return torch.cat([*self._columns(batch), constant], dim=1).movedim(1, -1)
 
     def count(self) -> int:
         """F."""

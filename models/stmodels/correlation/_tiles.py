@@ -12,7 +12,8 @@ compiled, so it is passed as a tuple that long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +27,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from stmodels.correlation._memory import empty
+
+logger = logging.getLogger(__name__)
 
 # Where registers are narrower LLVM makes several of a vector; then 8 lanes spill less than 16.
 _LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
@@ -181,7 +184,21 @@ def _spectrum(typing: Any, steps: Any, bins: Any, planes: Any, i: Any, j: Any, t
     return types.void(steps, bins, planes, i, j, tile, k), build
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Callable[..., None]) -> Any:
+    """A function as machine code, kept on disk where there is a folder for it."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        logger.warning(
+            "no folder to keep compiled code in: every process compiles it anew, in seconds. Set NUMBA_CACHE_DIR to a folder "
+            "that can be written."
+        )
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def _write(tile: Any, mirrored: Any, image: Any, i: int, j: int) -> None:
     """image[i:, j:] = tile and image[j:, i:] = mirrored.T, as far as the image goes."""
     nodes = image.shape[0]
@@ -199,7 +216,7 @@ def _write(tile: Any, mirrored: Any, image: Any, i: int, j: int) -> None:
             image[j + lane, i + k] = mirrored[k, lane]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _fill(steps: Any, bins: Any, symmetric: bool, planes: Any, volume: Any, first: int, stride: int) -> None:
     """Compute every ``stride``-th band of tiles from ``first`` on, counted over all windows: (B, T+T+F, M) → (B, 3, N, N)."""
     nodes = volume.shape[2]

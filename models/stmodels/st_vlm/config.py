@@ -11,6 +11,9 @@ from stmodels.errors import ConfigError
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
+Backbone = Literal["vilt_b32", "vilt_test"]
+Lag = Literal["any", "nonnegative"]
+Fusion = Literal["saf", "joint", "none"]
 Channel = Literal["dtw", "cross_correlation", "spectrum"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
@@ -30,7 +33,7 @@ class STVLMConfig:
 
     name: Literal["st_vlm"] = "st_vlm"
     """The model."""
-    backbone: Literal["vilt_b32", "vilt_test"] = "vilt_b32"
+    backbone: Backbone = "vilt_b32"
     """`vilt_b32` (ViLT-B/32), or `vilt_test` (very small, for tests)."""
     weights: str = "pretrained"
     """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint folder."""
@@ -38,9 +41,9 @@ class STVLMConfig:
     """Seed of random backbone weights; all trials of a study share one backbone."""
     channels: tuple[Channel, ...] = CHANNELS
     """Channels of the correlation image; one that is left out is black."""
-    lag: Literal["any", "nonnegative"] = "any"
+    lag: Lag = "any"
     """Lags the cross-correlation looks at (Eq. 2): `any` (symmetric), or `nonnegative` (row i: how well i leads)."""
-    fusion: Literal["saf", "joint", "none"] = "saf"
+    fusion: Fusion = "saf"
     """First layer: `saf`, cross-attention with the image as bias (Eq. 4-8); `joint`, an ordinary one (w/o SAF); `none`, no image."""
     lora_rank: int = 8
     """Rank of LoRA on query and key of every layer (Eq. 9-10); 0: none (w/o FT)."""
@@ -49,7 +52,7 @@ class STVLMConfig:
     prompt: str = "task"
     """`task`, `none` (no text), or a template of its own, with {subject}, {nodes}, {history} and {horizon}."""
     subject: str = "a sensor network"
-    """What the nodes are, for the prompt."""
+    """What the nodes are, for the prompt: a data set's name, say. ViLT has 40 text positions, and the template takes most of them."""
     tokenizer: str | None = None
     """`pretrained` (bert-base-uncased), a folder, or `hash`, a stand-in. Unset: `hash` with random weights, else `pretrained`."""
     hidden: int = 64
@@ -58,6 +61,11 @@ class STVLMConfig:
     """Beyond the paper: add a learned embedding of the slot of day at which the forecast is made."""
 
     def __post_init__(self) -> None:
+        for field, kind in (("backbone", Backbone), ("lag", Lag), ("fusion", Fusion)):
+            if getattr(self, field) not in get_args(kind):
+                raise ConfigError(f"model.{field}={getattr(self, field)}: allowed are {', '.join(get_args(kind))}")
+        if strays := [str(c) for c in self.channels if c not in CHANNELS]:
+            raise ConfigError(f"model.channels: there is no channel {strays[0]}; allowed are {', '.join(CHANNELS)}")
         object.__setattr__(self, "channels", tuple(c for c in CHANNELS if c in self.channels))
         if self.fusion != "none" and not self.channels:
             raise ConfigError("model.channels is empty: name at least one channel, or set model.fusion to none (no image)")
@@ -77,6 +85,10 @@ class STVLMConfig:
                     f"model.prompt: there is nothing to put for {{{placeholder}}}; known: "
                     f"{', '.join(f'{{{name}}}' for name in _PLACEHOLDERS)}"
                 )
+        try:
+            (self.template or "").format(subject=self.subject, nodes=1, history=1, horizon=1)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise ConfigError(f"model.prompt cannot be filled in: {error}. Write the placeholders plainly, as {{nodes}}") from error
 
     @property
     def template(self) -> str | None:
