@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from stlab.papers.paper import Paper
 
-State = Literal["here", "other data", "other study", "no model", "not printed"]
-SYMBOLS: dict[State, str] = {"here": "●", "other data": "○", "other study": "·", "no model": "–", "not printed": "N/A"}
+State = Literal["here", "stand-in", "other data", "other study", "no model", "not printed"]
+SYMBOLS: dict[State, str] = {
+    "here": "●",
+    "stand-in": "◐",
+    "other data": "○",
+    "other study": "·",
+    "no model": "–",
+    "not printed": "N/A",
+}
 MEANINGS: dict[State, str] = {
     "here": "filled by this study",
+    "stand-in": "run by this study, on data that is not the paper's",
     "other data": "by this study on that data set",
     "other study": "a model that is here, but no variant of this study",
     "no model": "no such model here",
@@ -37,6 +45,7 @@ def coverage(
     rows: Mapping[str, str],
     dataset: str | None,
     ratios: Collection[float] = (1.0,),
+    is_paper_data: bool = True,
 ) -> list[Cell]:
     """Every cell of a table, row by row.
 
@@ -44,16 +53,24 @@ def coverage(
         rows: variant → method, as the study maps them.
         dataset: the paper's name of the data set the study runs on; None where it is none of the paper's.
         ratios: shares of the train segment that the study runs.
+        is_paper_data: False where the data that bears the data set's name is known to be other data.
 
     Raises:
         StudyError: the paper has no such table.
     """
     run = set(rows.values())
-    return [
+    cells = [
         _cell(paper, table, method, name, ratio, run, dataset, ratios)
         for method in paper.methods(table)
         for ratio in paper.ratios(table)
         for name in paper.datasets(table)
+    ]
+    if is_paper_data:
+        return cells
+    missing = f"the data is not the paper's; {paper.facts.data_missing}"
+    return [
+        replace(cell, state="stand-in", why=missing.format(name=file_name(paper, cell.dataset))) if cell.state == "here" else cell
+        for cell in cells
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stlab.report import wording
+from stlab.report.paper import beside_paper
+from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.pictures import Picture, Pictures, draw
 from stlab.report.statistics import Row, Summary, anchor, best_variant, has_slot_of_week, lowest_mae, outcome, summarise
 from stlab.report.style import render
@@ -21,11 +23,15 @@ from stlab.report.tables import (
 )
 from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 
 
 def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None, notes: Iterable[str] = ()) -> str:
-    """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf``, ``tables/ablation.csv|tex``.
+    """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf``, ``tables/ablation.csv|tex``; where the
+    study names a published table, ``tables/paper_<table>.csv|tex`` and ``paper_<table>_coverage.csv``.
 
     Partial results will do: what is missing is said on the page.
 
@@ -52,10 +58,31 @@ def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None
             store.write(directory.report_path(f"figures/{picture.name}.{kind}"), render(picture.figure, kind))
     store.write(directory.report_path("tables/ablation.csv"), ablation_table(rows, axes).to_csv(index=False).encode())
     store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes).encode())
-    page = _render(_content(store, name, rows, lines, pictures, {"text": text, **study}, list(notes)))
+    papers = beside_paper(store, rows, study, axes)
+    for one in papers:
+        stem = directory.report_path(f"tables/paper_{one.table}")
+        store.write(f"{stem}.csv", paper_frame(one).to_csv(index=False).encode())
+        store.write(f"{stem}.tex", paper_latex(one).encode())
+        store.write(f"{stem}_coverage.csv", coverage_frame(one).to_csv(index=False).encode())
+    content = _content(store, name, rows, lines, pictures, {"text": text, **study}, list(notes))
+    page = _render({**content, "papers": [paper_content(one) for one in papers]})
     store.write(directory.report_path(), page.encode())
     relative = directory.report_path()
     return store.path(relative) if store.is_local else f"{store.location}/{relative}"
+
+
+def report_figures(store: Store, name: str) -> dict[str, Figure]:
+    """The figures of a study's report by name, drawn afresh from its directories.
+
+    Raises:
+        UserError: the study has not been run.
+        ProtocolMismatch: its trials were made by different protocols.
+    """
+    directory = StudyDirectory(store, name)
+    rows = directory.read_trials().to_pylist()
+    study = _study(directory, None)[1]
+    axes = list(study["axes"]) if study.get("axes") is not None else None
+    return {picture.name: picture.figure for picture in draw(store, rows, summarise(rows, axes)).made}
 
 
 def _study(directory: StudyDirectory, study: Mapping[str, Any] | None) -> tuple[str | None, Mapping[str, Any]]:
