@@ -1,0 +1,282 @@
+"""Studies from Python: run one, read what is there, take a trained model out. The package ``stlab`` bears these names itself.
+
+    import stlab
+
+    done = stlab.run("demo", storage="runs", overrides={"seeds": [0, 1]})
+    done.table()                                     # the ablation table, pandas
+    done.figures()["learning_curves"]                # the report's figures, matplotlib
+    model = stlab.load_model("runs", done.best["trial_id"])
+    model.predict(history)                           # in the data's unit
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stlab.errors import UserError
+from stlab.results import Store, StudyDirectory, TrialDirectory, best_trial
+from stlab.spec import StudySpec
+from stlab.study_file import dump_study, load_study_source, parse
+from stlab.study_source import StudySource
+from stlab.study_yaml import write_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
+
+    from stlab.execution.track import TrackingObserver
+    from stlab.inference import TrainedForecaster
+    from stlab.report.predictions import Predictions
+
+logger = logging.getLogger(__name__)
+
+Study = str | Path | Mapping[str, Any] | StudySpec
+
+
+def run(
+    study: Study,
+    storage: str | Path = "runs",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    tracking: bool = True,
+    tracking_uri: str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Results:
+    """Run what is left of a study, as ``stlab run`` does, and wait for it. Nothing is trained twice.
+
+    Args:
+        study: the name of a shipped study, the path of a study file, a mapping of the same fields, or a ``StudySpec``.
+        storage: a folder, or a URI such as ``s3://bucket/runs``.
+        overrides: dotted path → value, as ``--set``: ``{"train.lr": 1e-3, "seeds": [0, 1]}``.
+        tracking: keep MLflow up to date.
+        tracking_uri: where MLflow is; by default SQLite in a local storage, and nowhere with a remote one.
+        progress: show the progress on the terminal.
+        **options: what else ``stlab.execution.study.run_study`` takes: ``address``, ``retry_failed``.
+
+    Returns:
+        What the study has come to. A failed trial is a row with ``status`` failed, and a warning in the log.
+
+    Raises:
+        UserError: the study, its data, weights or resources cannot be used, or MLflow's URI; nothing was trained.
+    """
+    from stlab.execution.study import run_study
+
+    source = _source(study, overrides or {})
+    spec = parse(source)
+    store = Store(storage)
+    tracker = _tracker(store, spec.name, tracking, tracking_uri)
+    shown = _terminal() if progress else None
+    try:
+        outcome = run_study(
+            spec, str(storage), source=source, observers=[one for one in (shown, tracker) if one is not None], **options
+        )
+    except KeyboardInterrupt:
+        if tracker:
+            tracker.interrupt()
+        raise
+    finally:
+        if shown:
+            shown.stop()
+    for row in outcome.ended_as("failed", "missing"):
+        logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])
+    for trouble in outcome.troubles:
+        logger.warning("%s", trouble)
+    if tracker and tracker.failure:
+        logger.warning("MLflow is behind: %s Later: stlab sync %s --storage %s", tracker.failure, spec.name, store.location)
+    return Results(store, spec.name)
+
+
+def results(storage: str | Path, study: str | None = None) -> Results:
+    """What a study has come to so far, from its directories.
+
+    Args:
+        storage: a folder or URI; or the folder of the study itself, ``<storage>/studies/<name>``, without ``study``.
+        study: the study's name. May be left out where the storage holds one study only.
+
+    Raises:
+        UserError: there is no such study, or it has not been run.
+    """
+    location = str(storage).rstrip("/")
+    parent, found, name = location.rpartition("/studies/")
+    if study is None and found and "/" not in name:
+        location, study = parent, name
+    store = Store(location)
+    if study is None:
+        names = store.names("studies")
+        if len(names) != 1:
+            raise UserError(f"{location} holds {', '.join(names) or 'no studies'}: name one, results(storage, study).")
+        study = names[0]
+    return Results(store, study)
+
+
+def load_model(storage: str | Path, trial_id: str, device: str = "cpu") -> TrainedForecaster:
+    """A finished trial's selected checkpoint: ``predict(history)`` gives forecasts in the data's unit.
+
+    Args:
+        storage: a folder or URI.
+        trial_id: as in the column ``trial_id`` of a study's trials.
+        device: where it computes, e.g. ``cuda``.
+
+    Raises:
+        UserError: no such trial, not finished, its data gone or changed, or its frozen weights cannot be had.
+    """
+    from stlab.inference import load_trial
+
+    return load_trial(Store(storage), trial_id, device)
+
+
+class Results:
+    """A study's results, read from its directories when asked for.
+
+    Args:
+        store: the storage, or its location.
+        name: the study's.
+
+    Raises:
+        UserError: the study has not been run.
+    """
+
+    def __init__(self, store: Store | str | Path, name: str) -> None:
+        self._store = store if isinstance(store, Store) else Store(store)
+        self._directory = StudyDirectory(self._store, name)
+        self.name = name
+        self._directory.read_trials()
+
+    def __repr__(self) -> str:
+        rows = [row for row in self.arrow.to_pylist() if not row["baseline"]]
+        done = sum(row["status"] == "finished" for row in rows)
+        return f"<stlab.Results {self.name} in {self.storage}: {done} of {len(rows)} trials finished>"
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(index=False, float_format="{:.4g}".format, na_rep="–"))
+
+    @property
+    def storage(self) -> str:
+        """Where the study lies."""
+        return self._store.location
+
+    @property
+    def arrow(self) -> pa.Table:
+        """``trials.parquet``: a row a trial, baselines too; each field's metadata says unit and meaning."""
+        return self._directory.read_trials()
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The same as pandas."""
+        return self.arrow.to_pandas()
+
+    @property
+    def best(self) -> pd.Series[Any]:
+        """The row of the trial with the lowest validation error; baselines are none.
+
+        Raises:
+            UserError: no trial has finished.
+        """
+        row = best_trial(self.arrow.to_pylist())
+        if row is None:
+            raise UserError(f"no trial of {self.name} has finished yet.")
+        trials = self.trials
+        return trials[trials["trial_id"] == row["trial_id"]].iloc[0]
+
+    def table(self) -> pd.DataFrame:
+        """The ablation table: a row a variant × axis values, then the baselines; means, 95 % intervals, deviations.
+
+        Raises:
+            ProtocolMismatch: the trials were made by different protocols.
+        """
+        from stlab.report import ablation_table
+
+        return ablation_table(self.arrow.to_pylist(), self._axes())
+
+    def epochs(self) -> pd.DataFrame:
+        """A row an epoch of every trial, running ones too: ``variant``, ``seed``, ``trial_id``, then the epoch's figures."""
+        import pandas as pd
+
+        parts = []
+        for row in self.arrow.to_pylist():
+            epochs = TrialDirectory(self._store, row["trial_id"]).read_epochs()
+            if epochs:
+                told = {f"param.{axis}": row.get(f"param.{axis}") for axis in self._axes() or ()}
+                parts.append(pd.DataFrame(epochs).assign(trial_id=row["trial_id"], variant=row["variant"], seed=row["seed"], **told))
+        if not parts:
+            return pd.DataFrame(columns=["variant", "seed", "trial_id", "epoch"])
+        whole = pd.concat(parts, ignore_index=True)
+        first = ["variant", "seed", "trial_id"]
+        return whole[[*first, *(name for name in whole.columns if name not in first)]]
+
+    def predictions(self, trial_id: str) -> Predictions:
+        """Truth and forecast of the test windows as arrays, (windows, Q, *S), in the data's unit; NaN where nothing was read.
+
+        Raises:
+            UserError: the trial has not been measured on the test segment.
+        """
+        from stlab.report.predictions import read_predictions
+
+        found = read_predictions(self._store, trial_id)
+        if found is None:
+            raise UserError(f"trial {trial_id} has no forecasts in {self.storage}: it has not been measured on the test segment.")
+        return found
+
+    def figures(self) -> dict[str, Figure]:
+        """The report's figures by name."""
+        from stlab.report import report_figures
+
+        return report_figures(self._store, self.name)
+
+    @property
+    def report_path(self) -> str:
+        """Path or URI of the report's page.
+
+        Raises:
+            UserError: there is no report yet.
+        """
+        relative = self._directory.report_path()
+        if not self._store.exists(relative):
+            raise UserError(f"{self.name} has no report yet: stlab report {self.name} --storage {self.storage}")
+        return self._store.path(relative) if self._store.is_local else f"{self.storage}/{relative}"
+
+    def load_model(self, trial_id: str | None = None, device: str = "cpu") -> TrainedForecaster:
+        """The model of a trial, by default of the best; see :func:`load_model`."""
+        from stlab.inference import load_trial
+
+        return load_trial(self._store, trial_id or str(self.best["trial_id"]), device)
+
+    def _axes(self) -> list[str] | None:
+        """The study's axes; None where its file was not kept."""
+        text = self._directory.read_study()
+        return None if text is None else list((yaml.safe_load(text) or {}).get("axes") or {})
+
+
+def _source(study: Study, overrides: Mapping[str, Any]) -> StudySource:
+    given: Sequence[str] = [f"{path}={json.dumps(value, ensure_ascii=False, default=str)}" for path, value in overrides.items()]
+    if isinstance(study, StudySpec):
+        return StudySource.from_text(dump_study(study), "<StudySpec>", given)
+    if isinstance(study, Mapping):
+        return StudySource.from_text(write_yaml(dict(study)), "<mapping>", given)
+    return load_study_source(str(study), given)
+
+
+def _tracker(store: Store, name: str, wanted: bool, uri: str | None) -> TrackingObserver | None:
+    if not wanted:
+        return None
+    from stlab.execution.track import TrackingObserver
+    from stlab.tracking import default_uri
+
+    uri = uri or default_uri(store)
+    return TrackingObserver(uri, store, name) if uri else None
+
+
+def _terminal() -> Any:
+    from rich.console import Console
+
+    from stlab.execution.progress import TerminalProgress
+
+    return TerminalProgress(Console())

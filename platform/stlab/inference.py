@@ -1,0 +1,329 @@
+"""A trained trial as a forecaster by itself: readings in the data's unit in, forecasts in the data's unit out.
+
+It is read from a trial's directory, where the data must still be there, or from a folder written by :meth:`TrainedForecaster.save`,
+which holds all it needs: configuration, scaler, season, and every weight, frozen ones too, as safetensors. Nothing is pickled.
+
+Legend: B windows, P history, Q horizon, S the shape of a step: (C, H, W) for a grid, (N, C) for sensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from stlab.catalog import create_model
+from stlab.data import Dataset
+from stlab.data.content import DAY_SECONDS
+from stlab.data.scaler import Scaler
+from stlab.data.season import season_by_slot, slot_of_week
+from stlab.errors import DataError, ModelError, UserError
+from stlab.identity import code_hash
+from stlab.results import Store, TrialDirectory
+from stlab.spec import DataSpec
+from stlab.training.checkpoint import Checkpoints
+from stlab.training.device import autocast_for
+from stlab.training.metrics import to_unit
+from stlab.training.trial import dataset_for
+from stmodels.types import Batch, SeriesInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from stmodels.forecaster import Forecaster
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_FACTS, _WEIGHTS, _SEASON = "forecaster.json", "weights.safetensors", "season.safetensors"
+_WINDOWS_AT_ONCE = 32
+
+# Switches of the models that make a forecast depend on the calendar, and on the mean by slot of the week.
+_NEED_CALENDAR = ("calendar", "seasonal_residual", "time_of_day")
+_NEED_SEASON = ("seasonal_residual",)
+_COPY_THE_PAST = ("same_slot_last_week", "same_slot_yesterday")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a forecast needs beside weights; ``forecaster.json`` in a saved folder."""
+
+    trial: dict[str, Any]
+    """``trial_id``, ``study``, ``variant``, ``seed``, ``dataset``, ``code_version``."""
+    model: dict[str, Any]
+    """The configuration, with nothing to fetch: the weights come with it."""
+    info: SeriesInfo
+    scaler: Scaler
+    nonnegative: bool
+    clamp: tuple[float, float] | None
+    missing: str
+    """What is done with non-finite readings: ``zero``, or they are refused."""
+    precision: str
+    channel_names: tuple[str, ...]
+    node_names: tuple[str, ...] | None
+
+    @property
+    def step_seconds(self) -> int | None:
+        """Seconds a step; None where the data has no timestamps."""
+        return DAY_SECONDS // self.info.slots_per_day if self.info.slots_per_day else None
+
+    @property
+    def needs_season(self) -> bool:
+        """Whether the model forecasts from the train segment's mean by slot of the week."""
+        seasonal_ridge = self.model["name"] == "ridge" and self.info.season_count >= 2
+        switched = any(self.model.get(name) for name in _NEED_SEASON)
+        return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean"
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether a forecast depends on when it is made."""
+        return self.needs_season or any(self.model.get(name) for name in _NEED_CALENDAR)
+
+
+class TrainedForecaster:
+    """A trained model with its scaler, ready to forecast.
+
+    Args:
+        facts: what it was trained on and how.
+        model: the model, weights in place.
+        season: (slots a week, *S) scaled mean by slot of the week; None where the model does not need it.
+        device: where it computes.
+    """
+
+    def __init__(self, facts: Facts, model: Forecaster, season: Tensor | None = None, device: str = "cpu") -> None:
+        self.facts = facts
+        self._device = torch.device(device)
+        self._model = model.to(self._device).eval()
+        self._season = None if season is None else season.to(self._device)
+        self._autocast = autocast_for(facts.precision, self._device)
+
+    def __repr__(self) -> str:
+        trial = self.facts.trial
+        return (
+            f"<{self.facts.model['name']} {trial['trial_id']}: {trial['variant']}, seed {trial['seed']}, {trial['dataset']}; "
+            f"history (B, {', '.join(map(str, self.history_shape))}) → (B, {', '.join(map(str, self.forecast_shape))})>"
+        )
+
+    @property
+    def history_shape(self) -> tuple[int, ...]:
+        """(P, *S)."""
+        return (self.facts.info.history, *self.facts.info.shape)
+
+    @property
+    def forecast_shape(self) -> tuple[int, ...]:
+        """(Q, *S)."""
+        return (self.facts.info.horizon, *self.facts.info.shape)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether ``predict`` must be told when the histories begin."""
+        return self.facts.needs_start
+
+    def predict(self, history: ArrayLike, start: ArrayLike | None = None) -> NDArray[np.float32]:
+        """Forecast windows.
+
+        Args:
+            history: (B, P, *S) readings in the data's unit.
+            start: (B,) datetime64, local time of each window's first step, or one for all. Needed where the model knows the
+                calendar or the season (``needs_start``), ignored elsewhere.
+
+        Returns:
+            (B, Q, *S) float32 in the data's unit.
+
+        Raises:
+            DataError: another shape, values that are not finite, or no times where they are needed.
+        """
+        values = self._checked(history)
+        slots = self._slots(start, len(values))
+        parts = []
+        with torch.inference_mode():
+            for first in range(0, len(values), _WINDOWS_AT_ONCE):
+                chosen = slice(first, first + _WINDOWS_AT_ONCE)
+                batch = self._batch(values[chosen], None if slots is None else slots[chosen])
+                with self._autocast():
+                    scaled = self._model(batch).value
+                # The facts have what a data set has of a unit: scaler, clamp and nonnegative.
+                parts.append(to_unit(cast(Dataset, self.facts), scaled).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, *self.forecast_shape), np.float32)
+
+    def _checked(self, history: ArrayLike) -> NDArray[np.float32]:
+        try:
+            values = np.asarray(history, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"history: no array of numbers ({error}).") from error
+        if values.shape[1:] != self.history_shape:
+            expected = ", ".join(map(str, self.history_shape))
+            raise DataError(f"history: its shape is {values.shape}, needed is (windows, {expected}) in the data's unit.")
+        finite = np.isfinite(values)
+        if finite.all():
+            return values
+        if self.facts.missing != "zero":
+            place = [int(i) for i in np.argwhere(~finite)[0]]
+            raise DataError(f"history: {int((~finite).sum())} values are not finite, the first at {place}. Fill them first.")
+        return np.where(finite, values, np.float32(0))
+
+    def _slots(self, start: ArrayLike | None, windows: int) -> NDArray[np.int64] | None:
+        """(B, P + Q) slots of the week; None where they make no difference."""
+        step = self.facts.step_seconds
+        if not self.needs_start or step is None:
+            return None
+        if start is None:
+            raise DataError(
+                "start: this model knows the calendar or the season, so it has to be told when each history begins: "
+                "predict(history, start=…), datetime64, one a window."
+            )
+        try:
+            times = np.broadcast_to(np.asarray(start, dtype="datetime64[s]"), (windows,))
+        except ValueError as error:
+            raise DataError(f"start: {error}. Needed: one datetime64 a window, {windows} in all.") from error
+        if np.isnat(times).any():
+            raise DataError("start: a time is missing (NaT).")
+        steps = np.arange(self.facts.info.history + self.facts.info.horizon) * np.timedelta64(step, "s")
+        return slot_of_week((times[:, None] + steps).astype("datetime64[s]"), step)
+
+    def _batch(self, values: NDArray[np.float32], slots: NDArray[np.int64] | None) -> Batch:
+        scaled = self.facts.scaler.transform(values.astype(np.float64)).astype(np.float32)
+        history = torch.from_numpy(scaled).to(self._device)
+        nothing_ahead = history.new_full((len(history), *self.forecast_shape), torch.nan)
+        batch = Batch(history, nothing_ahead, torch.zeros(len(history), dtype=torch.int64, device=self._device))
+        if slots is None:
+            return batch
+        week, cut = torch.from_numpy(slots).to(self._device), self.facts.info.history
+        batch = batch._replace(history_slot=week[:, :cut], target_slot=week[:, cut:])
+        if self._season is None:
+            return batch
+        season = self._season[week]
+        return batch._replace(history_season=season[:, :cut].contiguous(), target_season=season[:, cut:].contiguous())
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, where needed, ``season.safetensors``."""
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._asdict()}
+        (place / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _tensors(self._model).items()}
+        safetensors.torch.save_file(tensors, place / _WEIGHTS)
+        if self._season is not None:
+            safetensors.torch.save_file({"season": self._season.cpu().contiguous()}, place / _SEASON)
+
+
+def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForecaster:
+    """The selected checkpoint of a finished trial, as a forecaster.
+
+    Raises:
+        UserError: no such trial, not finished, or a baseline that copies readings from before its history.
+        DataError: the data is gone, or has changed since.
+        ModelError: the frozen weights cannot be had, or the code is another and the weights do not fit it.
+    """
+    directory = TrialDirectory(store, trial_id)
+    trial, result = directory.read("trial.json"), directory.read("result.json")
+    if trial is None or result is None:
+        state = "there is no such trial" if trial is None else f"it is {directory.status().value}, not finished"
+        raise UserError(f"trial {trial_id} in {store.location}: {state}. The column trial_id of a study's trials names those there are.")
+    if trial["model"]["name"] in _COPY_THE_PAST:
+        raise UserError(f"trial {trial_id}: {trial['model']['name']} copies readings from before the history; it cannot stand alone.")
+    if not str(trial.get("code_version", "")).endswith(f"+{code_hash()[:10]}"):
+        logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
+    spec = DataSpec(**trial["data"])
+    dataset = dataset_for(spec)
+    if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
+        raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")
+    model = create_model(trial["model"], dataset.info)
+    try:
+        Checkpoints(directory).load_best(model)
+    except (FileNotFoundError, RuntimeError) as error:
+        raise ModelError(f"trial {trial_id}: its checkpoint cannot be used: {error}") from error
+    keys = ("study", "variant", "seed", "dataset", "code_version")
+    facts = Facts(
+        trial={"trial_id": trial_id} | {key: trial.get(key) for key in keys},
+        model=_portable(trial["model"]),
+        info=dataset.info,
+        scaler=dataset.scaler,
+        nonnegative=dataset.nonnegative,
+        clamp=dataset.clamp,
+        missing=spec.missing,
+        precision=str(result.get("precision", "fp32")),
+        channel_names=tuple(dataset.channel_names),
+        node_names=dataset.node_names,
+    )
+    return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
+
+
+def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
+    """A forecaster from a folder that :meth:`TrainedForecaster.save` wrote; needs neither data nor network.
+
+    Raises:
+        ModelError: the folder is none of these, or was written by a version of the code that it does not fit.
+    """
+    place = Path(folder)
+    try:
+        values = json.loads((place / _FACTS).read_text(encoding="utf-8"))
+        weights = safetensors.torch.load_file(place / _WEIGHTS)
+    except FileNotFoundError as error:
+        raise ModelError(f"{place}: no saved forecaster ({error.filename} is missing).") from error
+    if values.pop("format", None) != _FORMAT:
+        raise ModelError(f"{place / _FACTS}: written in another format than {_FORMAT}; use the version of stlab that wrote it.")
+    facts = Facts(**values | {
+        "info": SeriesInfo(**values["info"] | {"shape": tuple(values["info"]["shape"])}),
+        "scaler": Scaler(**values["scaler"]),
+        "clamp": values["clamp"] and tuple(values["clamp"]),
+        "channel_names": tuple(values["channel_names"]),
+        "node_names": values["node_names"] and tuple(values["node_names"]),
+    })  # fmt: skip
+    model = create_model(facts.model, facts.info)
+    _restore(model, weights, str(place))
+    season = safetensors.torch.load_file(place / _SEASON)["season"] if facts.needs_season else None
+    return TrainedForecaster(facts, model, season, device)
+
+
+def _portable(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with random weights, which a saved model's own replace, and no tokenizer to fetch."""
+    replaced = {"weights": "random", "tokenizer": "hash"}
+    return {**model, **{name: value for name, value in replaced.items() if name in model}}
+
+
+def _tensors(model: Forecaster) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those a checkpoint leaves out as well."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _restore(model: Forecaster, weights: Mapping[str, Tensor], source: str) -> None:
+    own = _tensors(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    odd = sorted(own.keys() ^ weights.keys()) or sorted(n for n in parameters if own[n].shape != weights[n].shape)
+    if odd:
+        raise ModelError(f"{source}: its weights are not this version's of {type(model).__name__}: {', '.join(odd[:3])}.")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if name in parameters:
+                own[name].copy_(tensor)
+            else:  # a buffer made of weights or of text, whose length may be another
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, tensor)
+
+
+def _season_table(dataset: Dataset) -> Tensor:
+    """(slots a week, *S) scaled: what the windows of the test segment have as their season, for every slot of the week."""
+    train, slots_per_day = dataset.train, dataset.info.slots_per_day
+    if train.slots is None or slots_per_day is None:
+        raise ModelError("the model needs the mean by slot of the week, and its data has no timestamps")
+    week = np.arange(7 * slots_per_day)
+    null = dataset.protocol.get("mask")
+    # A week behind the train segment, of which only the slots count, so that none of it is left out of its own mean.
+    values = np.concatenate([train.values, np.zeros((len(week), *train.values.shape[1:]), np.float32)])
+    slots = np.concatenate([train.slots, week])
+    seen = None if null is None else values != np.float32(null)
+    used = np.isin(slots, train.slots)
+    season = season_by_slot(values, slots, slots_per_day, len(train.values), used, seen)
+    if season is None:
+        raise ModelError("the model needs the mean by slot of the week, and its data has none")
+    scaled = dataset.scaler.transform(season.values[len(train.values) :])
+    return torch.from_numpy(scaled.astype(np.float32))

@@ -1,0 +1,23 @@
+"""Which trial a study would use: by validation, never by test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def best_trial(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The finished trial with the lowest validation error; the first of equals, None where none has finished.
+
+    The error is the one the trials were selected by: MAE where all have ``train.select_by`` mae, else RMSE. A trial that a test
+    segment was measured for counts no more than another.
+
+    Args:
+        rows: rows of ``trials.parquet``; baselines are left out.
+    """
+    done = [row for row in rows if not row.get("baseline") and row.get("status") == "finished"]
+    by_mae = bool(done) and all(row.get("param.train.select_by") == "mae" for row in done)
+    error = "val_mae" if by_mae else "val_rmse"
+    known = [row for row in done if row.get(error) is not None and math.isfinite(row[error])]
+    return min(known, key=lambda row: float(row[error]), default=None)
