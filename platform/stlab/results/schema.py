@@ -57,6 +57,8 @@ _TRIAL_FIELDS = [
     _field("seed", pa.int64(), "seed of initial weights and data order"),
     _field("baseline", pa.bool_(), "a reference forecast, not a variant"),
     _field("status", pa.string(), "finished, failed, pruned or missing"),
+    _field("searched", pa.bool_(), "a trial of a search that was not selected: it stands in no table, and was not tested"),
+    _field("number", pa.int64(), "number of the trial within its search, from 0"),
     _field("val_mae", pa.float64(), "mean absolute error, validation segment, best checkpoint", "data unit"),
     _field("val_rmse", pa.float64(), "root mean squared error, validation segment, best checkpoint", "data unit"),
     _field("test_mae", pa.float64(), "mean absolute error, test segment, best checkpoint", "data unit"),
@@ -119,8 +121,12 @@ def trials_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A row an epoch; ``loss.*`` columns hold the terms of the loss, unweighted."""
-    return _table(_EPOCH_FIELDS, rows, {"loss.": "term of the training loss, unweighted, mean over the epoch"})
+    """A row an epoch; ``loss.*`` columns hold the terms of the loss, ``grad_norm.*`` their gradients' norms, both unweighted."""
+    extra = {
+        "loss.": "term of the training loss, unweighted, mean over the epoch",
+        "grad_norm.": "gradient norm of this loss term alone, unweighted and not clipped, on the epoch's first batch",
+    }
+    return _table(_EPOCH_FIELDS, rows, extra)
 
 
 def view_table(

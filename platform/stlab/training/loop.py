@@ -18,21 +18,28 @@ from stlab.data import Dataset, Windows
 from stlab.errors import TrialFailed
 from stlab.training.checkpoint import Checkpoints, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
+from stlab.training.gradients import term_norms
 from stlab.training.metrics import evaluate
 from stlab.training.schedule import learning_rate
 from stmodels.forecaster import Forecaster
 from stmodels.rng import named_seed, permutation
+from stmodels.types import Batch
 
 if TYPE_CHECKING:
     from stlab.spec import TrainSpec
 
-Report = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Mapping[str, Any]], str | None]
+"""Told of epochs; where a search may prune the trial, it answers why to stop now, or None."""
 
 _CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 
 
 class NonFiniteLoss(TrialFailed):
     """The loss became infinite or NaN; says at which step and learning rate."""
+
+
+class TrialPruned(Exception):
+    """The search stopped this trial early: it did worse than others. Not an error."""
 
 
 def default_batch_size(dataset: Dataset) -> int:
@@ -55,6 +62,8 @@ class Fit:
     autocast: Callable[[], Any]
     checkpoints: Checkpoints
     report: Report
+    prunable: bool = False
+    """Whether the answer to a report counts."""
 
     def __post_init__(self) -> None:
         self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -85,13 +94,17 @@ class Fit:
 
         Raises:
             NonFiniteLoss: with step and learning rate.
+            TrialPruned: the search has no more use for it; its checkpoint is written, so that it could go on.
         """
         best, progress = self.best, self.progress
+        stop = None
         if progress.rows and self.rank == 0:
-            self.report({"kind": "epochs", "rows": progress.rows})
+            stop = self.report({"kind": "epochs", "rows": progress.rows})
+        if self._goes_on():
+            self._stop_if(stop)
         memory = PeakMemory(self.device)
         saved_at, saved_epoch = time.monotonic(), progress.epoch
-        while progress.epoch < self.train.max_epochs and progress.epoch - progress.best_epoch < self.train.patience:
+        while self._goes_on():
             row = self._epoch(progress)
             error = row[f"val_{self.train.select_by}"]
             if error < progress.best_error:
@@ -99,14 +112,31 @@ class Fit:
                 best = trainable_state(self.model)
             progress.rows.append(row)
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.bytes())
+            stop = None
             if self.rank == 0:
-                self.report({"kind": "epochs", "rows": [row]})
-                if time.monotonic() - saved_at >= self.train.checkpoint_seconds:
+                stop = self.report({"kind": "epochs", "rows": [row]})
+                if stop is not None or time.monotonic() - saved_at >= self.train.checkpoint_seconds:
                     self.checkpoints.save(self.model, self.optimiser, best, progress)
                     saved_at, saved_epoch = time.monotonic(), progress.epoch
+            if self._goes_on():
+                self._stop_if(stop)
         if self.rank == 0 and saved_epoch != progress.epoch:
             self.checkpoints.save(self.model, self.optimiser, best, progress)
         return best
+
+    def _goes_on(self) -> bool:
+        epoch, best = self.progress.epoch, self.progress.best_epoch
+        return epoch < self.train.max_epochs and epoch - best < self.train.patience
+
+    def _stop_if(self, reason: str | None) -> None:
+        """Raise TrialPruned on all workers where the first one was told to stop."""
+        if not self.prunable:
+            return
+        box = [reason]
+        if self.distributed:
+            dist.broadcast_object_list(box, src=0)
+        if box[0] is not None:
+            raise TrialPruned(box[0])
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
         """One pass over the train windows and one over the validation windows; the epoch's row."""
@@ -121,9 +151,10 @@ class Fit:
             learning_rate, steps_an_epoch=self.steps_an_epoch, train=self.train, errors=errors_so_far
         )
         log = StepLog(first_step=progress.step, learning_rate=rate)
-        for index in order.split(self.batch_size):
-            log.add(self._step(index, rate(progress.step + len(log))))
-        means = log.means()
+        norms: dict[str, Tensor] = {}  # of the loss terms apart, on the epoch's first batch
+        for number, index in enumerate(order.split(self.batch_size)):
+            log.add(self._step(index, rate(progress.step + len(log)), norms if number == 0 else None))
+        means = log.means() | {name: norm.item() for name, norm in norms.items()}
         trained = time.perf_counter() - started
         errors = evaluate(self.compiled, self.dataset, self.validation, self.batch_size, self.autocast)
         progress.epoch, progress.step = epoch, progress.step + len(log)
@@ -144,23 +175,47 @@ class Fit:
             "samples_per_second": len(self.windows) / trained,
         }
 
-    def _step(self, index: Tensor, rate: float) -> dict[str, Tensor]:
-        """One optimiser step on a global batch; its loss, gradient norm and loss terms, on the device and not waited for."""
+    def _step(self, index: Tensor, rate: float, norms: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """One optimiser step on a global batch; its loss, gradient norm and loss terms, on the device and not waited for.
+
+        ``norms`` takes up the gradient norm of each loss term by itself, where there are several.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         mine = index.tensor_split(self.world)[self.rank]
-        # Workers average their gradients, so one with more windows counts for more, and one with none for nothing.
-        share = self.world * len(mine) / len(index)
         batch = self.windows.gather(mine if len(mine) else index[:1])
+        share = self._share(batch, len(mine), len(index))
         with self.autocast():
             terms = self.model.loss_terms(self.runner(batch), batch)
             loss = sum(self.weights.get(name, 1.0) * term for name, term in terms.items())
+        if norms is not None and len(terms) > 1:
+            norms.update(term_norms(self._terms_apart(terms, batch), self.parameters, share))
         self.optimiser.zero_grad(set_to_none=True)
         (loss * share).backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
         self.optimiser.step()
         named = {"loss": loss, **{f"loss.{name}": term for name, term in terms.items()}}
         return {**{name: value.detach() * share for name, value in named.items()}, "grad_norm": norm.detach()}
+
+    def _share(self, batch: Batch, mine: int, everyone: int) -> float | Tensor:
+        """What this worker's mean counts for beside the others', whose gradients are averaged with its own.
+
+        By its windows, or by its readings where some are missing: one with more counts for more, one with none for nothing.
+        """
+        if self.world == 1 or batch.target_mask is None:
+            return self.world * mine / everyone
+        readings = batch.target_mask.sum() if mine else batch.target_mask.new_zeros((), dtype=torch.int64)
+        total = readings.clone()
+        dist.all_reduce(total)
+        return self.world * readings / total.clamp_min(1)
+
+    def _terms_apart(self, terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The loss terms with a graph that can be gone through once for each."""
+        if not self.train.compile:
+            return terms
+        # A compiled backward pass may give its buffers away, and runs once only: a pass of its own, which draws no random number.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.autocast():
+            return self.model.loss_terms(self.model(batch), batch)
 
 
 class StepLog:
