@@ -17,6 +17,7 @@ from stlab.cli.options import (
     load_study,
     myself,
 )
+from stlab.cli.paper import say_coverage, say_paper
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,6 +79,8 @@ def _say_outcome(
 
     console.print()
     console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes), console.width))
+    study = outcome.plan.study
+    say_paper(console, Store(storage), outcome.rows, study.model_dump(mode="json"), list(study.axes))
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
@@ -174,6 +177,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
     console.print(table)
     for note in plan.notes:
         console.print(f"[dim]note:[/] {note}", highlight=False)
+    say_coverage(console, plan)
     console.print(
         f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False
     )
@@ -183,6 +187,8 @@ def report(
     name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was run.")], storage: StorageOption = "runs"
 ) -> None:
     """Write a study's report again from its directories."""
+    import yaml
+
     from stlab.report import terminal_table, write_report
     from stlab.results import Store, StudyDirectory
     from stlab.study_file import load_study_source
@@ -194,6 +200,8 @@ def report(
     path = write_report(store, name)
     console = console_for_output()
     console.print(terminal_table(rows, width=console.width))
+    study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")
+    say_paper(console, store, rows, study, list(study.get("axes") or []) or None)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 
 

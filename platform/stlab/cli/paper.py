@@ -1,0 +1,51 @@
+"""What the terminal says of a published table that a study names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.plan import Plan
+    from stlab.results import Store
+
+
+def say_paper(
+    console: Console, store: Store, rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any], axes: Sequence[str] | None = None
+) -> None:
+    """The paper's figures beside ours, after a run or a report; nothing where the study names no paper."""
+    from stlab.report.paper import beside_paper
+    from stlab.report.paper_tables import terminal_paper
+
+    for part in terminal_paper(beside_paper(store, rows, study, axes)):
+        console.print()
+        console.print(part)
+
+
+def say_coverage(console: Console, plan: Plan) -> None:
+    """Which cells of the paper's tables the planned trials fill, and what is missing for the others."""
+    spec = plan.study.paper
+    if spec is None:
+        return
+    from stlab.papers import coverage, load_paper
+    from stlab.report.paper_tables import terminal_coverage
+    from stlab.study_paper import paper_rows
+
+    paper = load_paper(spec.file)
+    trained = [trial for trial in plan.trials if not trial.spec.baseline]
+    name = str(trained[0].identity["dataset"]) if trained else ""
+    dataset = spec.dataset or paper.find_dataset(name)
+    ratios = {trial.spec.data.train_ratio for trial in trained}
+    for table in spec.tables:
+        rows = paper_rows(spec, paper, table, plan.study.variants)
+        console.print()
+        console.print(terminal_coverage(paper, table, coverage(paper, table, rows, dataset, ratios)))
+    if dataset is None:
+        console.print(
+            f"{name} is none of the paper's data sets by its name: no cell is filled. If it is one of them, say which: "
+            "--set paper.dataset=…",
+            highlight=False,
+            soft_wrap=True,
+        )
