@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import pydantic
 from stlab import __version__
 from stlab.ablate import with_ablation
 from stlab.catalog import config_class, config_values, create_config
-from stlab.errors import ModelError
+from stlab.errors import ModelError, StudyError
 from stlab.identity import absolute, code_hash, library_versions, trial_id
 from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
@@ -48,12 +50,36 @@ class PlannedTrial:
     identity: dict[str, Any] = field(repr=False)
     cost: float = 1.0
     """Rough cost beside other trials of the same study; orders the work, promises nothing."""
+    note: str = ""
+    """What a search tells its trials apart by."""
 
     @property
     def label(self) -> str:
         """How a reader tells it from the others of its study."""
         axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in self.spec.axis_values.items())
-        return f"{self.spec.variant}{axes}" + ("" if self.spec.baseline else f", seed {self.spec.seed}")
+        seed = "" if self.spec.baseline or self.note else f", seed {self.spec.seed}"
+        return f"{self.spec.variant}{axes}{seed}{self.note and f' {self.note}'}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One search: a variant, at one point of the axes, whose searched fields Optuna chooses."""
+
+    template: PlannedTrial
+    """The trial with none of its searched fields chosen yet."""
+    facts: DataFacts
+    fixed: dict[str, Any]
+    """Dotted fields that the axes and the variant set: they are not searched here."""
+
+    @property
+    def label(self) -> str:
+        return self.template.label.removesuffix(f", seed {self.template.spec.seed}")
+
+    @property
+    def folder(self) -> str:
+        """The label as the name of a folder; where signs had to go, a hash tells it from others."""
+        plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.label).strip("-.")
+        return plain if plain == self.label else f"{plain}-{hashlib.sha256(self.label.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,8 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know: baselines that the data does not allow, and why."""
+    arms: tuple[Arm, ...] = ()
+    """The searches of a study that has one; ``trials`` are the baselines then."""
 
     def unique(self) -> list[PlannedTrial]:
         """Every trial once."""
@@ -113,7 +141,44 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
     if problems:
         raise study_error(problems)
     baselines, notes = _baselines(study, specs, facts_of, source)
+    if study.search is not None:
+        return Plan(study, tuple(baselines), tuple(notes), tuple(_arms(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
+
+
+def _arms(study: StudySpec, trials: Sequence[PlannedTrial], facts_of: Callable[[DataSpec], DataFacts]) -> Iterator[Arm]:
+    for trial in trials:
+        if trial.spec.seed == study.seeds[0]:
+            fixed = {**trial.spec.axis_values, **flatten_overrides(study.variants[trial.spec.variant])}
+            yield Arm(trial, facts_of(trial.spec.data), fixed)
+
+
+def plan_point(study: StudySpec, arm: Arm, point: Mapping[str, Any], seed: int | None = None, note: str = "") -> PlannedTrial:
+    """The trial at a point of an arm's space.
+
+    Args:
+        point: dotted path → value.
+        seed: the study's first, unless told otherwise.
+        note: stands in the trial's label.
+
+    Raises:
+        StudyError: no such trial can be; says why.
+    """
+    spec = arm.template.spec
+    values = _merged(study, {**point, **arm.fixed})
+    try:
+        sections, problems = _sections(values, None, spec.variant)
+    except ModelError as error:
+        raise StudyError(str(error)) from error
+    if problems:
+        raise study_error(problems)
+    chosen = TrialSpec(
+        study=study.name, variant=spec.variant, axis_values=spec.axis_values, seed=spec.seed if seed is None else seed, **sections
+    )
+    problems = _misfits(chosen, arm.facts.info, None)
+    if problems:
+        raise study_error(problems)
+    return replace(_planned(chosen, arm.facts), note=note)
 
 
 def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:
@@ -219,6 +284,8 @@ def _located(section: Any) -> Any:
 
 
 def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
+    # What `auto` means is known now: a trial that says it and one that says the value are the same.
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"null": facts.protocol.get("mask", spec.data.null)})})
     config = create_config(spec.model)
     identity = {
         "dataset": facts.name,
@@ -230,7 +297,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "weights": spec.model.get("weights", "none"),
         "libraries": library_versions(),
     }
-    return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost())
+    return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost() * spec.data.train_ratio)
 
 
 def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:

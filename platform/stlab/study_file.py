@@ -143,6 +143,23 @@ def _path_problems(source: StudySource) -> Iterator[Problem]:
                 yield problem("an axis without values leaves nothing to run. Give at least one value.", loc, source)
             if twice := [value for index, value in enumerate(values) if value in values[:index]]:
                 yield problem(f"the value {show(twice[0])} stands twice. Keep one of them.", loc, source)
+    yield from _search_path_problems(source)
+
+
+def _search_path_problems(source: StudySource) -> Iterator[Problem]:
+    search = source.data.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    for path, found in space.items() if isinstance(space, dict) else ():
+        loc: tuple[Key, ...] = ("search", "space", path)
+        if path in SECTIONS and isinstance(found, dict):
+            dotted = f"{path}.{next(iter(found), 'field')}"
+            yield problem(f"the path of a searched field is written with dots: {dotted}.", loc, source)
+        elif message := _path_message(path):
+            yield problem(message, loc, source)
+        when = found.get("when") if isinstance(found, dict) else None
+        for condition in when if isinstance(when, dict) else ():
+            if message := _path_message(condition):
+                yield problem(message, (*loc, "when", condition), source)
 
 
 def _path_message(path: str) -> str | None:

@@ -20,6 +20,21 @@ class Assignment:
 
     trial_id: str
     attempt: int
+    spec: Mapping[str, Any] | None = None
+    """The trial, where the worker group does not have it already: a search makes them as it goes."""
+    identity: Mapping[str, Any] | None = None
+    test: bool = True
+    """Whether it is measured on the test segment."""
+    prunable: bool = False
+    """Whether the board is asked, at every epoch, if the trial is to stop."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """There is nothing to do now; there may be later."""
+
+
+WAIT = Wait()
 
 
 class Board:

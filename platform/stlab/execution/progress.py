@@ -15,6 +15,7 @@ from rich.text import Text
 
 from stlab.execution.study import Outcome
 from stlab.plan import Plan, PlannedTrial
+from stlab.spec import SearchSpec
 
 
 @dataclass
@@ -53,6 +54,7 @@ class TerminalProgress:
         self._done = self._cost_done = 0.0
         self._total = 0
         self._first_epoch_at: float | None = None
+        self._is_search = False
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         for note in plan.notes:
@@ -60,14 +62,46 @@ class TerminalProgress:
         self._total = len(plan.unique())
         self._todo = {trial.trial_id: trial for trial in todo}
         self._done = self._total - len(todo)
+        self._is_search = plan.study.search is not None
+        if plan.study.search is not None:
+            self._begin_search(plan, plan.study.search, concurrency)
         there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
         pace = f"; {concurrency} at a time" if todo else ""
-        self.console.print(f"[bold]{plan.study.name}[/]  {self._total} trials{there}{pace}.", highlight=False)
-        if todo and self.console.is_terminal:
+        if plan.study.search is None:
+            self.console.print(f"[bold]{plan.study.name}[/]  {self._total} trials{there}{pace}.", highlight=False)
+        if concurrency and self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()
 
+    def _begin_search(self, plan: Plan, search: SearchSpec, concurrency: int) -> None:
+        """A search's trials are not known yet; how many there may be at the most is, where ``max_trials`` says so."""
+        # What is selected is measured, or trained with further seeds: a step a seed.
+        self._total += len(plan.arms) * ((search.max_trials or 0) + len(plan.study.seeds))
+        arms = "" if len(plan.arms) == 1 else f"{len(plan.arms)} searches of "
+        limits = [f"at most {search.max_trials} trials" if search.max_trials else "trials"]
+        limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
+        limits += [f"{search.max_wall:g} hours"] if search.max_wall else []
+        pace = f"; {concurrency} at a time" if concurrency else "; nothing left to do"
+        told = f"[bold]{plan.study.name}[/]  {arms}{', '.join(limits)} by {search.sampler}{pace}."
+        self.console.print(told, highlight=False)
+
+    def _search_event(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "history":
+            self._done += event["told"]
+            if event["told"]:
+                self.console.print(f"{event['told']} trials of the search there already.", highlight=False)
+        elif event["kind"] == "planned":
+            self._todo[event["trial_id"]] = event["trial"]
+            self._total = max(self._total, len(self._todo))
+        elif event["kind"] == "told" and event["is_old"]:
+            self._done += 1
+            label = self._todo[event["trial_id"]].label
+            self.console.print(f"[green]✓[/] {self._done:>3.0f}/{self._total}  {label:<32} there already", highlight=False)
+
     def event(self, event: dict[str, Any]) -> None:
+        if event["kind"] in ("history", "planned", "told"):
+            self._search_event(event)
+            return
         trial = self._todo.get(event["trial_id"])
         if trial is None:
             return
@@ -91,7 +125,7 @@ class TerminalProgress:
             self._live = None
 
     def _say_ended(self, running: _Running, status: str) -> None:
-        mark = "[green]✓[/]" if status == "finished" else "[red]✗[/]"
+        mark = {"finished": "[green]✓[/]", "pruned": "[yellow]–[/]"}.get(status, "[red]✗[/]")
         detail = (
             f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}"
             if running.best_rmse is not None
@@ -108,6 +142,8 @@ class TerminalProgress:
             return None
         done = self._cost_done + sum(r.share * r.trial.cost for r in self._running.values())
         total = sum(trial.cost for trial in self._todo.values())
+        if self._todo:  # a search's later trials will cost what the earlier ones did
+            total *= max(1.0, self._total / len(self._todo)) if self._is_search else 1.0
         elapsed = time.monotonic() - self._first_epoch_at
         return elapsed * (total - done) / done if done > 0 else None
 

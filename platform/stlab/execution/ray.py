@@ -7,8 +7,9 @@ import io
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Ray reads these when it is imported. A report of a Train worker waits for the controller's next look: 2 s by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
@@ -25,14 +26,18 @@ import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stlab.errors import ResourceError
-from stlab.execution.board import MAX_ATTEMPTS, Assignment, Board
+from stlab.execution.board import MAX_ATTEMPTS, Assignment, Board, Wait
 from stlab.plan import Pack
 from stlab.results import Store, TrialDirectory
 from stlab.spec import ResourcesSpec, TrialSpec
 
+if TYPE_CHECKING:
+    from stlab.execution.search_board import SearchWork
+
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
+_WAIT_SECONDS = 0.5  # between two questions of a worker group that has nothing to do
 _STARTS = 4  # tries to start Ray on this machine
 _WORKER_FAILURES = 10  # restarts of one worker group; a single trial is given up after MAX_ATTEMPTS
 
@@ -146,6 +151,25 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
         }
         for number, pack in enumerate(packs)
     ]  # fmt: skip
+    return _run(board, jobs, storage, study, listen)
+
+
+def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
+    """Run a search to its end, and measure what it selects; see :func:`run_packs`."""
+    from stlab.execution.search_board import SearchBoard
+
+    board = ray.remote(num_cpus=0)(SearchBoard).remote(Store(storage), work)
+    jobs = [
+        {
+            "pack": number, "board": board, "storage": storage, "test": False, "work": {},
+            "resources": resources.model_dump(), "name": f"{work.study.name}-pack-{number}", "scratch": f"{storage}/.ray",
+        }
+        for number, resources in enumerate(work.groups)
+    ]  # fmt: skip
+    return _run(board, jobs, storage, work.study.name, listen)
+
+
+def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str, listen: Listener) -> list[str]:
     tuner = ray.tune.Tuner(
         # A trial that only drives a trainer must not take a CPU from it; every cluster has this sliver.
         ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), {"node:__internal_head__": 0.001}),
@@ -222,11 +246,19 @@ def _work(job: Mapping[str, Any]) -> None:
     board, store = job["board"], Store(job["storage"])
     lead = ray.train.get_context().get_world_rank() == 0
     while (assignment := _take(board, job["pack"], lead)) is not None:
-        spec, identity = job["work"][assignment.trial_id]
+        if isinstance(assignment, Wait):
+            time.sleep(_WAIT_SECONDS)
+            continue
+        told = assignment.spec, assignment.identity or {}
+        spec, identity = job["work"][assignment.trial_id] if assignment.spec is None else told
         directory = TrialDirectory(store, assignment.trial_id)
 
-        def report(event: Mapping[str, Any], trial_id: str = assignment.trial_id) -> None:
-            board.say.remote({**event, "trial_id": trial_id})
+        def report(event: Mapping[str, Any], taken: Assignment = assignment) -> str | None:
+            board.say.remote({**event, "trial_id": taken.trial_id})
+            if not taken.prunable:
+                return None
+            stop: str | None = ray.get(board.report.remote(job["pack"], event["rows"]))
+            return stop
 
         if assignment.attempt > MAX_ATTEMPTS:
             status = "failed"
@@ -238,17 +270,19 @@ def _work(job: Mapping[str, Any]) -> None:
                     }
                 )
         else:
-            status = run_trial(TrialSpec(**spec), identity, directory, test=job["test"], report=report).value
+            test = job["test"] if assignment.spec is None else assignment.test
+            trial = TrialSpec(**spec)
+            status = run_trial(trial, identity, directory, test=test, report=report, prunable=assignment.prunable).value
         if lead:
             ray.get(board.end.remote(job["pack"], status))
     ray.train.report({"pack": job["pack"]})
 
 
-def _take(board: Any, pack: int, lead: bool) -> Assignment | None:
+def _take(board: Any, pack: int, lead: bool) -> Assignment | Wait | None:
     """The next trial, the same on every worker of the group."""
     import torch.distributed as dist
 
-    box: list[Assignment | None] = [ray.get(board.take.remote(pack)) if lead else None]
+    box: list[Assignment | Wait | None] = [ray.get(board.take.remote(pack)) if lead else None]
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from stlab.catalog import create_model
 from stlab.errors import ModelError, StudyError
+from stlab.execution import search as searching
 from stlab.execution.machine import check_address, check_machine
 from stlab.execution.switches import refuse_dead_switches
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
@@ -51,7 +52,8 @@ class Outcome:
     """What went wrong outside of any trial."""
 
     def ended_as(self, *status: str) -> list[dict[str, Any]]:
-        return [row for row in self.rows if row["status"] in status]
+        """Rows of the table that ended so. In a search, trials that fail are part of the search: only its selection counts."""
+        return [row for row in self.rows if row["status"] in status and not row.get("searched")]
 
 
 def data_facts(spec: DataSpec) -> DataFacts:
@@ -66,7 +68,9 @@ def data_facts(spec: DataSpec) -> DataFacts:
 
 def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
     """The trials of a study; reads its data, trains nothing."""
-    return make_plan(study, data_facts, source)
+    plan = make_plan(study, data_facts, source)
+    searching.check(plan, source)
+    return plan
 
 
 def is_done(trial: PlannedTrial, store: Store) -> bool:
@@ -98,17 +102,19 @@ def run_study(
     if retry_failed:
         for trial in plan.unique():
             TrialDirectory(store, trial.trial_id).clear_failure()
+    set_aside = searching.prepare(plan, store, retry_failed=retry_failed)
+    is_searching = searching.is_searching(plan, store)
     todo = [trial for trial in plan.unique() if not is_done(trial, store)]
     address = address or os.environ.get("RAY_ADDRESS") or None
     check_address(address)
     if address is None:
-        check_machine({trial.spec.resources for trial in todo})
-    _check_models(todo)
+        check_machine({trial.spec.resources for trial in todo} | {arm.template.spec.resources for arm in plan.arms if is_searching})
+    _check_models([*todo, *(searching.corner_trials(plan) if is_searching else ())])
     if any(not trial.spec.baseline for trial in todo):
         refuse_dead_switches(plan)
     troubles: list[str] = []
     kept = None
-    if todo:
+    if todo or is_searching:
         from stlab.execution import ray  # seconds: what is wrong with the study is said before
 
         with ray.connection(address):
@@ -116,20 +122,26 @@ def run_study(
             slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
             packs = make_packs(todo, slots)
             kept = StudyDirectory(store, study.name).write_study(dump_study(study))
-            for observer in observers:
-                observer.begin(plan, todo, len(packs))
+
+            def begin(concurrency: int) -> None:
+                for observer in observers:
+                    observer.begin(plan, todo, concurrency)
 
             def listen(events: list[dict[str, Any]]) -> None:
                 for event in events:
                     for observer in observers:
                         observer.event(event)
 
-            troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
+            if is_searching:
+                troubles = searching.run(plan, todo, store, ray, begin, listen)
+            else:
+                begin(len(packs))
+                troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
     else:
         kept = StudyDirectory(store, study.name).write_study(dump_study(study))
         for observer in observers:
             observer.begin(plan, [], 0)
-    outcome = Outcome(plan, *_collect(plan, store), kept=kept, troubles=troubles)
+    outcome = Outcome(plan, *_collect(plan, store), kept=kept or set_aside, troubles=troubles)
     for observer in observers:
         observer.end(outcome)
     return outcome
@@ -141,12 +153,13 @@ def check_protocol(plan: Plan) -> None:
     Raises:
         ProtocolMismatch: names the field that differs.
     """
-    single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in plan.trials)
+    trials = [*plan.trials, *(arm.template for arm in plan.arms)]
+    single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in trials)
 
 
 def _with_resources(trial: PlannedTrial, resources: ResourcesSpec) -> PlannedTrial:
     spec = trial.spec.model_copy(update={"resources": resources})
-    return PlannedTrial(spec, trial.trial_id, trial.identity, trial.cost)
+    return replace(trial, spec=spec)
 
 
 def _check_models(todo: Sequence[PlannedTrial]) -> None:
@@ -189,6 +202,8 @@ def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:
 def _collect(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
     """Write ``trials.parquet`` and the report; the rows and the report's path."""
     rows = [trial_row(trial, store) for trial in plan.trials]
+    if plan.arms:
+        rows += searching.collect(plan, store, trial_row)
     StudyDirectory(store, plan.study.name).write_trials(rows)
     report = write_report(store, plan.study.name, plan.study.model_dump(mode="json"), list(plan.notes))
     return rows, report

@@ -42,6 +42,10 @@ class TrackingObserver:
         self._work.put(lambda: self._tracker.open(dump_study(plan.study)))
 
     def event(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "planned":  # a search's trials are known as they begin
+            self._trials[event["trial_id"]] = event["trial"]
+        if event["kind"] in ("history", "planned", "told"):
+            return
         trial = self._trials.get(event["trial_id"])
         if trial is None:
             return
@@ -62,6 +66,7 @@ class TrackingObserver:
                     self._finish(row)
             self._tracker.summarise(outcome.rows)
             self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
+            self._tracker.attach_best(outcome.rows)
             self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
             self.failure = None  # all of it is there now, whatever was missed on the way
 

@@ -89,13 +89,13 @@ def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Su
     Failed, pruned and missing seeds are counted beside the finished ones; a mean is over finished seeds only.
 
     Args:
-        rows: rows of ``trials.parquet``.
+        rows: rows of ``trials.parquet``; those of a search that were not selected are left out.
         axes: dotted paths that the study varies. Unset: the ``param.*`` columns that differ within a variant.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
     """
-    rows = list(rows)
+    rows = [row for row in rows if not row.get("searched")]
     single_protocol(rows)
     axes = (
         [path for path in axes if any(f"param.{path}" in row for row in rows)] if axes is not None else infer_axes(rows)

@@ -68,6 +68,9 @@ class TrialDirectory:
     def write_failure(self, failure: Mapping[str, Any]) -> None:
         self.store.write_json(self._at("failed.json"), failure)
 
+    def write_pruned(self, pruned: Mapping[str, Any]) -> None:
+        self.store.write_json(self._at("pruned.json"), pruned)
+
     def clear_failure(self) -> None:
         """Keep an earlier failure's record under another name, so that the trial is run again."""
         if self.store.exists(self._at("failed.json")):
@@ -141,6 +144,9 @@ class TrialDirectory:
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
+        elif status is TrialStatus.PRUNED:
+            pruned = self.read("pruned.json") or {}
+            row |= {"error": pruned.get("reason"), "epochs": pruned.get("epoch")}
         elif failure and status is TrialStatus.FINISHED and not test:
             # Trained, but the test segment could not be measured: no result to report, and tried again next time.
             row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}

@@ -23,7 +23,7 @@ from stlab.errors import TrialFailed, UserError
 from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
-from stlab.training.loop import Fit, Report, default_batch_size
+from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
 from stlab.training.metrics import Errors, evaluate
 from stlab.training.view import view_of_window
 from stmodels.forecaster import Forecaster
@@ -42,7 +42,8 @@ dataset_for = functools.lru_cache(maxsize=4)(load_dataset)
 
 
 def run_trial(
-    trial: TrialSpec, identity: Mapping[str, Any], directory: TrialDirectory, *, test: bool, report: Report = lambda event: None
+    trial: TrialSpec, identity: Mapping[str, Any], directory: TrialDirectory, *, test: bool, report: Report = lambda event: None,
+    prunable: bool = False,
 ) -> TrialStatus:
     """Train one trial, resuming where its directory left off, and measure it on the test segment if asked.
 
@@ -54,7 +55,11 @@ def run_trial(
         directory: where everything goes.
         test: whether a study reports this trial on the test segment.
         report: called on the first worker with ``{"kind": "epochs", "rows": [...]}`` as epochs end.
+        prunable: whether the trial stops early when ``report`` answers why it should. One that was pruned before is left as it is
+            then, and trained to its end otherwise.
     """
+    if prunable and directory.status() is TrialStatus.PRUNED:
+        return TrialStatus.PRUNED
     if directory.status() is TrialStatus.FAILED or (directory.status() is TrialStatus.FINISHED and (directory.is_tested() or not test)):
         return directory.status()
     lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
@@ -62,11 +67,15 @@ def run_trial(
     try:
         if lead and directory.read("trial.json") is None:
             directory.write_trial({**_plain(trial), **identity})
-        job = _Job(trial, directory, report, lead)
+        job = _Job(trial, directory, report, lead, prunable)
         if directory.status() is not TrialStatus.FINISHED:
             job.train()
         if test and lead:
             job.test()
+    except TrialPruned as reason:
+        if lead and job is not None and job.progress is not None:
+            directory.write_epochs(job.progress.rows)
+            directory.write_pruned({"reason": str(reason), "epoch": job.progress.epoch, "pruned_at": datetime.now(UTC).isoformat()})
     except Exception as error:  # one trial's error must not end the others; it is recorded in full
         if lead:
             if job is not None and job.progress is not None and job.progress.rows:
@@ -98,8 +107,8 @@ def _failure(error: Exception, job: _Job | None) -> dict[str, Any]:
 class _Job:
     """The parts that one trial needs, made once for training and test."""
 
-    def __init__(self, trial: TrialSpec, directory: TrialDirectory, report: Report, lead: bool) -> None:
-        self.trial, self.directory, self.report, self.lead = trial, directory, report, lead
+    def __init__(self, trial: TrialSpec, directory: TrialDirectory, report: Report, lead: bool, prunable: bool) -> None:
+        self.trial, self.directory, self.report, self.lead, self.prunable = trial, directory, report, lead, prunable
         self.progress: Progress | None = None
         self.device = pick_device(trial.resources.gpus)
         self.precision = pick_precision(trial.train.precision, self.device)
@@ -134,7 +143,9 @@ class _Job:
 
     def _optimise(self) -> dict[str, Any]:
         train = self.trial.train
-        fit = Fit(self.model, self.dataset, train, self.trial.seed, self.device, self.autocast, self.checkpoints, self.report)
+        fit = Fit(
+            self.model, self.dataset, train, self.trial.seed, self.device, self.autocast, self.checkpoints, self.report, self.prunable
+        )
         self.progress = fit.progress
         best = fit.run()
         rows = self.progress.rows

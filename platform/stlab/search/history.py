@@ -1,0 +1,187 @@
+"""What a search has tried: a file a number, and what the trial directories say became of it. No Optuna here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from stlab.errors import StudyError
+from stlab.plan import Arm, PlannedTrial, plan_point
+from stlab.results import Store, TrialDirectory, TrialStatus
+from stlab.search.space import Point, Space
+from stlab.spec import SearchSpec, StudySpec
+
+
+class State(StrEnum):
+    """What became of a point; the names are Optuna's."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A point that the sampler chose, as ``studies/<study>/search/<arm>/<number>.json`` holds it."""
+
+    number: int
+    params: Point
+    trial_id: str | None
+    """None: no such trial can be, ``reason`` says why."""
+    told: bool = False
+    """Whether the sampler has been told its outcome; ``system_attrs`` are final then."""
+    system_attrs: dict[str, Any] = field(default_factory=dict)
+    """What Optuna's sampler and pruner keep with the trial."""
+    distributions: dict[str, Any] = field(default_factory=dict)
+    """What the fields could have been, as the study wrote it; for the reader."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the trial directory says of an entry."""
+
+    state: State
+    values: tuple[float, ...] | None = None
+    """By objective; None unless complete."""
+    device_seconds: float = 0.0
+
+
+class History:
+    """The entries of one arm."""
+
+    def __init__(self, store: Store, study: StudySpec, arm: Arm) -> None:
+        assert study.search is not None
+        self.store, self.study, self.arm = store, study, arm
+        self.search: SearchSpec = study.search
+        self.space = Space(study.search, arm)
+        self.folder = f"studies/{study.name}/search/{arm.folder}"
+
+    def entries(self) -> list[Entry]:
+        """All entries, by number."""
+        names = [name for name in self.store.names(self.folder) if name.removesuffix(".json").isdigit()]
+        found = [Entry(**self.store.read_json(f"{self.folder}/{name}")) for name in names]
+        return sorted(found, key=lambda entry: entry.number)
+
+    def write(self, entry: Entry) -> None:
+        self.store.write_json(f"{self.folder}/{entry.number:04d}.json", vars(entry))
+
+    def new_entry(self, number: int, point: Point, system_attrs: Mapping[str, Any]) -> tuple[Entry, PlannedTrial | None]:
+        """The entry of a new point, not written yet, and its trial; None where no such trial can be."""
+        distributions = {path: self.space.fields[path].model_dump(mode="json") for path in point}
+        try:
+            trial = self.trial(number, point)
+        except StudyError as error:
+            return Entry(number, point, None, False, dict(system_attrs), distributions, str(error)), None
+        return Entry(number, point, trial.trial_id, False, dict(system_attrs), distributions), trial
+
+    def trial(self, number: int, point: Mapping[str, Any], seed: int | None = None) -> PlannedTrial:
+        """The trial at a point, labelled by its number.
+
+        Raises:
+            StudyError: no such trial can be.
+        """
+        note = f"#{number}" if seed is None else f"selected, seed {seed}"
+        return plan_point(self.study, self.arm, point, seed, note)
+
+    def directory(self, entry: Entry) -> TrialDirectory | None:
+        return TrialDirectory(self.store, entry.trial_id) if entry.trial_id else None
+
+    def outcome(self, entry: Entry) -> Outcome | None:
+        """What became of an entry; None where its trial is still to be run. A trial that another study pruned is run on."""
+        directory = self.directory(entry)
+        if directory is None:
+            return Outcome(State.FAIL)
+        status = directory.status()
+        if status is TrialStatus.FINISHED:
+            result = directory.read("result.json") or {}
+            values = tuple(float(result.get(name, math.nan)) for name in self.search.objectives)
+            seconds = float(result.get("device_seconds", 0.0))
+            if all(math.isfinite(value) for value in values):
+                return Outcome(State.COMPLETE, values, seconds)
+            return Outcome(State.FAIL, None, seconds)
+        if status is TrialStatus.FAILED or (status is TrialStatus.PRUNED and self.search.pruner != "none"):
+            workers = self.arm.template.spec.resources.workers
+            seconds = sum(row["seconds"] for row in directory.read_epochs()) * workers
+            return Outcome(State.FAIL if status is TrialStatus.FAILED else State.PRUNED, None, seconds)
+        return None
+
+    def intermediate(self, entry: Entry) -> dict[int, float]:
+        """The validation error after each epoch; empty with two objectives, of which Optuna takes none."""
+        directory = self.directory(entry)
+        if directory is None or len(self.search.objectives) > 1:
+            return {}
+        return {int(row["epoch"]): float(row[self.search.objectives[0]]) for row in directory.read_epochs()}
+
+    def keep_or_move(self) -> str | None:
+        """Where the entries belong to another search (a changed base, data, code, or a space without them): move them.
+
+        Returns:
+            The folder they were moved to, or None where they stay.
+        """
+        if all(self._is_ours(entry) for entry in self.entries()):
+            return None
+        kept = f"studies/{self.study.name}/earlier/{datetime.now(UTC):%Y%m%dT%H%M%S%f}/search/{self.arm.folder}"
+        self.store.move(self.folder, kept)
+        return kept
+
+    def _is_ours(self, entry: Entry) -> bool:
+        if not self.space.holds(entry.params):
+            return False
+        try:
+            return self.trial(entry.number, entry.params).trial_id == entry.trial_id
+        except StudyError:
+            return entry.trial_id is None
+
+    def retry_failed(self) -> None:
+        """Have failed trials run again, under their numbers."""
+        for entry in self.entries():
+            directory = self.directory(entry)
+            if directory is not None and directory.status() is TrialStatus.FAILED:
+                directory.clear_failure()
+                self.write(replace(entry, told=False))
+
+    def has_budget(self, begun: int, device_seconds: float, wall_seconds: float) -> bool:
+        """Whether one more trial may begin."""
+        search = self.search
+        return (
+            (search.max_trials is None or begun < search.max_trials)
+            and (search.max_gpu_hours is None or device_seconds < search.max_gpu_hours * 3600)
+            and (search.max_wall is None or wall_seconds < search.max_wall * 3600)
+        )
+
+    def device_seconds(self, outcomes: Mapping[str, Outcome]) -> float:
+        """What the trials took, each counted once, however often it was chosen."""
+        return sum(outcome.device_seconds for outcome in outcomes.values())
+
+    def best(self, entries: Sequence[Entry]) -> Entry | None:
+        """The finished entry with the least first objective, the earliest of equals; None where none finished."""
+        finished = [(o.values[0], e) for e in entries if (o := self.outcome(e)) is not None and o.values is not None]
+        return min(finished, key=lambda pair: (pair[0], pair[1].number))[1] if finished else None
+
+    def selected(self, entry: Entry) -> list[PlannedTrial]:
+        """The selected configuration with each of the study's seeds."""
+        return [self.trial(entry.number, entry.params, seed) for seed in self.study.seeds]
+
+
+WALL = "wall.json"
+
+
+def wall_seconds(store: Store, study: str) -> float:
+    """How long a study has searched so far, s; interruptions left out."""
+    try:
+        return float(store.read_json(f"studies/{study}/search/{WALL}")["seconds"])
+    except FileNotFoundError:
+        return 0.0
+
+
+def located(url: str | None) -> str | None:
+    """A storage URL that every process understands: SQLite files by their absolute path."""
+    if url is None or not url.startswith("sqlite:///") or url.startswith("sqlite:////"):
+        return url
+    return f"sqlite:///{Path(url.removeprefix('sqlite:///')).absolute()}"

@@ -1,0 +1,60 @@
+"""Samplers and pruners of Optuna, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import TYPE_CHECKING
+
+from stlab.spec import SearchSpec
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+_REDUCTION = 3  # successive halving and Hyperband: one trial in three goes on
+
+
+def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
+    """The sampler that chooses one point.
+
+    Every point has a sampler of its own, seeded by the search's seed, its name and the point's number. So the point is a
+    function of these and of the trials before it: a search that was interrupted goes on exactly as it would have, and repeats
+    nothing of its random start. What a sampler remembers beyond the trials (CMA-ES, NSGA-II) it keeps in their system
+    attributes.
+
+    Args:
+        name: of the study and the arm.
+        number: of the trial, from 0.
+    """
+    import optuna
+
+    seed = int.from_bytes(hashlib.sha256(f"{search.seed}/{name}/{number}".encode()).digest()[:4], "big")
+    startup = search.startup_trials
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if search.sampler == "tpe":
+            # Grouped: fields that are searched under one condition are modelled together.
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+        if search.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        if search.sampler == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+        if search.sampler == "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, startup))
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def create_pruner(search: SearchSpec, max_epochs: int) -> BasePruner:
+    """The pruner of a search; a resource of successive halving and Hyperband is an epoch."""
+    import optuna
+
+    if search.pruner == "median":
+        # Its warm-up steps are counted from 0, epochs from 1.
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=search.pruner_warmup)
+    least = min(search.pruner_warmup, max_epochs)
+    if search.pruner == "successive_halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=_REDUCTION)
+    if search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=max_epochs, reduction_factor=_REDUCTION)
+    return optuna.pruners.NopPruner()

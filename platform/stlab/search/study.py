@@ -1,0 +1,170 @@
+"""One arm's search: an Optuna study rebuilt from what is on disk, asked for points and told what became of them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from stlab.errors import StudyError
+from stlab.plan import Arm, PlannedTrial
+from stlab.results import Store
+from stlab.search.history import Entry, History, Outcome, State
+from stlab.search.samplers import create_pruner, create_sampler
+from stlab.search.space import as_params
+from stlab.spec import StudySpec
+
+logger = logging.getLogger(__name__)
+
+_STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAIL: TrialState.FAIL}
+_OURS = "stlab"
+_REPEATS = 100  # points in a row that were tried before: the space is used up
+
+
+class ArmSearch:
+    """Asks Optuna for points and tells it what became of them; every step is on disk before the next one.
+
+    Raises:
+        StudyError: ``search.storage`` cannot be opened, or holds somebody else's study of this name.
+    """
+
+    def __init__(self, store: Store, study: StudySpec, arm: Arm) -> None:
+        self.history = History(store, study, arm)
+        self.search = self.history.search
+        self.name = f"{study.name}/{arm.folder}"
+        self.entries: list[Entry] = self.history.entries()
+        self.outcomes: dict[str, Outcome] = {}
+        """By trial id: what the trials of this arm came to."""
+        self._trials: dict[int, optuna.Trial] = {}
+        self._repeats = 0
+        self.study = self._create(arm.template.spec.train.max_epochs)
+        for entry in self.entries:
+            self.study.add_trial(self._frozen(entry))
+        for point in self.search.points[len(self.entries) :]:
+            searched = {path: value for path, value in point.items() if path in self.history.space.fields}
+            self.study.enqueue_trial(as_params(searched))
+
+    def _create(self, max_epochs: int) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if self.search.storage is not None:
+            check_storage(self.search.storage, [self.name])
+            if self.name in optuna.get_all_study_names(self.search.storage):
+                optuna.delete_study(storage=self.search.storage, study_name=self.name)  # its trials would be there twice
+        study = optuna.create_study(
+            storage=self.search.storage, study_name=self.name, directions=["minimize"] * len(self.search.objectives),
+            pruner=create_pruner(self.search, max_epochs),
+        )  # fmt: skip
+        study.set_user_attr(_OURS, True)
+        study.set_metric_names(list(self.search.objectives))
+        return study
+
+    def _frozen(self, entry: Entry) -> FrozenTrial:
+        """An entry as Optuna's trial: as it ended if that was told, else waiting, to be asked for again first of all."""
+        outcome = self.history.outcome(entry)
+        params = as_params(entry.params)
+        if outcome is None or not entry.told:
+            return create_trial(state=TrialState.WAITING, system_attrs={**entry.system_attrs, "fixed_params": params})
+        if entry.trial_id is not None:
+            self.outcomes[entry.trial_id] = outcome
+        intermediate = self.history.intermediate(entry)
+        values = list(outcome.values) if outcome.values is not None else None
+        if outcome.state is State.PRUNED and intermediate:
+            values = [intermediate[max(intermediate)]]
+        return create_trial(
+            state=_STATES[outcome.state], values=values, params=params, distributions=self.history.space.distributions(entry.params),
+            system_attrs=entry.system_attrs, intermediate_values=intermediate, user_attrs={"trial_id": entry.trial_id},
+        )  # fmt: skip
+
+    def next(self, wall_seconds: float) -> tuple[Entry, PlannedTrial | None] | None:
+        """The next point, written to its file, and its trial (None where no such trial can be); None: the budget is spent.
+
+        Points that were begun and not ended, or whose outcome the sampler has not been told, come first, under their numbers.
+        """
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        number = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
+        is_new = number >= len(self.entries)
+        seconds = self.history.device_seconds(self.outcomes)
+        if is_new and (self._repeats >= _REPEATS or not self.history.has_budget(len(self.entries), seconds, wall_seconds)):
+            return None
+        self.study.sampler = create_sampler(self.search, self.name, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial = self.study.ask()
+            point = self.history.space.suggest(trial)
+        assert trial.number == number
+        self._trials[number] = trial
+        entry, planned = self.history.new_entry(number, point, self._system_attrs(number))
+        trial.set_user_attr("trial_id", entry.trial_id)
+        if is_new:
+            known = {other.trial_id for other in self.entries}
+            self._repeats = self._repeats + 1 if entry.trial_id in known else 0
+            self.entries.append(entry)
+            self.history.write(entry)
+        return self.entries[number], planned
+
+    def has_ended(self, number: int) -> bool:
+        """Whether the trial of a number has an outcome."""
+        return self.history.outcome(self.entries[number]) is not None
+
+    def hear(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """Take down epochs; why the trial is to stop now, or None."""
+        trial, stop = self._trials[number], False
+        known = self._frozen_of(number).intermediate_values
+        for row in rows:
+            if int(row["epoch"]) not in known and len(self.search.objectives) == 1:
+                trial.report(float(row[self.search.objectives[0]]), int(row["epoch"]))
+                # Rungs are counted at every epoch, so the pruner is asked at each; the last answer is the one that counts.
+                stop = trial.should_prune()
+        return f"{self.search.pruner} pruner: worse than other trials after {rows[-1]['epoch']} epochs" if stop else None
+
+    def tell(self, number: int) -> Outcome:
+        """Tell the sampler what the trial's directory says, and note that it knows."""
+        entry = self.entries[number]
+        outcome = self.history.outcome(entry)
+        if outcome is None:
+            raise ValueError(f"trial {number} of {self.name} has no outcome yet")
+        trial, known = self._trials[number], self._frozen_of(number).intermediate_values
+        for epoch, error in self.history.intermediate(entry).items():
+            if epoch not in known:
+                trial.report(error, epoch)
+        self.study.sampler = create_sampler(self.search, self.name, number)
+        values = list(outcome.values) if outcome.values is not None else None
+        self.study.tell(trial, values, state=_STATES[outcome.state])
+        if entry.trial_id is not None:
+            self.outcomes[entry.trial_id] = outcome
+        self.entries[number] = replace(entry, told=True, system_attrs=self._system_attrs(number))
+        self.history.write(self.entries[number])
+        return outcome
+
+    def selected(self) -> list[PlannedTrial]:
+        """The best configuration so far by the first objective, with each of the study's seeds; empty where none finished."""
+        best = self.history.best(self.entries)
+        return self.history.selected(best) if best else []
+
+    def _frozen_of(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _system_attrs(self, number: int) -> dict[str, Any]:
+        return {name: value for name, value in self._frozen_of(number).system_attrs.items() if name != "fixed_params"}
+
+
+def check_storage(url: str, names: Sequence[str]) -> None:
+    """Refuse an Optuna storage that cannot be used.
+
+    Raises:
+        StudyError: it does not open, or holds studies of these names that stlab did not make.
+    """
+    try:
+        there = set(names) & set(optuna.get_all_study_names(url))
+        foreign = [name for name in there if not optuna.load_study(storage=url, study_name=name).user_attrs.get(_OURS)]
+    except Exception as error:  # SQLAlchemy's, its drivers', Optuna's: whatever it is, the URL is what the user can mend
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"search.storage={url} cannot be used ({reason}). Give an Optuna URL such as sqlite:///search.db, or leave it out."
+        raise StudyError(message) from error
+    if foreign:
+        raise StudyError(f"search.storage={url} holds a study '{foreign[0]}' that is not ours. Rename this study, or give another URL.")

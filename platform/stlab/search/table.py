@@ -1,0 +1,151 @@
+"""A search as Parquet: every point and what came of it, and how much each field mattered. The report reads these."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from stlab.results import Store
+from stlab.search.history import Entry, History, Outcome, State
+from stlab.search.space import as_params
+from stlab.spec import StudySpec
+
+_FEWEST_FOR_IMPORTANCE = 10  # finished trials; PED-ANOVA compares the best tenth of them with the rest
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An arm's entries with what became of them, by number."""
+
+    history: History
+    entries: Sequence[tuple[Entry, Outcome | None]]
+    selected: int | None
+
+
+def write_search(store: Store, study: StudySpec, arms: Sequence[Tried]) -> None:
+    """Write ``results/search.parquet`` (a row a point) and ``results/importance.parquet`` (a row a field and objective)."""
+    folder = f"studies/{study.name}/results"
+    store.write_table(f"{folder}/search.parquet", search_table(study, arms))
+    store.write_table(f"{folder}/importance.parquet", importance_table(arms))
+
+
+def search_table(study: StudySpec, arms: Sequence[Tried]) -> pa.Table:
+    """Columns: arm, number, trial_id, state, selected, on_front, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
+
+    Its metadata name the objectives and the space, as JSON.
+    """
+    assert study.search is not None
+    objectives, fields = study.search.objectives, list(study.search.space)
+    rows = [row for arm in arms for row in _rows(arm, objectives)]
+    kinds = {path: _kind(study, path) for path in fields}
+    columns: dict[str, pa.Array] = {
+        "arm": pa.array([row["arm"] for row in rows], pa.string()),
+        "number": pa.array([row["number"] for row in rows], pa.int64()),
+        "trial_id": pa.array([row["trial_id"] for row in rows], pa.string()),
+        "state": pa.array([row["state"] for row in rows], pa.string()),
+        "selected": pa.array([row["selected"] for row in rows], pa.bool_()),
+        "on_front": pa.array([row["on_front"] for row in rows], pa.bool_()),
+        "epochs": pa.array([row["epochs"] for row in rows], pa.int64()),
+        "reason": pa.array([row["reason"] for row in rows], pa.string()),
+    }
+    columns |= {f"value.{name}": pa.array([row["values"].get(name) for row in rows], pa.float64()) for name in objectives}
+    for path, kind in kinds.items():
+        values = [row["params"].get(path) for row in rows]
+        texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        columns[f"param.{path}"] = pa.array(texts if kind == pa.string() else values, kind)
+    space = {path: found.model_dump(mode="json") for path, found in study.search.space.items()}
+    told = {"objectives": objectives, "space": space, "sampler": study.search.sampler, "pruner": study.search.pruner}
+    return pa.table(columns).replace_schema_metadata({name: json.dumps(value) for name, value in told.items()})
+
+
+def _kind(study: StudySpec, path: str) -> pa.DataType:
+    assert study.search is not None
+    found = study.search.space[path]
+    return pa.string() if found.categorical is not None else pa.int64() if found.int is not None else pa.float64()
+
+
+def _rows(arm: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    values = {entry.number: outcome.values for entry, outcome in arm.entries if outcome is not None and outcome.values}
+    front = pareto(values)
+    rows = []
+    for entry, outcome in arm.entries:
+        directory = arm.history.directory(entry)
+        epochs = directory.read_epochs() if directory else []
+        found = dict(zip(objectives, values[entry.number], strict=True)) if entry.number in values else {}
+        if outcome is not None and outcome.state is State.PRUNED and epochs:
+            found = {objectives[0]: float(epochs[-1][objectives[0]])}
+        reason = entry.reason or (((directory.read("failed.json") or {}).get("reason")) if directory else None)
+        rows.append(
+            {
+                "arm": arm.history.arm.label,
+                "number": entry.number,
+                "trial_id": entry.trial_id,
+                "state": outcome.state.value if outcome else "running",
+                "selected": entry.number == arm.selected,
+                "on_front": entry.number in front,
+                "epochs": len(epochs),
+                "reason": reason,
+                "values": found,
+                "params": entry.params,
+            }
+        )
+    return rows
+
+
+def pareto(values: dict[int, tuple[float, ...]]) -> set[int]:
+    """The numbers whose values no others undercut: with one objective, the best."""
+    return {
+        number
+        for number, mine in values.items()
+        if not any(
+            all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for n, other in values.items() if n != number
+        )
+    }
+
+
+def importance_table(arms: Sequence[Tried]) -> pa.Table:
+    """Columns: arm, field, objective, importance (they sum to 1 an arm and objective), trials; empty below ten finished trials."""
+    rows = [row for arm in arms for row in _importances(arm)]
+    schema = pa.schema(
+        [("arm", pa.string()), ("field", pa.string()), ("objective", pa.string()), ("importance", pa.float64()), ("trials", pa.int64())]
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _importances(arm: Tried) -> list[dict[str, Any]]:
+    """By PED-ANOVA (Watanabe et al. 2023), which takes conditional fields too."""
+    import optuna
+
+    # A point that was chosen twice is one trial, and says what it says once.
+    done = {e.trial_id: (e, o.values) for e, o in arm.entries if o is not None and o.values is not None}
+    if len(done) < _FEWEST_FOR_IMPORTANCE:
+        return []
+    search, space = arm.history.search, arm.history.space
+    study = optuna.create_study(directions=["minimize"] * len(search.objectives))
+    for entry, values in done.values():
+        study.add_trial(
+            optuna.trial.create_trial(values=list(values), params=as_params(entry.params), distributions=space.distributions(entry.params))
+        )
+    rows = []
+    for index, objective in enumerate(search.objectives):
+
+        def target(trial: optuna.trial.FrozenTrial, index: int = index) -> float:
+            return float(trial.values[index])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=target
+            )
+        rows += [
+            {"arm": arm.history.arm.label, "field": path, "objective": objective, "importance": value, "trials": len(done)}
+            for path, value in found.items()
+            if math.isfinite(value)
+        ]
+    return rows
