@@ -15,6 +15,7 @@ import typer
 from stlab import __version__
 from stlab.cli.data import inspect
 from stlab.cli.image import image
+from stlab.cli.replay import replay
 from stlab.cli.study import plan, report, run, schema
 from stlab.cli.tracking import sync, ui
 from stlab.errors import UserError
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before anything trains.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-for command in (run, plan, report, ui, sync, image, schema):
+for command in (run, plan, report, replay, ui, sync, image, schema):
     app.command()(command)
 data_app.command()(inspect)
 

@@ -1,0 +1,83 @@
+"""``stlab replay``: the same trial again, and whether the numbers agree."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stlab.cli.options import StorageOption, console_for_output
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from stlab.execution.replay import Replay
+
+
+def replay(
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL_ID", help="A trial's id, or the start of it.")],
+    storage: StorageOption = "runs",
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="Where the data lies now, if it moved.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="Relative difference up to which numbers agree. Default: 1e-6.")
+    ] = None,
+) -> None:
+    """Train a finished trial again, here, and say whether the numbers agree: exit code 0 where they do, 1 where not."""
+    from stlab.execution.replay import TOLERANCE, find_trial
+    from stlab.execution.replay import replay as run_again
+    from stlab.results import Store
+
+    console, store = console_for_output(), Store(storage)
+    name = find_trial(store, trial_id)
+    with console.status(f"{name}: starting") as status:
+
+        def told(event: Mapping[str, Any]) -> None:
+            if event.get("rows"):
+                last = event["rows"][-1]
+                status.update(f"{name}: epoch {last['epoch']}, validation RMSE {last['val_rmse']:.4g}")
+
+        found = run_again(store, name, data_path=data, report=told)
+    _say(console, found, TOLERANCE if tolerance is None else tolerance)
+    raise typer.Exit(0 if found.difference <= (TOLERANCE if tolerance is None else tolerance) else 1)
+
+
+def _say(console: Console, found: Replay, tolerance: float) -> None:
+    from rich import box
+    from rich.table import Table
+
+    seed = "" if found.spec.baseline else f", seed {found.spec.seed}"
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.trial_id}: {found.spec.variant}{seed}", title_justify="left")
+    for column in ("", "then", "now", "difference"):
+        table.add_column(column, justify="left" if not column else "right")
+    for number in found.numbers:
+        table.add_row(number.name, _text(number.then), _text(number.now), _difference(number.difference))
+    if found.numbers:
+        console.print(table)
+    differing = [condition for condition in found.conditions if condition.differs]
+    for condition in differing:
+        console.print(f"[yellow]differs:[/] {condition.name}: {condition.then} then, {condition.now} now", highlight=False)
+    same = [condition.name for condition in found.conditions if not condition.differs]
+    console.print(f"the same: data{''.join(f', {name}' for name in same)}", highlight=False, soft_wrap=True)
+    console.print(_verdict(found, tolerance), highlight=False, soft_wrap=True)
+
+
+def _verdict(found: Replay, tolerance: float) -> str:
+    if found.failure:
+        return f"[red]The replay has no result:[/] {found.failure}"
+    if found.difference == 0:
+        return "[green]The numbers agree exactly.[/]"
+    if found.difference <= tolerance:
+        return f"[green]The numbers agree[/] to {found.difference:.2g} (relative; up to {tolerance:g} counts as agreeing)."
+    size = "numbers are missing" if math.isinf(found.difference) else f"by up to {100 * found.difference:.2g} %"
+    return f"[red]The numbers do not agree:[/] {size}."
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.8g}"
+
+
+def _difference(value: float) -> str:
+    return "–" if math.isinf(value) else "0" if value == 0 else f"{value:.1e}"
