@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stlab.execution.study import Outcome
-    from stlab.plan import Plan
+    from stlab.plan import Plan, PlannedTrial
+    from stlab.results import TrialDirectory
 
 
 def run(
@@ -127,15 +128,18 @@ def plan(
     concurrency: Annotated[
         int | None, typer.Option(help="Worker groups at once, for the packs; by default what this machine runs.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Take a few training steps of each shape: time, memory, cost, end.")
+    ] = False,
 ) -> None:
-    """List a study's trials (variant, axis values, seed, id, done or not) and packs, without running anything."""
+    """List a study's trials (variant, axis values, seed, id, done or not) and packs; without --probe nothing runs."""
     spec, source = load_study(study, overrides)
     from stlab.execution.study import plan_study
 
-    _say_plan(plan_study(spec, source), storage, concurrency)
+    _say_plan(plan_study(spec, source), storage, concurrency, probe)
 
 
-def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
+def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) -> None:
     from rich.table import Table
 
     from stlab.execution.study import is_done
@@ -163,9 +167,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
     )
     for trial in plan.trials:
         axes = [str(trial.spec.axis_values.get(path, "")) for path in plan.study.axes]
-        state = "done" if trial.trial_id not in pack_of else "to do"
-        if TrialDirectory(store, trial.trial_id).status().value == "failed":
-            state = "failed"
+        state = _state(TrialDirectory(store, trial.trial_id), trial) if trial.trial_id not in pack_of else "to do"
         table.add_row(
             trial.spec.variant,
             *axes,
@@ -181,6 +183,18 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None) -> None:
     console.print(
         f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False
     )
+    if probe:
+        from stlab.cli.forecast import probe_and_say
+
+        probe_and_say(console, todo, slots, store, plan.study.name)
+
+
+def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
+    """Of a trial with nothing left to do; where another study trained it, which one."""
+    if directory.status().value == "failed":
+        return "failed"
+    first = (directory.read("trial.json") or {}).get("study", trial.spec.study)
+    return "done" if first == trial.spec.study else f"done in {first}"
 
 
 def report(
