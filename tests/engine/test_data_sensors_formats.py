@@ -383,3 +383,78 @@ def test_a_summary_names_nodes_gaps_and_dead_sensors(tmp_path: Path) -> None:
     assert summarise(spec(tmp_path / "table.csv", null="none")).sensors.dead == []
     filled = spec(tmp_path / "table.csv", missing="zero")
     assert summarise(filled).sha256 == load_dataset(filled).sha256
+
+
+@pytest.mark.parametrize("name", ["Unnamed: 0", "step", "epoch", "whatever"])
+def test_a_column_that_runs_with_the_steps_is_no_sensor(name: str, tmp_path: Path) -> None:
+    table = pd.DataFrame(speeds()[:, :, 0], columns=IDS)
+    table.insert(0, name, 1_330_560_000 + 300 * np.arange(len(table)))
+    table.to_csv(tmp_path / "table.csv", index=False)
+    refuses(tmp_path / "table.csv", f"'{name}'", "run with the steps", "data.start")
+
+
+def test_a_header_of_readings_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    frame(speeds()).to_csv(path, header=False)
+    refuses(path, "is readings", "ids on top")
+    frame(np.round(speeds())).to_csv(path, header=False, index=False)
+    refuses(path, "is readings", "ids on top")
+
+
+@pytest.mark.parametrize("zone", ["+01", "+01:00", "-0800", "Z", " UTC"])
+def test_times_with_a_zone_are_refused(zone: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(frame(speeds()).to_csv().replace(":00,", f":00{zone},"))
+    refuses(tmp_path / "table.csv", "line 2", "time zone")
+
+
+def test_a_long_csv_is_sent_to_parquet(tmp_path: Path) -> None:
+    pd.DataFrame({"timestamp": TIMES[:50], "node": 7, "value": 1.0}).to_csv(tmp_path / "long.csv", index=False)
+    refuses(tmp_path / "long.csv", "long table", "Parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "h5", "parquet"])
+def test_steps_that_a_table_leaves_out_are_missing_readings(kind: str, tmp_path: Path) -> None:
+    """PEMS-BAY lacks the hour that the clocks skip."""
+    data = speeds()
+    table = frame(data).drop(index=frame(data).index[40:52])
+    path = tmp_path / f"bay.{kind}"
+    if kind == "csv":
+        table.to_csv(path)
+    elif kind == "h5":
+        pytest.importorskip("tables", reason="pandas writes HDF5 with it")
+        table.to_hdf(path, key="speed", mode="w")
+    else:
+        long = table.rename_axis("timestamp").reset_index().melt("timestamp", var_name="node")
+        long.sample(frac=1, random_state=0).to_parquet(path)  # shuffled: pandas keeps the index as a column
+    refuses(path, "irregular", "index 39", "index 40", "3900 s", "12 steps are left out", "data.missing")
+    dataset = load_dataset(spec(path, missing="zero"))
+    expected = data[:, :, 0].copy()
+    expected[40:52] = 0
+    order = np.argsort(IDS) if kind == "parquet" else np.arange(len(IDS))
+    np.testing.assert_allclose(dataset.train.values[:, :, 0], expected[:180][:, order], atol=1e-4)
+    np.testing.assert_array_equal(dataset.train.timestamps, TIMES[:180])
+    mask = dataset.windows("train").gather(torch.tensor([30])).target_mask
+    assert not mask[:, :10].any()  # steps 42 to 51 of the 42 to 53 that are forecast
+    assert mask[:, 10:].all()
+
+
+@pytest.mark.parametrize("start", ["20180102", "20180102T0000", "2018-W01-2", "2018-01-02"])
+def test_any_iso_start_is_that_day(start: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "pems.npz", data=speeds())
+    dataset = load_dataset(spec(tmp_path / "pems.npz", start=start, step_minutes=5))
+    assert dataset.train.timestamps[0] == np.datetime64("2018-01-02T00:00:00")
+
+
+@pytest.mark.parametrize(("name", "part"), [("validation", slice(180, 240)), ("test", slice(240, 300))])
+def test_a_segment_without_a_reading_is_named(name: str, part: slice, tmp_path: Path) -> None:
+    data = speeds()
+    data[part] = 0
+    np.savez(tmp_path / "pems.npz", data=data)
+    refuses(tmp_path / "pems.npz", f"no reading in the {name} segment", "data.null: none", "data.split")
+
+
+def test_ids_on_one_line(tmp_path: Path) -> None:
+    """As METR-LA's graph_sensor_ids.txt has them."""
+    np.savez(tmp_path / "pems.npz", data=speeds())
+    (tmp_path / "ids.txt").write_text(",".join(IDS))
+    assert load_dataset(spec(tmp_path / "pems.npz", node_ids=str(tmp_path / "ids.txt"))).node_names == IDS

@@ -113,6 +113,35 @@ def _check_even(times: NDArray[np.datetime64], where: str) -> None:
         )
 
 
+def on_even_grid(
+    times: NDArray[np.datetime64], values: NDArray[np.floating], where: str
+) -> tuple[NDArray[np.datetime64], NDArray[np.floating], str]:
+    """A table whose lines leave steps out, with a step of NaN for each of them: times, values (T, …), and what was left out.
+
+    PEMS-BAY lacks the hour that the clocks skip. Where gaps are no whole steps, or more is left out than is there, the
+    table is returned as it is, and :func:`checked_timestamps` says what is wrong with it.
+    """
+    if len(times) < 2 or np.isnat(times).any():
+        return times, values, ""
+    gaps = np.diff(times.astype("datetime64[s]")).astype(np.int64)
+    kinds, counts = np.unique(gaps, return_counts=True)
+    step = int(kinds[np.argmax(counts)])
+    if gaps.min() <= 0 or (gaps % step).any() or (gaps == step).all():
+        return times, values, ""
+    at = np.concatenate([[0], np.cumsum(gaps // step)])
+    left_out = int(at[-1]) + 1 - len(times)
+    if left_out > len(times):
+        return times, values, ""
+    filled = np.full((int(at[-1]) + 1, *values.shape[1:]), np.nan, values.dtype)
+    filled[at] = values
+    first = int(np.argmax(gaps != step))
+    told = (
+        f"{where} is irregular: from index {first} ({times[first]}) to index {first + 1} ({times[first + 1]}) are "
+        f"{gaps[first]} s, where the step is {step} s; {left_out} steps are left out, and count as missing."
+    )
+    return times[0].astype("datetime64[s]") + np.arange(int(at[-1]) + 1) * np.timedelta64(step, "s"), filled, told
+
+
 def missing_message(series: Series, family: str) -> str | None:
     """What to say of non-finite values: how many, and where and when the first is; None where there are none."""
     values = series.values
@@ -128,7 +157,8 @@ def missing_message(series: Series, family: str) -> str | None:
     return (
         f"{series.source}: {count} of {values.size} values of array `{series.array}` are not finite "
         f"({100 * count / values.size:.2g} %), the first at {place_in_file(series, first, family)}{told}: "
-        f"{values[first]}. Set data.missing to {zero} or interpolate, or mend the file."
+        f"{values[first]}. {series.left_out + ' ' if series.left_out else ''}"
+        f"Set data.missing to {zero} or interpolate, or mend the file."
     )
 
 

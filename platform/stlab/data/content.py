@@ -48,6 +48,8 @@ class Series:
     """(E, 3) edges of the road network: from node, to node (indices), cost; None where not given."""
     first_channel: int = 0
     """Number, in the file, of the first channel held here, for messages."""
+    left_out: str = ""
+    """Which steps the file leaves out, which stand here as missing; for messages."""
 
     @property
     def step_seconds(self) -> int:

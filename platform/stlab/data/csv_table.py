@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from stlab.data.checks import checked_timestamps, checked_values
+from stlab.data.checks import checked_timestamps, checked_values, on_even_grid
 from stlab.data.content import Series
 from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_TIME_NAMES = ("", "time", "times", "timestamp", "timestamps", "date", "datetime", "index")
+_TIME_NAMES = (
+    "", "time", "times", "timestamp", "timestamps", "date", "datetime", "date_time", "index", "step", "t", "ts", "epoch", "unix",
+    "unnamed: 0",
+)  # fmt: skip
 
 
 def read_csv(path: Path, family: str) -> Series:
@@ -40,20 +44,25 @@ def read_csv(path: Path, family: str) -> Series:
     if not isinstance(table.index, pd.RangeIndex):  # pandas' reading of lines that are longer than the header
         raise DataError(f"{path}: the lines have more cells than the header, {len(header)}. Give every column its id.")
     timed = not _is_numeric(table[0])
-    if not timed and header[0].lower() in _TIME_NAMES:
+    if not timed and (header[0].lower() in _TIME_NAMES or _counts_steps(table[0])):
         raise DataError(
-            f"{path}: the first column, '{header[0]}', holds numbers ({table[0].iloc[0]:g}, …), not times. Write ISO "
-            "times, or drop the column and give data.start and data.step_minutes."
+            f"{path}: the first column, '{header[0]}', holds numbers ({', '.join(f'{x:g}' for x in table[0][:3])}, …) that run with "
+            "the steps, not times and no readings. Write ISO times, or drop the column and give data.start and data.step_minutes."
         )
+    if timed and [name.lower() for name in header] == ["timestamp", "node", "value"]:
+        raise DataError(f"{path}: a long table, a line a reading. That is read from Parquet: pandas.read_csv(…).to_parquet(…).")
     names, cells = (header[1:], table.iloc[:, 1:]) if timed else (header, table)
     if not names:
         raise DataError(f"{path}: times and no sensor: one column. Is the separator a comma?")
     _check_names(names, path)
     values = np.column_stack([_numbers(cells[column], name, path) for column, name in zip(cells, names, strict=True)])
-    times = _times(table[0], path) if timed else None
+    times, left_out = None, ""
+    if timed:
+        stamps, values, left_out = on_even_grid(_times(table[0], path), values, f"{path}: array `timestamps`")
+        times = checked_timestamps(stamps, len(stamps), str(path), "timestamps")
     checked = checked_values(values[:, :, None], family, str(path), "values")
     return Series(
-        checked, times, source=str(path), name=path.stem, node_names=tuple(names), null=0.0, array="values"
+        checked, times, source=str(path), name=path.stem, node_names=tuple(names), null=0.0, array="values", left_out=left_out
     )
 
 
@@ -64,10 +73,11 @@ def _header(path: Path) -> list[str]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: no CSV text ({error}). Fetch the file again.") from error
     if not header:
-        raise DataError(f"{path}: an empty file. Fetch it again.")
-    numbers = [_number(cell) for cell in header]
-    # Ids are whole numbers or words. A line of fractions is readings, and would be lost as a header.
-    if all(n is not None for n in numbers) and any(n is not None and n != int(n) for n in numbers):
+        raise DataError(f"{path}: an empty file, or an empty first line; the ids of the sensors belong there.")
+    # Ids are whole numbers or words. A line of fractions, or one that starts with a time, is readings, and would be lost as a header.
+    cells = header[1:]
+    is_reading = cells and all(_number(cell) is not None for cell in cells) and any("." in cell for cell in cells)
+    if is_reading or _is_time(header[0]):
         raise DataError(
             f"{path}: the first line, {', '.join(header[:3])}, …, is readings, not the ids of the sensors. Put a line "
             "with the ids on top."
@@ -94,7 +104,7 @@ def _numbers(column: pd.Series, name: str, path: Path) -> NDArray[np.float64]:
 
 
 def _times(column: pd.Series, path: Path) -> NDArray[np.datetime64]:
-    zoned = column.astype(str).str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).to_numpy()
+    zoned = column.astype(str).str.contains(r"(?:Z|UTC|:\d\d(?:\.\d+)? ?[+-]\d\d(?::?\d\d)?)$", regex=True).to_numpy()
     if zoned.any():  # slots of the week are local
         bad = int(np.argmax(zoned))
         raise DataError(f"{path}: line {bad + 2}: '{column.iloc[bad]}' has a time zone. Write local time without one.")
@@ -104,11 +114,23 @@ def _times(column: pd.Series, path: Path) -> NDArray[np.datetime64]:
         raise DataError(
             f"{path}: line {bad + 2}: '{column.iloc[bad]}' is no ISO time. Write the first column as 2012-03-01 00:05:00."
         )
-    return checked_timestamps(times.to_numpy().astype("datetime64[ns]"), len(times), str(path), "timestamps")
+    return times.to_numpy().astype("datetime64[ns]")
 
 
 def _is_numeric(column: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
+
+
+def _counts_steps(column: pd.Series) -> bool:
+    """Whether a column runs on by the same amount from line to line: an index or a clock, which no sensor does."""
+    if len(column) < 3:
+        return False
+    differences = np.diff(column.to_numpy(np.float64))
+    return bool(differences[0] != 0 and np.allclose(differences, differences[0], rtol=1e-9, atol=0))
+
+
+def _is_time(cell: str) -> bool:
+    return bool(re.match(r"\d{4}-\d\d-\d\d", cell))
 
 
 def _number(cell: str) -> float | None:

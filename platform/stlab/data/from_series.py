@@ -63,6 +63,8 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
     values, filled = fill_missing(series, spec.missing, spec.family, (train_end, validation_start, validation_end, end))
     train, times = values[:train_end], series.timestamps
     seen = None if series.null is None else values != np.float32(series.null)
+    if seen is not None:
+        _check_readings(seen, segments, series)
     readings = train if seen is None else train[seen[:train_end]]
     if spec.family == "sensors":
         scaler = fit_z_score(readings, series.source)
@@ -103,6 +105,16 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
         node_names=series.node_names,
         edges=series.edges,
     )
+
+
+def _check_readings(seen: NDArray[np.bool_], segments: Mapping[str, tuple[int, int]], series: Series) -> None:
+    """A segment without a reading has no error: raises DataError, which names it."""
+    for name, (start, end) in segments.items():
+        if not seen[start:end].any():
+            raise DataError(
+                f"{series.source}: no reading in the {name} segment, steps {start} to {end - 1}: all are {series.null:g}, which stands for "
+                "a missing one. Set data.null: none if it is a reading, or change data.split."
+            )
 
 
 def _info(

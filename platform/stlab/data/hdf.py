@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stlab.data.checks import checked_timestamps, checked_values
+from stlab.data.checks import checked_timestamps, checked_values, on_even_grid
 from stlab.data.content import Series
 from stlab.errors import DataError
 
@@ -70,9 +70,12 @@ def _series(file: h5py.File, path: Path, family: str) -> Series:
         values[:, at], filled[at] = part, True
     if not filled.all():
         raise DataError(f"{path}: no readings of sensor {names[int(np.argmin(filled))]} in `{key}`. {_REMEDY}")
+    times, values, left_out = on_even_grid(times, values, f"{path}: array `{key}/axis1`")
     checked = checked_values(values[:, :, None], family, str(path), key)
     stamps = checked_timestamps(times, len(times), str(path), f"{key}/axis1")
-    return Series(checked, stamps, source=str(path), name=path.stem, node_names=names, null=0.0, array=key)
+    return Series(
+        checked, stamps, source=str(path), name=path.stem, node_names=names, null=0.0, array=key, left_out=left_out
+    )
 
 
 def _table(file: h5py.File, path: Path) -> tuple[str, h5py.Group]:

@@ -37,8 +37,10 @@ def with_network(series: Series, spec: DataSpec) -> Series:
 
 
 def _node_ids(series: Series, path: Path) -> tuple[str, ...]:
-    """One id a line, in the order of the data's nodes."""
-    ids = tuple(line.strip() for line in _text(path, "data.node_ids").splitlines() if line.strip())
+    """One id a line, or all of them in one with commas between (METR-LA's), in the order of the data's nodes."""
+    lines = [line for line in _text(path, "data.node_ids").splitlines() if line.strip()]
+    cells = lines[0].split(",") if len(lines) == 1 else lines
+    ids = tuple(cell.strip() for cell in cells if cell.strip())
     nodes = series.values.shape[1]
     if len(ids) != nodes:
         raise DataError(

@@ -65,7 +65,8 @@ def _array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> NDArray[np.ge
         if "allow_pickle" in str(error):
             raise DataError(
                 f"{path}: array `{key}` holds pickled Python objects, which are refused: loading them can run any "
-                "code. Save it as numbers, for example data.astype('float32')."
+                f"code. Save it as {'times' if key == 'timestamps' else 'numbers'}, for example {key}.astype("
+                f"'{'datetime64[s]' if key == 'timestamps' else 'float32'}')."
             ) from error
         raise DataError(
             f"{path}: array `{key}` cannot be read, it seems damaged ({error}). Fetch the file again."

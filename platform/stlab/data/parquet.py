@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stlab.data.checks import checked_timestamps, checked_values
+from stlab.data.checks import checked_timestamps, checked_values, on_even_grid
 from stlab.data.content import Series
 from stlab.errors import DataError
 
@@ -31,6 +32,8 @@ def read_parquet(path: Path, family: str) -> Series:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path}: no Parquet file, or damaged ({error}). Fetch it again.") from error
+    # pandas keeps an index that is no plain range as a column: of no meaning here.
+    table = table.drop_columns([name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)])
     channels = [name for name in table.column_names if name not in ("timestamp", "node")]
     if "timestamp" not in table.column_names or "node" not in table.column_names or not channels:
         there = ", ".join(table.column_names) or "nothing"
@@ -46,15 +49,17 @@ def read_parquet(path: Path, family: str) -> Series:
         values[pair, i] = _numbers(table[channel], channel, path)
     shape = (len(times), len(names), len(channels))
     array = channels[0] if len(channels) == 1 else ", ".join(channels)
+    stamps, even, left_out = on_even_grid(times, values.reshape(shape), f"{path}: array `timestamp`")
     return Series(
-        checked_values(values.reshape(shape), family, str(path), array),
-        checked_timestamps(times, len(times), str(path), "timestamp"),
+        checked_values(even, family, str(path), array),
+        checked_timestamps(stamps, len(stamps), str(path), "timestamp"),
         source=str(path),
         name=path.stem,
         channel_names=tuple(channels),
         node_names=names,
         null=0.0,
         array=array,
+        left_out=left_out,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -67,5 +68,5 @@ def _regular(series: Series, start: str, minutes: float) -> np.ndarray:
     if seconds < 1 or abs(60 * minutes - seconds) > 1e-6:
         raise DataError(f"{series.source}: data.step_minutes={minutes:g} is no whole number of seconds.")
     steps = len(series.values)
-    times = np.datetime64(start, "s") + np.arange(steps) * np.timedelta64(seconds, "s")
+    times = np.datetime64(datetime.datetime.fromisoformat(start), "s") + np.arange(steps) * np.timedelta64(seconds, "s")
     return checked_timestamps(times, steps, series.source, "data.start, data.step_minutes")
