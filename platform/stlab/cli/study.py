@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stlab.cli.extend import extended
 from stlab.cli.options import (
     SetOption,
     StorageOption,
@@ -37,6 +38,9 @@ def run(
         typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default this machine."),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    add_seeds: Annotated[
+        int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
+    ] = None,
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
     spec, source = load_study(study, overrides)
@@ -48,6 +52,9 @@ def run(
 
     console = console_for_output()
     store = Store(storage)
+    spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
+    if add_seeds is not None:
+        console.print(f"seeds {', '.join(map(str, spec.seeds))}: the last {add_seeds} are new.", highlight=False)
     uri = tracking_uri or default_uri(store)
     progress = TerminalProgress(console)
     tracking = TrackingObserver(uri, store, spec.name) if uri else None
@@ -64,7 +71,10 @@ def run(
         progress.stop()
         if tracking:
             tracking.interrupt()
-        console.print("Interrupted. What is trained stays: the same command goes on from there.")
+        again = "the same command goes on from there."
+        if add_seeds is not None:
+            again = f"go on with {myself()} run {store.path(f'studies/{spec.name}/study.yaml')} --storage {store.location}"
+        console.print(f"Interrupted. What is trained stays: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         progress.stop()
@@ -93,6 +103,9 @@ def _say_outcome(
             console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
     if outcome.ended_as("failed"):
         console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
+    reused = [row["reused_from"] for row in outcome.rows if row.get("reused_from")]
+    for other in dict.fromkeys(reused):
+        console.print(f"reused   {reused.count(other)} trials that {other} had trained", highlight=False)
     missing = outcome.ended_as("missing")
     if missing:
         console.print(f"[red]{len(missing)} trials did not end.[/] The same command goes on with them.")

@@ -19,7 +19,7 @@ from stlab.report import write_report
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
 from stlab.results.schema import flatten
 from stlab.spec import DataSpec, ResourcesSpec, StudySpec
-from stlab.study_file import dump_study
+from stlab.study_file import dump_study, parse
 from stlab.study_source import StudySource
 from stlab.training.trial import dataset_for
 
@@ -121,7 +121,7 @@ def run_study(
             todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
             slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
             packs = make_packs(todo, slots)
-            kept = StudyDirectory(store, study.name).write_study(dump_study(study))
+            kept = _write_study(store, study)
 
             def begin(concurrency: int) -> None:
                 for observer in observers:
@@ -138,13 +138,29 @@ def run_study(
                 begin(len(packs))
                 troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
     else:
-        kept = StudyDirectory(store, study.name).write_study(dump_study(study))
+        kept = _write_study(store, study)
         for observer in observers:
             observer.begin(plan, [], 0)
     outcome = Outcome(plan, *_collect(plan, store), kept=kept or set_aside, troubles=troubles)
     for observer in observers:
         observer.end(outcome)
     return outcome
+
+
+def _write_study(store: Store, study: StudySpec) -> str | None:
+    """Write the resolved study; where an earlier one of its name was moved to, unless this one only has more seeds."""
+    directory = StudyDirectory(store, study.name)
+    text = directory.read_study()
+    try:
+        before = None if text is None else parse(StudySource.from_text(text))
+    except StudyError:
+        before = None  # of another version of stlab: another study
+    extends = (
+        before is not None
+        and set(before.seeds) < set(study.seeds)
+        and before.model_copy(update={"seeds": study.seeds}) == study
+    )
+    return directory.write_study(dump_study(study), extends=extends)
 
 
 def check_protocol(plan: Plan) -> None:

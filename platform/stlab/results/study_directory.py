@@ -31,15 +31,18 @@ class StudyDirectory:
         except FileNotFoundError:
             return None
 
-    def write_study(self, text: str) -> str | None:
+    def write_study(self, text: str, *, extends: bool = False) -> str | None:
         """Write the resolved study. What another study of this name left here is kept in a folder of its own.
+
+        Args:
+            extends: what lies here is part of the new study (it has more seeds, say), so that nothing has to be kept.
 
         Returns:
             The folder it was moved to, or None where there was nothing to move.
         """
         before = self.read_study()
         kept = None
-        if before is not None and before != text:
+        if before is not None and before != text and not extends:
             kept = f"{self.prefix}/earlier/{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
             for part in _PARTS:
                 if self.store.exists(f"{self.prefix}/{part}"):
