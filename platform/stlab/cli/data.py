@@ -12,20 +12,26 @@ from stlab.errors import UserError
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or synthetic:city.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or synthetic:city. A network in .npz: --set data.family=sensors.")],
     overrides: SetOption = None,
     picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default NAME.png here.")] = None,
 ) -> None:
     """Shape, span, step, missing values, range, what the split gives; the mean grid and the daily profile as a picture."""
     from stlab.data import load_dataset, summarise
+    from stlab.data.formats import READERS
     from stlab.report.data_picture import data_picture
     from stlab.report.style import render
 
     console = console_for_output()
-    spec = data_spec(path, overrides or [])
+    suffix = Path(path).suffix.lower()
+    # What only a network is stored in needs no saying.
+    is_network = suffix in READERS["sensors"] and suffix not in READERS["grid"]
+    spec = data_spec(path, overrides or [], **({"family": "sensors"} if is_network else {}))
     summary = summarise(spec)
-    for label, text in summary.lines():
-        console.print(f"[bold]{label:<14}[/] {text}", highlight=False, soft_wrap=True)
+    lines = [(label, text) for label, text in summary.lines() if label != "problem"]  # problems follow as the error
+    width = max(len(label) for label, _ in lines)
+    for label, text in lines:
+        console.print(f"[bold]{label:<{width}}[/] {text}", highlight=False, soft_wrap=True)
     if summary.problems:
         raise UserError("no picture: the data cannot be used as it is.\n" + "\n".join(summary.problems))
     dataset = load_dataset(spec)
@@ -35,4 +41,4 @@ def inspect(
     if not target.parent.is_dir():
         raise UserError(f"--picture {target}: there is no folder {target.parent}. Make it, or give another.")
     target.write_bytes(render(data_picture(dataset), "png"))
-    console.print(f"[bold]{'picture':<14}[/] {target}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{'picture':<{width}}[/] {target}", highlight=False, soft_wrap=True)

@@ -215,11 +215,11 @@ def _lines(
 
     from stlab.report.view import THRESHOLD, without_missing
 
-    measured = dataset.scaler.inverse(window.values.double()).numpy().round(4) + 0.0  # no −0 from scaling and back
+    measured = dataset.scaler.inverse(window.values.double()).numpy() + 0.0  # no −0 from scaling and back
     readings = without_missing(measured, dataset.protocol.get("mask"))
     missing = int(np.isnan(readings).sum())
     span = "none" if missing == readings.size else f"{np.nanmin(readings):.4g} to {np.nanmax(readings):.4g}"
-    found = [f"{_name(dataset, window.nodes[node])} ({scores[node]:.1f})".replace("-", "−") for node in lowest]
+    found = [f"{_name(dataset, window.nodes[node])} ({f'{scores[node]:.1f}'.replace('-', '−')})" for node in lowest]
     told = f"{', '.join(found)} (likeness to the others as a robust z score)" if found else "too few nodes to say"
     if found and scores.min() >= THRESHOLD:
         told = f"none clearly; lowest {told}"
