@@ -12,7 +12,9 @@ from stlab.errors import UserError
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A data file, or synthetic:city. A network in .npz: --set data.family=sensors.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A data file, or synthetic:city. For a network in .npz: --set data.family=sensors.")
+    ],
     overrides: SetOption = None,
     picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default NAME.png here.")] = None,
 ) -> None:
