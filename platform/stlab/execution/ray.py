@@ -249,8 +249,10 @@ def _work(job: Mapping[str, Any]) -> None:
         if isinstance(assignment, Wait):
             time.sleep(_WAIT_SECONDS)
             continue
-        told = assignment.spec, assignment.identity or {}
-        spec, identity = job["work"][assignment.trial_id] if assignment.spec is None else told
+        if assignment.spec is None:
+            spec, identity = job["work"][assignment.trial_id]
+        else:
+            spec, identity = assignment.spec, assignment.identity or {}
         directory = TrialDirectory(store, assignment.trial_id)
 
         def report(event: Mapping[str, Any], taken: Assignment = assignment) -> str | None:

@@ -36,7 +36,7 @@ def write_search(store: Store, study: StudySpec, arms: Sequence[Tried]) -> None:
 
 
 def search_table(study: StudySpec, arms: Sequence[Tried]) -> pa.Table:
-    """Columns: arm, number, trial_id, state, selected, on_front, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
+    """Columns: arm, number, trial_id, state, selected, on_front, tested, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
 
     Its metadata name the objectives and the space, as JSON.
     """
@@ -51,6 +51,7 @@ def search_table(study: StudySpec, arms: Sequence[Tried]) -> pa.Table:
         "state": pa.array([row["state"] for row in rows], pa.string()),
         "selected": pa.array([row["selected"] for row in rows], pa.bool_()),
         "on_front": pa.array([row["on_front"] for row in rows], pa.bool_()),
+        "tested": pa.array([row["tested"] for row in rows], pa.bool_()),
         "epochs": pa.array([row["epochs"] for row in rows], pa.int64()),
         "reason": pa.array([row["reason"] for row in rows], pa.string()),
     }
@@ -89,6 +90,7 @@ def _rows(arm: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
                 "state": outcome.state.value if outcome else "running",
                 "selected": entry.number == arm.selected,
                 "on_front": entry.number in front,
+                "tested": directory is not None and directory.is_tested(),
                 "epochs": len(epochs),
                 "reason": reason,
                 "values": found,
