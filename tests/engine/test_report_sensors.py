@@ -20,7 +20,10 @@ from stlab.report import terminal_table, to_latex, write_report
 from stlab.report.data_picture import data_picture
 from stlab.report.node_figures import image_figure, node_error_figure, outstanding_figure, running_median
 from stlab.report.predictions import Predictions, read_predictions
+from stlab.report.statistics import summarise
+from stlab.report.tables import against_anchor
 from stlab.report.view import choose_nodes, node_scores, read_view, without_missing
+from stlab.report.wording import headline
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus
 from stlab.results.schema import view_table
 from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
@@ -319,3 +322,21 @@ def test_the_picture_of_a_network_leaves_missing_readings_out(sensors_file: Path
     by_step = np.nanmean(np.where(train == 0, np.nan, train), axis=1)
     np.testing.assert_allclose(means, [by_step[slot::48].mean() for slot in range(48)], rtol=1e-6)
     assert "1 never had a reading" in nodes.get_title(loc="left")
+
+
+def test_a_part_of_the_data_too_short_for_a_week_hides_no_loser() -> None:
+    """Few-shot: only the whole train segment has a mean by slot of week; the other rows stand against their best baseline."""
+    rows = [
+        {
+            "variant": variant, "seed": 0, "baseline": variant != "full", "status": "finished", "trial_id": f"{variant}{ratio}",
+            "test_rmse": error, "test_mae": error, "param.data.train_ratio": ratio, "protocol": "{}",
+        }
+        for variant, errors in {"full": (30.0, 9.0), "last_value": (10.0, 10.0), "slot_of_week_mean": (None, 9.5)}.items()
+        for ratio, error in zip((0.05, 1.0), errors, strict=True)
+        if error is not None
+    ]  # fmt: skip
+    lines = summarise(rows, ["data.train_ratio"])
+    told = headline(lines)
+    assert "for some of these rows alone" in told
+    assert "1 of 2 rows beat the best baseline on their own data; not: full · train_ratio=0.05." in told
+    assert [against_anchor(line, lines) for line in lines if not line.baseline] == ["+200.0 %", "−5.3 %"]

@@ -148,9 +148,9 @@ def strongest_baseline(summaries: Sequence[Summary], line: Summary | None = None
 
 
 def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
-    """What a variant is held against: the mean by slot of week; where the study has none, the best baseline.
+    """What a variant is held against: the mean by slot of week; where not every variant has one, the best baseline on its data.
 
-    A series of few weeks has no mean by slot of week.
+    A series of few weeks has no mean by slot of week, and no more has the first part of a longer one.
     """
     if has_slot_of_week(summaries):
         return slot_of_week(summaries, line)
@@ -158,8 +158,9 @@ def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary
 
 
 def has_slot_of_week(summaries: Sequence[Summary]) -> bool:
-    """Whether the mean by slot of week is among the baselines."""
-    return any(line.baseline and is_slot_of_week(line.variant) for line in summaries)
+    """Whether every variant has the mean by slot of week among the baselines on its data."""
+    variants = [line for line in summaries if not line.baseline]
+    return bool(variants) and all(slot_of_week(summaries, line) is not None for line in variants)
 
 
 def is_slot_of_week(name: str) -> bool:

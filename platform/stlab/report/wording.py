@@ -231,8 +231,11 @@ def headline(summaries: Sequence[Summary]) -> str:
     if not any(line.test_rmse for line in summaries if not line.baseline):
         return "No variant has been measured on the test segment, so nothing can be said of the baselines."
     if not has_slot_of_week(summaries):
-        said = f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, is not among these results."
-        return said + _strongest(summaries)
+        some = any(line.baseline and is_slot_of_week(line.variant) for line in summaries)
+        where = "is there for some of these rows alone" if some else "is not among these results"
+        said = f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, {where}."
+        has_parts = any(line.baseline and line.axis_values for line in summaries)
+        return said + (_strongest_of_each(summaries) if has_parts else _strongest(summaries))
     found = verdicts(summaries)
     if not found:
         return f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, has no result."
@@ -251,6 +254,14 @@ def headline(summaries: Sequence[Summary]) -> str:
     if only_rmse := [verdict.label for verdict in found if verdict.beats and not verdict.beats_mae]:
         text += f" By MAE that baseline is not beaten by {', '.join(only_rmse)}."
     return text + _strongest(summaries)
+
+
+def _strongest_of_each(summaries: Sequence[Summary]) -> str:
+    """Where an axis varies the data: which rows beat the best baseline on their own part of it, and which don't."""
+    found = verdicts(summaries)
+    lost = [verdict.label for verdict in found if not verdict.beats]
+    told = f"; not: {', '.join(lost)}" if lost else ""
+    return f" {len(found) - len(lost)} of {len(found)} rows beat the best baseline on their own data{told}."
 
 
 def _strongest(summaries: Sequence[Summary]) -> str:
