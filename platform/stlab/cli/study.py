@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlab.cli.extend import extended
+from stlab.cli.joint import say_joint
 from stlab.cli.options import (
     SetOption,
     StorageOption,
@@ -44,15 +45,16 @@ def run(
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
     spec, source = load_study(study, overrides)
+    from stlab.results import Store
+
+    store = Store(storage)
+    spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
     from stlab.execution.progress import TerminalProgress
     from stlab.execution.study import run_study
     from stlab.execution.track import TrackingObserver
-    from stlab.results import Store
     from stlab.tracking import default_uri
 
     console = console_for_output()
-    store = Store(storage)
-    spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
     if add_seeds is not None:
         console.print(f"seeds {', '.join(map(str, spec.seeds))}: the last {add_seeds} are new.", highlight=False)
     uri = tracking_uri or default_uri(store)
@@ -211,18 +213,22 @@ def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
 
 
 def report(
-    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was run.")], storage: StorageOption = "runs"
+    names: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Studies that were run.")],
+    storage: StorageOption = "runs",
 ) -> None:
-    """Write a study's report again from its directories."""
+    """Write a study's report again from its directories; of several studies, one page with their trials together."""
     import yaml
 
     from stlab.report import terminal_table, write_report
     from stlab.results import Store, StudyDirectory
     from stlab.study_file import load_study_source
 
-    if name.endswith((".yaml", ".yml")):
-        name = load_study_source(name).data["name"]
+    names = [load_study_source(name).data["name"] if name.endswith((".yaml", ".yml")) else name for name in names]
     store = Store(storage)
+    if len(names) > 1:
+        say_joint(console_for_output(), store, names)
+        return
+    name = names[0]
     rows = StudyDirectory(store, name).read_trials().to_pylist()
     path = write_report(store, name)
     console = console_for_output()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stlab.report import wording
+from stlab.report.forecast import beside_forecast
 from stlab.report.paper import beside_paper
 from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.pictures import Picture, Pictures, draw
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 
 
-def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None, notes: Iterable[str] = ()) -> str:
+def write_report(
+    store: Store,
+    name: str,
+    study: Mapping[str, Any] | None = None,
+    notes: Iterable[str] = (),
+    *,
+    directory: StudyDirectory | None = None,
+) -> str:
     """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf``, ``tables/ablation.csv|tex``; where the
     study names a published table, ``tables/paper_<table>.csv|tex`` and ``paper_<table>_coverage.csv``.
 
@@ -38,6 +46,7 @@ def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None
     Args:
         study: the resolved study as a mapping. Unset: read from the study's folder.
         notes: lines for the reader, such as which baselines the data do not allow.
+        directory: where results are read and the report goes. Unset: the study's own.
 
     Returns:
         Full path (or URI) of ``index.html``.
@@ -46,7 +55,7 @@ def write_report(store: Store, name: str, study: Mapping[str, Any] | None = None
         UserError: the study has not been run.
         ProtocolMismatch: its trials were made by different protocols.
     """
-    directory = StudyDirectory(store, name)
+    directory = directory or StudyDirectory(store, name)
     rows = directory.read_trials().to_pylist()
     text, study = _study(directory, study)
     axes = list(study["axes"]) if study.get("axes") is not None else None
@@ -141,6 +150,9 @@ def _content(
         "precisions": _distinct(rows, "precision"),
         "lost": [_lost(store, row) for row in rows if outcome(row) != "finished"],
         "study_yaml": study.get("text"),
+        "several": study.get("several", []),
+        "reused": any(row.get("reused_from") for row in rows),
+        "forecast": beside_forecast(store, study.get("several") or [name], rows, lines),
         "trials": [_trial(row) for row in rows],
         "code_versions": _distinct(rows, "code_version"),
         "data_hashes": _distinct(rows, "data_sha256"),
@@ -237,7 +249,8 @@ def _lost(store: Store, row: Row) -> dict[str, Any]:
 
 def _trial(row: Row) -> dict[str, Any]:
     return {
-        key: "–" if row.get(key) is None else row[key] for key in ("variant", "seed", "trial_id", "code_version")
+        key: "–" if row.get(key) is None else row[key]
+        for key in ("variant", "seed", "trial_id", "code_version", "reused_from")
     } | {"status": outcome(row)}
 
 
