@@ -163,7 +163,9 @@ def parse_override(text: str, data: Mapping[str, Any]) -> Override:
         return Override(text, ("axes", ".".join(rest_segments)), value)
     if first == "variants" and len(rest_segments) > 1:
         return Override(text, ("variants", rest_segments[0], ".".join(rest_segments[1:])), value)
-    if rest_segments and first not in ("base", "variants", "paper", "ablate"):
+    if first == "search" and rest_segments[:1] == ["space"] and len(rest_segments) > 1:
+        return Override(text, ("search", "space", ".".join(rest_segments[1:])), value)
+    if rest_segments and first not in ("base", "variants", "search", "paper", "ablate"):
         raise StudyError(f"{head}: `{first}` has no parts, it is set as a whole: --set {first}=…")
     return Override(text, tuple(segments), value)
 
