@@ -164,13 +164,16 @@ def _row(beside: Beside, entry: Entry) -> dict[str, Any]:
 
 
 def _row_verdict(entry: Entry) -> str:
-    """One verdict where all metrics agree, else each with its metric."""
-    told = [(METRIC_NAMES.get(f.metric, f.metric), verdict_words(f)) for f in entry.figures if f.verdict != "not printed"]
+    """One verdict where all metrics agree, else each with the metrics that share it."""
+    told: dict[str, list[str]] = {}
+    for figure in entry.figures:
+        if figure.verdict != "not printed":
+            told.setdefault(verdict_words(figure), []).append(METRIC_NAMES.get(figure.metric, figure.metric))
     if not told:
         return "not printed"
-    if len({words for _, words in told}) == 1:
-        return told[0][1]
-    return "; ".join(f"{name}: {words}" for name, words in told)
+    if len(told) == 1:
+        return next(iter(told))
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in told.items())
 
 
 def _own(beside: Beside, entry: Entry) -> list[str]:
@@ -186,8 +189,10 @@ def _digits(beside: Beside, metric: str) -> int:
 
 
 def _notes(beside: Beside) -> list[str]:
+    if not has_figures(beside):
+        return []
     told = list(dict.fromkeys(note for entry in beside.entries for note in entry.notes))
-    return told + ([f"{beside.paper.facts.facts_from.capitalize()}."] if beside.paper.facts.facts_from else [])
+    return told + ([beside.paper.facts.facts_from] if beside.paper.facts.facts_from else [])
 
 
 def _states(cells: Sequence[Cell]) -> list[State]:
