@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +122,8 @@ def prepare() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)  # an ERROR or WARNING still shows
+    # A signature is given; an example would be run once more at every upload.
+    warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("urllib3.connectionpool").addFilter(_is_not_a_retry)
 
 

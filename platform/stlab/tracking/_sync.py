@@ -36,6 +36,7 @@ def sync(store: Store, study_name: str, uri: str) -> int:
     tracker.summarise(rows)
     if store.exists(study.report_path()):
         tracker.attach_report(f"{study.prefix}/report")
+    tracker.attach_best(rows)
     ended = all(row["status"] in RUN_STATUS for row in rows)
     tracker.close("finished" if ended else "interrupted")
     _log.info("MLflow shows %d trials of %s", len(shown), study_name)

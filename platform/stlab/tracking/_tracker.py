@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from stlab.errors import UserError
-from stlab.results import Store, TrialDirectory
-from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, is_database, reaching
+from stlab.results import Store, TrialDirectory, best_trial
+from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, reaching
+from stlab.tracking._experiment import NOTE, find_or_create_experiment
+from stlab.tracking._models import keep_model
 from stlab.tracking._rows import (
     RUN_STATUS,
     Row,
@@ -19,6 +22,7 @@ from stlab.tracking._rows import (
     by_label,
     description_of,
     final_metrics,
+    label,
     milliseconds,
     summary_metrics,
     summary_tags,
@@ -32,10 +36,9 @@ from stlab.tracking._views import view_tags
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-_KEYS = {"study": "study", "trial": "trial_id", "summary": "label"}  # kind of run → the tag it is found again by
+_log = logging.getLogger(__name__)
 
-_NOTE = "mlflow.note.content"  # what the page shows as the description
-_EXPERIMENT_KIND = "mlflow.experimentKind"  # spares the page's question whether these are language model traces
+_KEYS = {"study": "study", "trial": "trial_id", "summary": "label"}  # kind of run → the tag it is found again by
 
 # After a call that failed in t seconds, none is tried for this many times t: a dead server costs a tenth of the time.
 _PATIENCE = 10.0
@@ -177,6 +180,39 @@ class Tracker:
                 run.log(tags={"status": "superseded"})
 
     @_guarded
+    def attach_best(self, rows: list[dict[str, Any]]) -> str | None:
+        """Tag the study's best trial (by validation) ``best = true``, and log its checkpoint as a model of its run.
+
+        A model that is there is not logged again. One that cannot be made (its data is gone, say) is said in the log and in the
+        parent's tag ``model``; everything else goes on.
+
+        Args:
+            rows: all rows of the study.
+
+        Returns:
+            The model's URI, ``models:/m-…``; None where there is no best trial or no model of it.
+        """
+        best = best_trial(rows)
+        chosen = None if best is None else str(best["trial_id"])
+        for (kind, key), run in self._opened().items():
+            if kind == "trial" and key != chosen and run.tags.get("best") == "true":
+                run.log(tags={"best": "false"})  # it was; a model of it stays, somebody may serve it
+        if best is None or chosen is None:
+            return None
+        run = self._trial(best)
+        run.log(tags={"best": "true"})
+        told = {"best_trial": chosen, "best_variant": label(best, self._axes)}
+        tags = {"study": self._name, "variant": str(best.get("variant")), "label": told["best_variant"]}
+        try:
+            uri = keep_model(self._mlflow(), self._experiment_id, run.id, self._store, chosen, tags)
+        except UserError as error:
+            _log.warning("the best trial's model is not in MLflow: %s", error)
+            self._parent().log(tags={**told, "model": f"none: {error}"[:5000]})
+            return None
+        self._parent().log(tags={**told, "model": uri})
+        return uri
+
+    @_guarded
     def attach_report(self, path: str | Path) -> None:
         """The report's files, as artifacts ``report/…`` of the parent run.
 
@@ -217,7 +253,7 @@ class Tracker:
             if experiment.tags.get(key) != value:
                 self._mlflow().set_experiment_tag(self._experiment_id, key, value)
         parent.reopen()
-        parent.log(tags={"status": "running", **({_NOTE: self._description} if self._description else {})})
+        parent.log(tags={"status": "running", **({NOTE: self._description} if self._description else {})})
         self._mlflow().log_text(parent.id, self._study_text or "", "study.yaml")
 
     @_guarded
@@ -244,7 +280,7 @@ class Tracker:
             raise RuntimeError("call open(study_text) first")
         if self._runs is None:
             client = self._mlflow()
-            self._experiment_id = self._experiment(client)
+            self._experiment_id = find_or_create_experiment(client, self.uri, self._store, self._name, self._description)
             runs: dict[tuple[str, str], Run] = {}
             token: str | None = None
             while True:
@@ -257,28 +293,6 @@ class Tracker:
                     break
             self._runs = runs
         return self._runs
-
-    def _experiment(self, client: MlflowClient) -> str:
-        """The experiment's id; created where it is absent."""
-        found = client.get_experiment_by_name(self._name)
-        if found is None:
-            location = None  # a server has a root of its own
-            if is_database(self.uri):
-                folder = f"mlartifacts/{self._name}"
-                if self._store.is_local:
-                    location = Path(self._store.path(folder)).as_uri()
-                else:
-                    location = f"{self._store.location.partition('?')[0]}/{folder}"
-            tags = {_EXPERIMENT_KIND: "custom_model_development"}
-            if self._description:
-                tags[_NOTE] = self._description
-            return str(client.create_experiment(self._name, artifact_location=location, tags=tags))
-        if found.lifecycle_stage != "active":
-            raise UserError(
-                f"the experiment '{self._name}' was deleted in MLflow. Restore it (mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}) or give the study another name."
-            )
-        return str(found.experiment_id)
 
     def _parent(self) -> Run:
         return self._find_or_create("study", self._name, self._name, {"study": self._name})

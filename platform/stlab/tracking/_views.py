@@ -26,7 +26,7 @@ _SHARED_TAGS = ("weights", "synthetic", "leaks")
 def view_tags(axes: Iterable[str] = ()) -> dict[str, str]:
     """Tags of the experiment: the views "Variants" and "Trials", best test RMSE first, a column an axis."""
     params = [_column("params", axis) for axis in axes]
-    trials = [_column("tags", name) for name in ("variant", "seed", "status")]
+    trials = [_column("tags", name) for name in ("variant", "seed", "status", "best")]
     shared = [_column("tags", name) for name in _SHARED_TAGS]
     return {
         f"{_PREFIX}variants": _view("Variants", "summary", [*_metrics(_SUMMARY_METRICS), *shared]),

@@ -1,0 +1,177 @@
+"""A trial's model in MLflow: a pyfunc with a signature, loaded by stlab itself, nothing pickled."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stlab import __version__
+from stlab.errors import ModelError
+from stlab.results import Store, TrialDirectory
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+    from mlflow.tracking import MlflowClient
+
+    from stlab.inference import TrainedForecaster
+
+NAME = "model"
+"""The model's name within its run: ``runs:/<run id>/model``."""
+
+_LOADER = "stlab.tracking.pyfunc"
+_TRIAL = "trial_id"
+_METRICS = ("val_rmse", "val_mae", "test_rmse", "test_mae", "test_mape")
+_CHECKED_WINDOWS = 4
+# What a forecast is computed with.
+_NEEDED = (
+    "torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas", "pyarrow",
+    "pydantic", "pyyaml",
+)  # fmt: skip
+
+# Of the forecasts' spread: the same arithmetic on another number of threads, or bf16 on another device.
+_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1}
+
+
+def keep_model(client: MlflowClient, experiment_id: str, run_id: str, store: Store, trial_id: str, tags: Mapping[str, str]) -> str:
+    """The URI of a trial's model, ``models:/m-…``; logged where it is not there yet.
+
+    Raises:
+        UserError: see :func:`log_model`.
+    """
+    model = find_model(client, experiment_id, trial_id) or log_model(client, experiment_id, run_id, store, trial_id, tags)
+    return f"models:/{model.model_id}"
+
+
+def find_model(client: MlflowClient, experiment_id: str, trial_id: str) -> LoggedModel | None:
+    """The trial's model, whole; what is left of one that was not uploaded to its end is deleted."""
+    found = None
+    for model in _models(client, experiment_id):
+        if model.tags.get(_TRIAL) != trial_id:
+            continue
+        if str(model.status) == "READY":
+            found = model
+        else:
+            client.delete_logged_model(model.model_id)
+    return found
+
+
+def _models(client: MlflowClient, experiment_id: str) -> Iterator[LoggedModel]:
+    token: str | None = None
+    while True:
+        page = client.search_logged_models([experiment_id], filter_string=f"name = '{NAME}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def log_model(client: MlflowClient, experiment_id: str, run_id: str, store: Store, trial_id: str, tags: Mapping[str, str]) -> LoggedModel:
+    """Upload the selected checkpoint of a trial as a model of its run.
+
+    Raises:
+        UserError: the checkpoint cannot be made a forecaster: its data is gone, or it needs readings from before its history.
+        ModelError: the forecaster, read back, does not forecast what the trial did.
+    """
+    import mlflow.pyfunc
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    from stlab.inference import load_saved, load_trial
+
+    forecaster = load_trial(store, trial_id)
+    with tempfile.TemporaryDirectory(prefix="stlab-model-") as folder:
+        saved, whole = Path(folder, "forecaster"), Path(folder, "model")
+        forecaster.save(saved)
+        _check(load_saved(saved), store, trial_id)
+        model = client.create_logged_model(
+            experiment_id, NAME, source_run_id=run_id, tags={**tags, _TRIAL: trial_id}, model_type=str(forecaster.facts.model["name"])
+        )
+        try:
+            described = Model(artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id)
+            mlflow.pyfunc.save_model(
+                str(whole), loader_module=_LOADER, data_path=str(saved), mlflow_model=described,
+                signature=signature(forecaster), pip_requirements=requirements(),
+            )  # fmt: skip
+            client.log_model_artifacts(model.model_id, str(whole))
+        except BaseException:
+            client.finalize_logged_model(model.model_id, "FAILED")
+            raise
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    _log_metrics(client, run_id, model.model_id)
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
+    """Forecast some test windows again from the saved folder alone, and hold that against what the trial kept of them."""
+    import numpy as np
+    import torch
+
+    from stlab.spec import DataSpec
+    from stlab.training.trial import dataset_for
+
+    directory = TrialDirectory(store, trial_id)
+    table = directory.read_predictions()
+    if table is None:
+        return
+    window = table["window"].to_numpy()
+    numbers = np.unique(window)
+    chosen = numbers[np.linspace(0, len(numbers) - 1, min(_CHECKED_WINDOWS, len(numbers))).astype(int)]
+    kept = table.filter(np.isin(window, chosen)).sort_by([("window", "ascending"), ("horizon", "ascending")])
+    shape = (len(chosen), *forecaster.forecast_shape)
+    expected = np.stack(kept["forecast"].to_numpy(zero_copy_only=False)).reshape(shape)
+    dataset = dataset_for(DataSpec(**(directory.read("trial.json") or {})["data"]))
+    windows = dataset.windows("test")
+    positions = torch.from_numpy(np.searchsorted(windows.starts.numpy(), chosen))
+    history = dataset.scaler.inverse(windows.gather(positions).history).numpy()
+    times = windows.times(positions)
+    step = forecaster.facts.step_seconds
+    start = None if times is None or step is None else times[:, 0] - forecaster.facts.info.history * np.timedelta64(step, "s")
+    worst = float(np.abs(forecaster.predict(history, start) - expected).max())
+    allowed = _TOLERANCE.get(forecaster.facts.precision, 1e-1) * max(dataset.scaler.spread, float(expected.std()))
+    if not worst <= allowed:
+        raise ModelError(
+            f"trial {trial_id}: the exported model differs from the trial's own forecasts by up to {worst:.3g}, in the data's unit. "
+            "It was trained by another version of the code, perhaps."
+        )
+
+
+def signature(forecaster: TrainedForecaster) -> ModelSignature:
+    """History in, forecast out, float32 in the data's unit; where the model needs it, the time at which each history begins.
+
+    Without that the input is one array (−1, P, *S); with it a mapping of two, ``history`` and ``start`` (−1,), seconds since 1970.
+    """
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    real = np.dtype("float32")
+    history, forecast = (-1, *forecaster.history_shape), (-1, *forecaster.forecast_shape)
+    inputs = [TensorSpec(real, history)]
+    if forecaster.needs_start:
+        inputs = [TensorSpec(real, history, "history"), TensorSpec(np.dtype("int64"), (-1,), "start")]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(real, forecast)]))
+
+
+def requirements() -> list[str]:
+    """stlab and what a forecast is computed with, each at the version that runs here."""
+    from packaging.version import Version
+
+    # A build's own suffix (+cu128, +cpu) is not on PyPI.
+    return [f"stlab=={__version__}", *(f"{name}=={Version(metadata.version(name)).public}" for name in _NEEDED)]
+
+
+def _log_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """The trial's figures beside the model; at the time they were logged with, so that the run has them once."""
+    from mlflow.entities import Metric
+
+    known = client.get_run(run_id).data.metrics
+    metrics = []
+    for name in _METRICS:
+        for metric in client.get_metric_history(run_id, name)[-1:] if name in known else ():
+            metrics.append(Metric(name, metric.value, metric.timestamp, metric.step, run_id=run_id, model_id=model_id))
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)

@@ -1,0 +1,36 @@
+"""What MLflow calls to load a model that stlab has logged. Imports no MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stlab.inference import TrainedForecaster, load_saved
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class PyfuncForecaster:
+    """A forecaster by MLflow's rules: an array of histories, or a mapping ``history``, ``start``."""
+
+    def __init__(self, forecaster: TrainedForecaster) -> None:
+        self.forecaster = forecaster
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
+        """(B, P, *S), or ``{"history": (B, P, *S), "start": (B,) seconds since 1970, local time}`` → (B, Q, *S).
+
+        Raises:
+            DataError: see :meth:`stlab.inference.TrainedForecaster.predict`.
+        """
+        import numpy as np
+
+        if not isinstance(model_input, Mapping):
+            return self.forecaster.predict(model_input)
+        start = model_input.get("start")
+        times = None if start is None else np.asarray(start, dtype=np.int64).astype("datetime64[s]")
+        return self.forecaster.predict(model_input["history"], times)
+
+
+def _load_pyfunc(path: str) -> PyfuncForecaster:
+    return PyfuncForecaster(load_saved(path))
