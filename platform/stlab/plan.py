@@ -21,7 +21,7 @@ from stlab.identity import absolute, code_hash, library_versions, trial_id
 from stlab.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.study_errors import Problem, explain, problem, study_error
 from stlab.study_paper import paper_problems
-from stlab.study_source import SECTIONS, StudySource, flatten_overrides
+from stlab.study_source import SECTIONS, StudySource, did_you_mean, flatten_overrides
 from stmodels.baselines.config import BASELINES
 from stmodels.errors import ConfigError
 
@@ -130,7 +130,7 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
 
     study = with_ablation(study, source)
     specs, problems = _resolve(study, source)
-    problems += paper_problems(study, source)
+    problems += paper_problems(study, source) + _unknown_reference(study, source)
     if problems:
         raise study_error(problems)
     trials = [_planned(spec, facts_of(spec.data)) for spec in specs]
@@ -307,6 +307,14 @@ def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> l
     except ConfigError as error:
         return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
     return []
+
+
+def _unknown_reference(study: StudySpec, source: StudySource | None) -> list[Problem]:
+    if study.reference is None or study.reference in study.variants:
+        return []
+    hint = did_you_mean(study.reference, list(study.variants))
+    message = f"there is no variant {study.reference!r} to compare with.{hint} There are: {', '.join(study.variants)}."
+    return [problem(message, ("reference",), source)]
 
 
 def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:

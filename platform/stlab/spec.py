@@ -351,6 +351,8 @@ class StudySpec(Spec):
     """Fields that Optuna chooses, for every variant. With it the first seed searches; the others train what is selected."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Every variant is run with each."""
+    reference: str | None = None
+    """The variant that all others are compared with, seed by seed. Unset: `full` where there is one, else the first."""
     baselines: list[str] | None = None
     """Reference forecasts that stand in the table. Unset: every one the data allows."""
     paper: PaperSpec | None = None

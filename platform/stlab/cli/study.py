@@ -87,12 +87,14 @@ def run(
 def _say_outcome(
     console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
 ) -> None:
-    from stlab.report import terminal_table
+    from stlab.report import compare, terminal_table
     from stlab.results import Store, TrialDirectory
 
     console.print()
-    console.print(terminal_table(outcome.rows, list(outcome.plan.study.axes), console.width))
     study = outcome.plan.study
+    axes = list(study.axes)
+    compared = compare(outcome.rows, axes, study.model_dump(mode="json"), Store(storage))
+    console.print(terminal_table(outcome.rows, axes, console.width, compared))
     say_paper(console, Store(storage), outcome.rows, study.model_dump(mode="json"), list(study.axes))
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
@@ -219,7 +221,7 @@ def report(
     """Write a study's report again from its directories; of several studies, one page with their trials together."""
     import yaml
 
-    from stlab.report import terminal_table, write_report
+    from stlab.report import compare, terminal_table, write_report
     from stlab.results import Store, StudyDirectory
     from stlab.study_file import load_study_source
 
@@ -232,8 +234,9 @@ def report(
     rows = StudyDirectory(store, name).read_trials().to_pylist()
     path = write_report(store, name)
     console = console_for_output()
-    console.print(terminal_table(rows, width=console.width))
     study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")
+    compared = compare(rows, None, study, store)
+    console.print(terminal_table(rows, width=console.width, comparisons=compared))
     say_paper(console, store, rows, study, list(study.get("axes") or []) or None)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 

@@ -3,14 +3,17 @@
 Slow imports (matplotlib, pandas, scipy, jinja2) wait until they are used.
 """
 
+from stlab.report.comparisons import Comparison, compare
 from stlab.report.page import report_figures, write_report
 from stlab.report.statistics import Interval, Summary, summarise
 from stlab.report.tables import ablation_table, terminal_table, to_latex
 
 __all__ = [
+    "Comparison",
     "Interval",
     "Summary",
     "ablation_table",
+    "compare",
     "report_figures",
     "summarise",
     "terminal_table",

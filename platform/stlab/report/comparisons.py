@@ -115,7 +115,8 @@ def compare(
         ProtocolMismatch: the rows were made by different protocols.
         UserError: the study's reference is none of its variants.
     """
-    rows, lines = list(rows), summarise(rows, axes)
+    rows = [row for row in rows if not row.get("searched")]
+    lines = summarise(rows, axes)
     held = references(lines, study)
     pairs = [(line, held[line.label]) for line in lines if line.label in held]
     return compare_lines(rows, pairs, store)
@@ -167,15 +168,6 @@ def references(lines: Sequence[Summary], study: Mapping[str, Any] | None = None)
         return {label: line for label, line in beside.items() if line is not None}
     middle = _same_point(variants, _base_values(study, variants)) or next(iter(variants), None)
     return {line.label: middle for line in variants if middle is not None and line is not middle}
-
-
-def reference_title(lines: Sequence[Summary], study: Mapping[str, Any] | None = None) -> str:
-    """The title of the column of differences: ``vs full``, or ``vs flow_loss_weight=0.5`` along an axis."""
-    held = list(references(lines, study).values())
-    if not held:
-        return "vs –"
-    several = len({line.variant for line in lines if not line.baseline}) > 1
-    return f"vs {held[0].variant}" if several else f"vs {held[0].label.partition(' · ')[2] or held[0].label}"
 
 
 def _same_point(lines: Sequence[Summary], values: Mapping[str, Any]) -> Summary | None:

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stlab.report import wording
+from stlab.report import comparison_words, wording
+from stlab.report.comparisons import Comparison, compare
 from stlab.report.forecast import beside_forecast
 from stlab.report.paper import beside_paper
 from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame, paper_latex
@@ -19,6 +20,7 @@ from stlab.report.tables import (
     against_title,
     has_mape,
     has_missing,
+    reference_label,
     table_decimals,
     to_latex,
 )
@@ -65,15 +67,17 @@ def write_report(
     for picture in pictures.made:
         for kind in ("png", "pdf"):
             store.write(directory.report_path(f"figures/{picture.name}.{kind}"), render(picture.figure, kind))
-    store.write(directory.report_path("tables/ablation.csv"), ablation_table(rows, axes).to_csv(index=False).encode())
-    store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes).encode())
+    compared = compare(rows, axes, study, store)
+    table = ablation_table(rows, axes, compared)
+    store.write(directory.report_path("tables/ablation.csv"), table.to_csv(index=False).encode())
+    store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes, compared).encode())
     papers = beside_paper(store, rows, study, axes)
     for one in papers:
         stem = directory.report_path(f"tables/paper_{one.table}")
         store.write(f"{stem}.csv", paper_frame(one).to_csv(index=False).encode())
         store.write(f"{stem}.tex", paper_latex(one).encode())
         store.write(f"{stem}_coverage.csv", coverage_frame(one).to_csv(index=False).encode())
-    content = _content(store, name, rows, lines, pictures, {"text": text, **study}, list(notes))
+    content = _content(store, name, rows, lines, compared, pictures, {"text": text, **study}, list(notes))
     page = _render({**content, "papers": [paper_content(one) for one in papers]})
     store.write(directory.report_path(), page.encode())
     relative = directory.report_path()
@@ -121,6 +125,7 @@ def _content(
     name: str,
     rows: Sequence[Row],
     lines: Sequence[Summary],
+    compared: Sequence[Comparison],
     pictures: Pictures,
     study: Mapping[str, Any],
     notes: Sequence[str],
@@ -136,7 +141,8 @@ def _content(
         "counts": _counts(rows),
         "caveats": wording.caveats(rows, protocol),
         "headline": wording.headline(lines),
-        "table": _table(lines),
+        "table": _table(lines, compared),
+        "versus": _versus(lines, compared),
         "extent": "horizons and nodes" if protocol.get("family") == "sensors" else "horizons, cells and channels",
         "has_mape": has_mape(lines),
         "has_missing": has_missing(lines),
@@ -193,8 +199,17 @@ def _version_notes(rows: Sequence[Row]) -> list[str]:
     return [f"These trials were made by {len(versions)} versions of the code."] if len(versions) > 1 else []
 
 
-def _table(lines: Sequence[Summary]) -> list[dict[str, Any]]:
+def _versus(lines: Sequence[Summary], compared: Sequence[Comparison]) -> dict[str, Any]:
+    """The column of differences from the reference: its title, its legend, and a sentence a variant; empty without one."""
+    name = reference_label(compared)
+    legend = comparison_words.legend(compared, f"vs {name}", name)
+    told = comparison_words.tell(compared, table_decimals(lines))
+    return {"name": name, "legend": legend, "told": told} if legend else {}
+
+
+def _table(lines: Sequence[Summary], compared: Sequence[Comparison]) -> list[dict[str, Any]]:
     digits, best, best_mae = table_decimals(lines), best_variant(lines), lowest_mae(lines)
+    held = {one.label: one for one in compared}
     return [
         {
             "label": line.label,
@@ -210,6 +225,8 @@ def _table(lines: Sequence[Summary]) -> list[dict[str, Any]]:
             "val_rmse": wording.number(line.val_rmse, digits),
             "trainable": wording.count(line.trainable_params),
             "against": (against := against_anchor(line, lines)),
+            "versus": comparison_words.cell(held.get(line.label), digits),
+            "versus_verdict": comparison_words.verdict(held.get(line.label)),
             "verdict": {"−": "better", "+": "worse"}.get(against[0], ""),
         }
         for line in lines

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from stlab.report import figures, node_figures
+from stlab.report.axis_curves import axis_panel, numeric_axes
+from stlab.report.axis_figures import axis_caption, axis_figure, axis_name
 from stlab.report.predictions import Predictions, describe_cell, read_predictions
 from stlab.report.statistics import (
     Row,
@@ -52,6 +54,7 @@ class Pictures:
 def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Pictures:
     """All figures of a study."""
     found = Pictures()
+    _axes(store, rows, lines, found)
     _horizon(store, lines, found)
     _learning(store, rows, lines, found)
     _forecasts(store, rows, lines, found)
@@ -59,6 +62,17 @@ def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Picture
     for reason in found.left_out:
         _log.info("report: %s", reason)
     return found
+
+
+def _axes(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+    for path in numeric_axes(lines):
+        panel = axis_panel(store, rows, lines, path)
+        if panel is None:
+            found.left_out.append(f"No curve along {path}: no variant has been tested at three of its values.")
+            continue
+        name = f"along_{path.replace('.', '_')}"
+        caption, figure = axis_caption(path, [panel]), axis_figure(path, [panel])
+        found.made.append(Picture(name, f"Along {axis_name(path)}", caption, figure))
 
 
 def _shown(lines: Sequence[Summary]) -> list[Summary]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from stlab.report import comparison_words
+from stlab.report.comparisons import Comparison, compare
 from stlab.report.statistics import (
     Interval,
     Row,
@@ -39,17 +41,26 @@ def escape_latex(text: str) -> str:
     return text.translate(_LATEX)
 
 
-def ablation_table(rows: Iterable[Row], axes: Sequence[str] | None = None) -> pd.DataFrame:
+def ablation_table(
+    rows: Iterable[Row], axes: Sequence[str] | None = None, comparisons: Sequence[Comparison] | None = None
+) -> pd.DataFrame:
     """One line a variant × axis values, then the baselines; numbers in full precision.
 
-    Columns ``*_ci95`` are half widths of 95 % Student-t intervals, ``*_sd`` sample standard deviations.
+    Columns ``*_ci95`` are half widths of 95 % Student-t intervals, ``*_sd`` sample standard deviations; ``diff_*`` the paired
+    differences from ``reference`` with interval, p, p after Holm's correction, Cohen's d_z and Hedges' g.
+
+    Args:
+        comparisons: of the lines with their references. Unset: over seeds, with the default reference.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
     """
     import pandas as pd
 
-    return pd.DataFrame([_record(line) for line in summarise(rows, axes)])
+    rows = list(rows)
+    found = {one.label: one for one in (compare(rows, axes) if comparisons is None else comparisons)}
+    records = [_record(line) | comparison_words.record(found.get(line.label)) for line in summarise(rows, axes)]
+    return pd.DataFrame(records)
 
 
 def _record(line: Summary) -> dict[str, object]:
@@ -73,8 +84,12 @@ def _record(line: Summary) -> dict[str, object]:
     return record
 
 
-def to_latex(rows: Iterable[Row], axes: Sequence[str] | None = None) -> str:
+def to_latex(
+    rows: Iterable[Row], axes: Sequence[str] | None = None, comparisons: Sequence[Comparison] | None = None
+) -> str:
     """A ``table`` environment (needs booktabs): mean $\\pm$ 95 % interval over seeds, the best variant in bold.
+
+    An asterisk marks test errors that are distinguishable from the reference's; ``comparisons`` as for ``ablation_table``.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
@@ -82,34 +97,36 @@ def to_latex(rows: Iterable[Row], axes: Sequence[str] | None = None) -> str:
     rows = list(rows)
     lines = summarise(rows, axes)
     digits = table_decimals(lines)
-    body = [_latex_line(line, digits, lines) for line in lines if not line.baseline]
+    compared = compare(rows, axes) if comparisons is None else comparisons
+    marks = {one.label: one.mark for one in compared}
+    body = [_latex_line(line, digits, lines, marks.get(line.label, "")) for line in lines if not line.baseline]
     baselines = [_latex_line(line, digits, lines) for line in lines if line.baseline]
     if body and baselines:
         body.append(r"\midrule")
     mape = has_mape(lines)
     columns = rf"\begin{{tabular}}{{lr{'cccc' if mape else 'ccc'}cr}}"
-    opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines)}}}", columns]
+    opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines, compared)}}}", columns]
     percent = r" & Test MAPE, \%" if mape else ""
     header = rf"Variant & Seeds & Test RMSE & Test MAE{percent} & Val.\ RMSE & Trainable & Time \\"
     closing = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join([*opening, r"\toprule", header, r"\midrule", *body, *baselines, *closing])
 
 
-def _latex_line(line: Summary, digits: int, lines: Sequence[Summary]) -> str:
+def _latex_line(line: Summary, digits: int, lines: Sequence[Summary], mark: str = "") -> str:
     bold = line.test_rmse is not None and line is best_variant(lines)
     label = escape_latex(line.label)
     cells = [rf"\textbf{{{label}}}" if bold else label, escape_latex(seeds(line))]
     measured = [(line.test_rmse, digits, bold), (line.test_mae, digits, line is lowest_mae(lines))]
     measured += [(line.test_mape, 2, False)] if has_mape(lines) else []
     for value, places, best in (*measured, (line.val_rmse, digits, False)):
-        text = number(value, places, r" \pm ")
+        text = number(value, places, r" \pm ") + (f"^{{{mark}}}" if mark and value is line.test_rmse else "")
         cells.append("--" if value is None else rf"$\mathbf{{{text}}}$" if best else f"${text}$")
     cells += [count(line.trainable_params), duration(line.seconds)]
     return " & ".join("--" if cell == "–" else cell for cell in cells) + r" \\"
 
 
-def caption(rows: Sequence[Row], lines: Sequence[Summary]) -> str:
-    """The LaTeX caption: data set, protocol, seeds, and every caveat."""
+def caption(rows: Sequence[Row], lines: Sequence[Summary], comparisons: Sequence[Comparison] = ()) -> str:
+    """The LaTeX caption: data set, protocol, seeds, what the asterisk means, and every caveat."""
     protocol = single_protocol(rows)
     names = list(dict.fromkeys(str(row["dataset"]) for row in rows if row.get("dataset")))
     used = sorted({row["seed"] for row in rows if not row.get("baseline") and row.get("seed") is not None})
@@ -118,6 +135,13 @@ def caption(rows: Sequence[Row], lines: Sequence[Summary]) -> str:
     told = rf"Mean $\pm$ 95\,\% Student-$t$ interval over {over}" if intervals else f"Mean over {over}, no intervals"
     where = f"{', '.join(names) or 'an unnamed data set'} ({protocol_words(protocol)})"
     sentences = [headline(lines), *(caveat.sentence for caveat in caveats(rows, protocol))]
+    if any(one.rmse for one in comparisons):
+        family = max(one.family for one in comparisons)
+        over = "seeds" if comparisons[0].over == "seeds" else "blocks of test windows, one seed"
+        sentences[:0] = [
+            f"Asterisk: test RMSE distinguishable from {comparisons[0].reference}'s, paired t-test over {over}, p < 0.05 after "
+            f"Holm's correction over {family}."
+        ]
     return " ".join(
         [
             f"Forecast errors on {escape_latex(where)}, in data units.",
@@ -144,11 +168,16 @@ def table_decimals(lines: Sequence[Summary]) -> int:
     return decimals(value.mean for line in lines for value in (line.test_rmse, line.val_rmse) if value)
 
 
-def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width: int = 100) -> Table:
+def terminal_table(
+    rows: Iterable[Row],
+    axes: Sequence[str] | None = None,
+    width: int = 100,
+    comparisons: Sequence[Comparison] | None = None,
+) -> Table:
     """The table for a terminal of ``width`` columns; where they are few, parameters, MAPE and validation error are
     left out.
 
-    Caveats and the verdict stand in its caption.
+    Caveats, the verdict and what the asterisk means stand in its caption; ``comparisons`` as for ``ablation_table``.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
@@ -160,15 +189,20 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
     rows = list(rows)
     lines = summarise(rows, axes)
     best, digits = best_variant(lines), table_decimals(lines)
-    notes = [headline(lines), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
+    compared = {one.label: one for one in (compare(rows, axes) if comparisons is None else comparisons)}
+    name = reference_label(list(compared.values()))
+    versus = f"vs {name}" if len(name) <= 10 else "vs ref."
+    legend = comparison_words.legend(list(compared.values()), versus, name)
+    notes = [headline(lines), *([legend] if legend else []), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
     told = Text("\n".join(notes))
     table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     is_wide = width >= 96
     errors = {"test_rmse": "test RMSE", "test_mae": "test MAE"} | ({"val_rmse": "val RMSE"} if is_wide else {})
     table.add_column("variant", min_width=18, overflow="fold")
-    percent = ["MAPE, %"] if width >= 106 and has_mape(lines) else []
-    size = ["params"] if is_wide and (not percent or width >= 124) else []
-    for title in ("seeds", *errors.values(), *percent, *size, "time", against_title(lines)):
+    percent = ["MAPE, %"] if width >= (122 if legend else 106) and has_mape(lines) else []
+    size = ["params"] if is_wide and (not percent or width >= 124) and (not legend or width >= 110) else []
+    time = ["time"] if not legend or width >= 88 else []
+    for title in ("seeds", *errors.values(), *percent, *size, *time, against_title(lines), *([versus] if legend else [])):
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
         measured = [number(getattr(line, name), digits) for name in errors]
@@ -176,11 +210,23 @@ def terminal_table(rows: Iterable[Row], axes: Sequence[str] | None = None, width
         cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
         cells += [number(line.test_mape, 2)] if percent else []
         cells += [count(line.trainable_params)] if size else []
-        cells += [duration(line.seconds), against_anchor(line, lines)]
+        cells += [duration(line.seconds)] if time else []
+        cells += [against_anchor(line, lines)]
+        cells += [comparison_words.cell(compared.get(line.label), digits, short=width < 136)] if legend else []
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None
         table.add_row(*(Text(cell) for cell in cells), style=style, end_section=ends)
     return table
+
+
+def reference_label(comparisons: Sequence[Comparison]) -> str:
+    """What the column of differences is held against, in a word."""
+    names = list(dict.fromkeys(one.reference for one in comparisons))
+    if not names:
+        return "–"
+    variant, _, point = names[0].partition(" · ")
+    # Variants are held against one variant, at each point of the axes its own; a variant alone against one point of its axes.
+    return point or variant if len(names) == 1 else variant
 
 
 def against_title(lines: Sequence[Summary]) -> str:

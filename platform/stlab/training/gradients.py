@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def term_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], share: float) -> dict[str, Tensor]:
+def term_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], share: float | Tensor) -> dict[str, Tensor]:
     """``grad_norm.<term>``: the L2 norm of each term's gradient, unweighted and not clipped, over all workers of the trial.
 
     Neither ``parameter.grad`` nor the graph is changed: a backward pass of the whole loss may follow. Under DDP its hooks stay silent.

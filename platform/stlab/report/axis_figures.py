@@ -1,0 +1,199 @@
+"""Test error along a numeric axis, with the range that cannot be told from the best, and the loss terms' gradient norms below it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from stlab.report.axis_curves import AxisCurve, AxisPanel
+from stlab.report.figures import MAX_LINES
+from stlab.report.style import PALETTE, baseline_style, legend_label, line_style, paper_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SYMBOLS = {"train.flow_loss_weight": "λ"}
+_WIDE = 8  # largest over smallest positive value from which on an axis is logarithmic
+_FAR = 1.5  # a baseline whose error is more than this many times the curves' largest (or that much below) would flatten them
+
+
+def axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
+    """A panel a data set: mean test RMSE by value, the band its 95 % interval, seeds as points, a star at the best by validation.
+
+    The range that is not distinguishable from the best is shaded, of several variants a bar below each other. Values that span much are set
+    logarithmically, with 0 at a tick of its own beyond a break. Below: gradient norms of the loss terms, where they were measured.
+    """
+    from matplotlib.figure import Figure
+
+    with paper_style():
+        below = any(curve.norms for panel in panels for curve in panel.curves)
+        width = 1.6 + 3.4 * len(panels) if len(panels) > 1 else 6.4
+        figure = Figure(figsize=(width, 4.9 if below else 3.2), layout="constrained")
+        shape: dict[str, Any] = {"height_ratios": (3, 2)} if below else {}
+        grid = figure.subplots(2 if below else 1, len(panels), squeeze=False, sharex="col", **shape)
+        for column, panel in enumerate(panels):
+            _errors(grid[0, column], panel, alone=len(panels) == 1)
+            _scale(grid[-1, column], [point.value for curve in panel.curves for point in curve.points])
+            if below:
+                _norms(grid[1, column], path, norm_curve(panel))
+            grid[-1, column].set_xlabel(axis_name(path) if len(panels) == 1 else _SYMBOLS.get(path, path))
+        grid[0, 0].set_ylabel("test RMSE (data unit)")
+        if below:
+            grid[1, 0].set_ylabel("gradient norm")
+        places: tuple[Literal["outside right upper", "outside right lower"], ...] = ("outside right upper", "outside right lower")
+        for row, place in zip(grid, places, strict=False):
+            entries = {label: handle for axes in row for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+            figure.legend(list(entries.values()), list(entries), loc=place)
+        return figure
+
+
+def axis_name(path: str) -> str:
+    """The axis in a word: its symbol where it has one."""
+    return f"{_SYMBOLS[path]} ({path})" if path in _SYMBOLS else path
+
+
+def axis_caption(path: str, panels: Sequence[AxisPanel]) -> str:
+    """What the figure shows, and what it says, in words."""
+    several = [f"{panel.title}: " if len(panels) > 1 else "" for panel in panels]
+    told = [f"{where}{_told(curve, path)}" for where, panel in zip(several, panels, strict=True) for curve in panel.curves]
+    curves = [curve for panel in panels for curve in panel.curves]
+    points = any(point.rmse.half_width is not None for curve in curves for point in curve.points)
+    text = f"Test RMSE along {axis_name(path)}: mean over seeds" if points else f"Test RMSE along {axis_name(path)}, one seed"
+    text += ", band its 95 % interval (Student t), points the seeds" if points else ""
+    text += f"; star: the lowest mean validation RMSE.{_shown(panels)} {'; '.join(told)}."
+    over = "blocks of test windows of the one seed" if any(curve.over == "blocks" for curve in curves) else "seeds"
+    if any(curve.span for curve in curves):
+        text += f" Told apart by paired t-tests over {over}, p < 0.05 after Holm's correction over a curve's values;"
+        text += " bands may overlap where pairs differ." if over == "seeds" else " this says nothing about other seeds."
+    text += "".join(f" {far}" for panel in panels if (far := _far_anchor(panel)))
+    named = [curve for panel in panels if (curve := norm_curve(panel))]
+    if named:
+        text += f" Below: norm of each loss term's gradient on an epoch's first batch ({named[0].label}), unweighted, "
+        text += "mean over the last third of epochs and over seeds; dashed: times its weight."
+    return text
+
+
+def norm_curve(panel: AxisPanel) -> AxisCurve | None:
+    """The curve whose gradient norms are shown: the first that has any."""
+    return next((curve for curve in panel.curves if curve.norms), None)
+
+
+def _told(curve: AxisCurve, path: str) -> str:
+    symbol = _SYMBOLS.get(path, path.rpartition(".")[2])
+    said = f"{curve.label}: best at {symbol} = {curve.best:g}"
+    if curve.span is None:
+        return f"{said}; too few pairs to say what differs from it"
+    low, high = curve.span
+    if low == high:
+        return f"{said}; its neighbours differ from it, or cannot be compared"
+    if not curve.apart:
+        whole = (low, high) == (curve.points[0].value, curve.points[-1].value)
+        return f"{said}; none of the values can be told from it" if whole else f"{said}, not distinguishable from {low:g} to {high:g}"
+    return f"{said}, not distinguishable from {low:g} to {high:g}; distinguishable: {', '.join(f'{v:g}' for v in curve.apart)}"
+
+
+def _shown(panels: Sequence[AxisPanel]) -> str:
+    lines = max(len(panel.curves) for panel in panels)
+    mark = " Shaded" if lines == 1 else " Bars at the foot"
+    told = f"{mark}: values that cannot be told from it." if any(c.span for p in panels for c in p.curves) else ""
+    return told + (f" The first {MAX_LINES} of {lines} curves." if lines > MAX_LINES else "")
+
+
+def _errors(axes: Axes, panel: AxisPanel, alone: bool) -> None:
+    curves = panel.curves[:MAX_LINES]
+    for index, curve in enumerate(curves):
+        _draw(axes, curve, line_style(index), index if len(curves) > 1 else None)
+    if panel.anchor and not _far_anchor(panel):
+        name, points = panel.anchor
+        style = baseline_style(0)
+        if len({error for _, error in points}) == 1:
+            axes.axhline(points[0][1], label=legend_label(name), **style)
+        else:
+            axes.plot(*zip(*points, strict=True), label=legend_label(name), **style)
+    if not alone:
+        axes.set_title(panel.title)
+
+
+def _draw(axes: Axes, curve: AxisCurve, style: dict[str, Any], bar: int | None) -> None:
+    """``bar``: which of several curves; None for the only one, whose range is shaded."""
+    values = [point.value for point in curve.points]
+    means = [point.rmse.mean for point in curve.points]
+    color = style["color"]
+    axes.plot(values, means, label=legend_label(curve.label), markersize=4, **style)
+    banded = [(point.value, point.rmse.mean, point.rmse.half_width) for point in curve.points if point.rmse.half_width is not None]
+    if len(banded) > 1:
+        at, mean, half = (list(column) for column in zip(*banded, strict=True))
+        low, high = [m - h for m, h in zip(mean, half, strict=True)], [m + h for m, h in zip(mean, half, strict=True)]
+        axes.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
+    if banded:
+        at_seeds = [(point.value, error) for point in curve.points for error in point.seeds]
+        axes.plot(*zip(*at_seeds, strict=True), ".", color=color, markersize=3.5, alpha=0.6)
+    chosen = next(point for point in curve.points if point.value == curve.best)
+    axes.plot(chosen.value, chosen.rmse.mean, "*", color=color, markersize=12, markeredgecolor="white", zorder=5)
+    if curve.span and curve.span[0] < curve.span[1]:
+        if bar is None:
+            axes.axvspan(*curve.span, color=color, alpha=0.07, linewidth=0)
+        else:
+            foot = axes.get_xaxis_transform()
+            axes.plot(curve.span, [0.02 + 0.025 * bar] * 2, color=color, linewidth=2.5, transform=foot, solid_capstyle="butt")
+
+
+def _far_anchor(panel: AxisPanel) -> str:
+    """The sentence for a baseline that is left out of the picture, empty for one that is in it."""
+    if panel.anchor is None:
+        return ""
+    means = [point.rmse.mean for curve in panel.curves for point in curve.points]
+    errors = [error for _, error in panel.anchor[1]]
+    if min(errors) < _FAR * max(means) and max(errors) * _FAR > min(means):
+        return ""
+    span = f"{min(errors):.4g}" if min(errors) == max(errors) else f"{min(errors):.4g} to {max(errors):.4g}"
+    return f"Beyond the picture: {panel.anchor[0]}, {span}."
+
+
+def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
+    for index, (term, points) in enumerate(curve.norms.items() if curve else ()):
+        # Not the colours of the curves above: these are terms of one variant's loss.
+        style: dict[str, Any] = {"color": PALETTE[(index + 2) % len(PALETTE)], "markersize": 3.5}
+        axes.plot(*zip(*points, strict=True), label=f"gradient of {term}", marker="o", **style)
+        weighted = [(value, value * norm) for value, norm in points if value > 0]
+        if path == f"train.{term}_loss_weight" and weighted:
+            label = f"{_SYMBOLS.get(path, 'weight')} × that of {term}"
+            axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
+    norms = [norm for points in (curve.norms.values() if curve else ()) for _, norm in points]
+    if norms and min(norms) > 0:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axes.set_yscale("log")
+        decades = math.log10(max(norms) / min(norms))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where the positive values span much; 0 has a tick of its own, beyond a break of the axis."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    values = sorted(set(values))
+    positive = [value for value in values if value > 0]
+    if values[0] >= 0 and positive[-1] >= _WIDE * positive[0]:
+        if values[0] == 0:
+            steps = [math.log10(high / low) for low, high in pairwise(positive)]
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=1.2 * sum(steps) / len(steps))
+            _break(axes, positive[0] / 2)
+        else:
+            axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    if len(values) <= 12:
+        axes.xaxis.set_major_locator(FixedLocator(values))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _break(axes: Axes, at: float) -> None:
+    """Two slanted strokes across the axis."""
+    strokes: dict[str, Any] = {"marker": [(-1, -2), (1, 2)], "linestyle": "none", "color": "black", "markersize": 7, "clip_on": False}
+    for factor in (0.92, 1.08):
+        axes.plot([at * factor], [0], transform=axes.get_xaxis_transform(), **strokes)
