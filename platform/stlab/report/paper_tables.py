@@ -235,6 +235,7 @@ def _missing(paper: Paper, cells: Sequence[Cell]) -> list[dict[str, str]]:
 def terminal_paper(beside: Sequence[Beside]) -> list[RenderableType]:
     """What a terminal shows after a run or a report: a table a published one, its reasons and its caveat; coverage in a line."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -257,26 +258,26 @@ def terminal_paper(beside: Sequence[Beside]) -> list[RenderableType]:
             cells = [f"{f.paper or '–'} | {number(f.ours, _digits(one, f.metric))}" for f in entry.figures]
             grey = all(figure.verdict in ("not comparable", "not printed") for figure in entry.figures)
             table.add_row(*map(Text, (entry.label, *cells, _row_verdict(entry))), style="dim" if grey else None)
-        table.caption, table.caption_justify = Text("\n".join(told)), "left"
-        shown.append(table)
+        shown.append(Group(table, Text("\n".join(told))))
     return shown
 
 
 def terminal_coverage(paper: Paper, table: str, cells: Sequence[Cell]) -> RenderableType:
     """The coverage matrix for ``stlab plan``: a symbol a cell, and what is missing."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     matrix = _matrix(paper, cells)
     title = f"{paper.facts.short}, {paper.table(table).title}: {coverage_words(cells)}"
-    shown = Table("", title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("", no_wrap=True)
     for name in matrix["datasets"]:
-        shown.add_column(name, justify="center")
+        shown.add_column(name, justify="center", overflow="fold")
     for row in matrix["rows"]:
         shown.add_row(row["label"], *(cell["symbol"] for cell in row["cells"]))
     told = [", ".join(f"{SYMBOLS[state]} {MEANINGS[state]}" for state in _states(cells))]
     told += [f"{missing['what']}: {missing['why']}" for missing in _missing(paper, cells)]
     told += [paper.facts.caveat_short] if paper.facts.caveat_short else []
-    shown.caption, shown.caption_justify = Text("\n".join(told)), "left"
-    return shown
+    return Group(Text(title), shown, Text("\n".join(told)))
