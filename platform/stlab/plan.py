@@ -323,6 +323,8 @@ def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource
     problems = []
     for variant in study.variants:
         ids = tuple(trial.trial_id for trial in trials if trial.spec.variant == variant)
+        # A field that one variant searches and another fixes makes them two.
+        ids += tuple(path for path in (study.search.space if study.search else ()) if path in flatten_overrides(study.variants[variant]))
         if ids in first:
             message = (
                 f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. "

@@ -11,6 +11,7 @@ from stlab.spec import SearchSpec
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.study import Study
 
 _REDUCTION = 3  # successive halving and Hyperband: one trial in three goes on
 
@@ -45,12 +46,26 @@ def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
         return optuna.samplers.RandomSampler(seed=seed)
 
 
+def settle(sampler: BaseSampler, study: Study) -> None:
+    """Have a genetic sampler choose the parents of the generation to come before a point is asked for.
+
+    NSGA-II keeps them in the order of their ranks when it chooses them and reads them back in the order of their numbers. A search
+    that goes on after an interruption would cross other pairs than one that was left alone; read back, they are the same.
+    """
+    from optuna.samplers import BaseGASampler
+
+    if isinstance(sampler, BaseGASampler):
+        generation = 0
+        while len(sampler.get_population(study, generation)) >= sampler.population_size:
+            generation += 1
+        sampler.get_parent_population(study, generation)
+
+
 def create_pruner(search: SearchSpec, max_epochs: int) -> BasePruner:
     """The pruner of a search; a resource of successive halving and Hyperband is an epoch."""
     import optuna
 
     if search.pruner == "median":
-        # Its warm-up steps are counted from 0, epochs from 1.
         return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=search.pruner_warmup)
     least = min(search.pruner_warmup, max_epochs)
     if search.pruner == "successive_halving":

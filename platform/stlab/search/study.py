@@ -15,7 +15,7 @@ from stlab.errors import StudyError
 from stlab.plan import Arm, PlannedTrial
 from stlab.results import Store
 from stlab.search.history import Entry, History, Outcome, State
-from stlab.search.samplers import create_pruner, create_sampler
+from stlab.search.samplers import create_pruner, create_sampler, settle
 from stlab.search.space import as_params
 from stlab.spec import StudySpec
 
@@ -92,6 +92,7 @@ class ArmSearch:
         if is_new and (self._repeats >= _REPEATS or not self.history.has_budget(len(self.entries), seconds, wall_seconds)):
             return None
         self.study.sampler = create_sampler(self.search, self.name, number)
+        settle(self.study.sampler, self.study)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self.study.ask()
