@@ -146,11 +146,11 @@ def signature(forecaster: TrainedForecaster) -> ModelSignature:
     """
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
     real = np.dtype("float32")
     history, forecast = (-1, *forecaster.history_shape), (-1, *forecaster.forecast_shape)
-    inputs = [TensorSpec(real, history)]
+    inputs: list[ColSpec | TensorSpec] = [TensorSpec(real, history)]
     if forecaster.needs_start:
         inputs = [TensorSpec(real, history, "history"), TensorSpec(np.dtype("int64"), (-1,), "start")]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(real, forecast)]))
