@@ -114,8 +114,8 @@ def _check_even(times: NDArray[np.datetime64], where: str) -> None:
 
 
 def on_even_grid(
-    times: NDArray[np.datetime64], values: NDArray[np.floating], where: str
-) -> tuple[NDArray[np.datetime64], NDArray[np.floating], str]:
+    times: NDArray[np.datetime64], values: NDArray[np.float64], where: str
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], str]:
     """A table whose lines leave steps out, with a step of NaN for each of them: times, values (T, …), and what was left out.
 
     PEMS-BAY lacks the hour that the clocks skip. Where gaps are no whole steps, or more is left out than is there, the

@@ -219,7 +219,8 @@ def parallel(found: SearchResult) -> Figure:
     for row in sorted(done, key=lambda r: (bool(r["selected"]), -found.value(r))):
         places = [_place(found, path, row[f"param.{path}"]) for path in paths]
         shade = min(1.0, (found.value(row) - low) / (high - low)) if high > low else 0.0
-        style = {"color": PALETTE[1], "linewidth": 2.2} if row["selected"] else {"color": colours(shade), "linewidth": 1.0, "alpha": 0.8}
+        chosen, other = {"color": PALETTE[1], "linewidth": 2.2}, {"color": colours(shade), "linewidth": 1.0, "alpha": 0.8}
+        style: dict[str, Any] = chosen if row["selected"] else other
         axes.plot(range(len(paths) + 1), [*places, shade], **style)
     for at, path in enumerate(paths):
         axes.axvline(at, color=MUTED, linewidth=0.8)

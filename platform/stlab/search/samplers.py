@@ -54,7 +54,7 @@ def settle(sampler: BaseSampler, study: Study) -> None:
     """
     from optuna.samplers import BaseGASampler
 
-    if isinstance(sampler, BaseGASampler):
+    if isinstance(sampler, BaseGASampler) and sampler.population_size is not None:
         generation = 0
         while len(sampler.get_population(study, generation)) >= sampler.population_size:
             generation += 1
