@@ -12,11 +12,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from stlab.errors import StudyError
+from stlab.execution.search import checked
 from stlab.plan import DataFacts, Plan, make_plan
 from stlab.results import Store, TrialDirectory
 from stlab.search.history import History, State
 from stlab.search.samplers import create_sampler, settle
-from stlab.search.space import Space, as_optuna, as_params, check_space
+from stlab.search.space import Space, as_optuna, as_params
 from stlab.search.study import ArmSearch
 from stlab.search.table import Tried, importance_table, pareto, search_table
 from stlab.spec import DataSpec, Distribution
@@ -48,8 +49,7 @@ def facts(data: DataSpec) -> DataFacts:
 def planned(*overrides: str, text: str = STUDY) -> Plan:
     source = StudySource.from_text(text, "study.yaml", overrides)
     plan = make_plan(parse(source), facts, source)
-    check_space(plan.study, plan.arms, source)
-    return plan
+    return checked(plan, source)
 
 
 def searching(store: Store, plan: Plan) -> ArmSearch:
@@ -335,6 +335,20 @@ def test_the_front_and_the_importance(tmp_path: Path) -> None:
     assert table["value.val_rmse"].to_pylist() == [value_of(entry.params)[0] for entry in search.entries]
     assert [row["number"] for row in table.to_pylist() if row["selected"]] == [best.number]
     assert set(table["state"].to_pylist()) == {State.COMPLETE.value}
+
+
+def test_a_field_that_changes_nothing_is_not_searched_there() -> None:
+    variants = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt_layers: 0}}"
+    plan = planned(variants)
+    assert ["train.flow_loss_weight" in arm.fixed for arm in plan.arms] == [False, True]
+    assert [note for note in plan.notes if "w/o flow" in note] == [
+        "'w/o flow' does not search train.flow_loss_weight: it changes nothing there."
+    ]
+    with pytest.raises(StudyError, match=r"search\.space\.train\.flow_loss_weight: changes nothing in any variant"):
+        planned("model.flow=false", "model.cross_prompt_layers=0")
+    # Where the switch itself is searched, the weight counts at one of its values.
+    both = planned("model.flow=false", "model.cross_prompt_layers=0", "search.space.model.flow={categorical: [true, false]}")
+    assert both.arms[0].fixed == {}
 
 
 def test_a_point_is_the_spaces_own(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from stlab.cli.options import (
     myself,
 )
 from stlab.cli.paper import say_coverage, say_paper
+from stlab.cli.search import say_found, say_search
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +43,11 @@ def run(
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials of each search: search.max_trials.")] = None,
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
-    spec, source = load_study(study, overrides)
+    if trials is not None:
+        overrides = [*(overrides or ()), f"search.max_trials={trials}"]
     from stlab.results import Store
 
     store = Store(storage)
@@ -93,9 +96,11 @@ def _say_outcome(
     console.print()
     study = outcome.plan.study
     axes = list(study.axes)
-    compared = compare(outcome.rows, axes, study.model_dump(mode="json"), Store(storage))
-    console.print(terminal_table(outcome.rows, axes, console.width, compared))
-    say_paper(console, Store(storage), outcome.rows, study.model_dump(mode="json"), list(study.axes))
+    rows = [row for row in outcome.rows if not row.get("searched")]
+    compared = compare(rows, axes, study.model_dump(mode="json"), Store(storage))
+    console.print(terminal_table(rows, axes, console.width, compared))
+    say_found(console, Store(storage), study.name)
+    say_paper(console, Store(storage), rows, study.model_dump(mode="json"), list(study.axes))
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
@@ -194,6 +199,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
             pack_of.get(trial.trial_id, ""),
         )
     console.print(table)
+    say_search(console, plan, store)
     for note in plan.notes:
         console.print(f"[dim]note:[/] {note}", highlight=False)
     say_coverage(console, plan)
@@ -231,12 +237,13 @@ def report(
         say_joint(console_for_output(), store, names)
         return
     name = names[0]
-    rows = StudyDirectory(store, name).read_trials().to_pylist()
+    rows = [row for row in StudyDirectory(store, name).read_trials().to_pylist() if not row.get("searched")]
     path = write_report(store, name)
     console = console_for_output()
     study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")
     compared = compare(rows, None, study, store)
     console.print(terminal_table(rows, width=console.width, comparisons=compared))
+    say_found(console, store, name)
     say_paper(console, store, rows, study, list(study.get("axes") or []) or None)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 

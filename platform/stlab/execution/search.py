@@ -10,7 +10,7 @@ from typing import Any
 from stlab.plan import Arm, Plan, PlannedTrial, plan_point
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.search.history import Entry, History, Outcome, located, wall_seconds
-from stlab.search.space import Space, check_space
+from stlab.search.space import Space, check_space, without_dead_fields
 from stlab.search.table import Tried, write_search
 from stlab.spec import ResourcesSpec
 from stlab.study_source import StudySource
@@ -148,12 +148,14 @@ def _is_measured(directory: TrialDirectory) -> bool:
     return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and directory.is_tested())
 
 
-def check(plan: Plan, source: StudySource | None = None) -> None:
-    """Refuse a space that cannot be searched.
+def checked(plan: Plan, source: StudySource | None = None) -> Plan:
+    """The plan of a search with fields that change nothing left out, where they do; another study's plan as it is.
 
     Raises:
-        StudyError: all that is wrong with it.
+        StudyError: all that is wrong with the space.
     """
-    if plan.arms:
-        check_space(plan.study, plan.arms, source)
-
+    if not plan.arms:
+        return plan
+    check_space(plan.study, plan.arms, source)
+    arms, notes = without_dead_fields(plan.study, plan.arms, source)
+    return replace(plan, arms=arms, notes=(*plan.notes, *notes))

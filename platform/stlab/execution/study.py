@@ -68,9 +68,7 @@ def data_facts(spec: DataSpec) -> DataFacts:
 
 def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
     """The trials of a study; reads its data, trains nothing."""
-    plan = make_plan(study, data_facts, source)
-    searching.check(plan, source)
-    return plan
+    return searching.checked(make_plan(study, data_facts, source), source)
 
 
 def is_done(trial: PlannedTrial, store: Store) -> bool:

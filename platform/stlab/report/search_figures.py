@@ -75,7 +75,7 @@ def draw_search(found: SearchResult) -> list[Picture]:
         _picture(
             "search_history", "Search: history", history,
             f"{error.capitalize()} of every trial in the order they began; the line is the best so far. Hollow: pruned, at the error it "
-            "had then. Crosses at the top edge: failed.", found,
+            "had then. Crosses at the top edge: failed. Errors far above the rest are cut off, here and below.", found,
         ),
         _picture("search_slices", "Search: slices", slices, f"{error.capitalize()} by each searched field. Hollow: pruned.", found),
         _picture(
@@ -191,7 +191,7 @@ def slices(found: SearchResult) -> Figure:
             panel.set_xticks(range(len(choices)), [_short(choice) for choice in choices], rotation=30, ha="right")
             panel.set_xlim(-0.5, len(choices) - 0.5)
         elif found.space[path].get("log"):
-            panel.set_xscale("log")
+            _log_ticks(panel)
         panel.set_xlabel(names[path])
     for panel in panels[len(paths) :]:
         panel.set_visible(False)
@@ -199,6 +199,17 @@ def slices(found: SearchResult) -> Figure:
     figure.supylabel(OBJECTIVES[found.objectives[0]], fontsize=9)
     _legend(figure, panels[0], found)
     return figure
+
+
+def _log_ticks(panel: Axes) -> None:
+    """A logarithmic axis with plain numbers at powers of ten, or where there are too few of them, at 1, 2 and 5 times these."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(10, (1.0,) if high / low > 30 else (1.0, 2.0, 5.0), numticks=5))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _short(text: str, limit: int = 16) -> str:

@@ -56,7 +56,7 @@ def settle(sampler: BaseSampler, study: Study) -> None:
 
     if isinstance(sampler, BaseGASampler) and sampler.population_size is not None:
         generation = 0
-        while len(sampler.get_population(study, generation)) >= sampler.population_size:
+        while len(sampler.get_population(study, generation)) >= (sampler.population_size or 1):
             generation += 1
         sampler.get_parent_population(study, generation)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stlab.errors import StudyError
@@ -132,6 +133,49 @@ def check_space(study: StudySpec, arms: Sequence[Arm], source: StudySource | Non
     found += [] if found else _corners(study, arms, source)
     if found:
         raise study_error(found)
+
+
+def without_dead_fields(study: StudySpec, arms: Sequence[Arm], source: StudySource | None = None) -> tuple[tuple[Arm, ...], list[str]]:
+    """The arms less the fields that change nothing in them (λ without the flow branch), and a note on each of those.
+
+    A search over such a field would train nothing new, and the field would be given an importance by chance.
+
+    Raises:
+        StudyError: a field changes nothing in any arm.
+    """
+    assert study.search is not None
+    dead = [_dead_fields(study, arm) for arm in arms]
+    kept = tuple(replace(arm, fixed={**arm.fixed, **fields}) for arm, fields in zip(arms, dead, strict=True))
+    nowhere = [path for path in study.search.space if all(path in arm.fixed for arm in kept)]
+    if nowhere:
+        message = "changes nothing in any variant: parameters, output and training stay the same. Take it out of the space."
+        raise study_error(problem(message, ("search", "space", path), source) for path in nowhere)
+    notes = [f"'{arm.label}' does not search {path}: it changes nothing there." for arm, f in zip(arms, dead, strict=True) for path in f]
+    return kept, notes
+
+
+def _dead_fields(study: StudySpec, arm: Arm) -> dict[str, Any]:
+    """Fields along which no trial changes, whatever any one other field is, with the value they keep."""
+    assert study.search is not None
+    space, values = Space(study.search, arm), _values(arm.template)
+    corners = list(space.corners())
+    dead: dict[str, Any] = {}
+    for path in space.fields:
+        ends = [point for field, _, point in corners if field == path]
+        surroundings: list[Point] = [{}, *({other: value} | point for other, value, point in corners if other != path)]
+        if path in values and not any(_differ(study, arm, [{**around, **end} for end in ends]) for around in surroundings):
+            dead[path] = values[path]
+    return dead
+
+
+def _differ(study: StudySpec, arm: Arm, points: Sequence[Point]) -> bool:
+    ids = set()
+    for point in points:
+        try:
+            ids.add(plan_point(study, arm, point).trial_id)
+        except StudyError:  # two values that cannot go together: the field matters there
+            return True
+    return len(ids) > 1
 
 
 def _collisions(study: StudySpec, source: StudySource | None) -> Iterator[Problem]:

@@ -60,7 +60,9 @@ class ArmSearch:
             pruner=create_pruner(self.search, max_epochs),
         )  # fmt: skip
         study.set_user_attr(_OURS, True)
-        study.set_metric_names(list(self.search.objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(self.search.objectives))
         return study
 
     def _frozen(self, entry: Entry) -> FrozenTrial:
