@@ -136,7 +136,7 @@ def test_the_page_needs_nothing_beside_itself(written: tuple[Store, Page, Path])
 
 def test_the_folder_is_complete(written: tuple[Store, Page, Path]) -> None:
     folder = written[2]
-    names = {"rmse_by_horizon", "learning_curves", "forecast_maps", "busiest_series"}
+    names = {"rmse_by_horizon", "learning_curves", "tradeoff", "forecast_maps", "busiest_series"}
     assert {path.stem for path in (folder / "figures").iterdir()} == names
     for name in names:
         assert (folder / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -188,7 +188,7 @@ def test_sensors_have_no_maps_and_everything_else(tmp_path: Path) -> None:
     page = Page(write_report(store, "s"))
     assert "No maps: the data are not on a grid." in page.text
     assert "node 4; nodes are counted from 0" in page.text
-    assert page.tags.count("img") == 4  # errors by node in the place of maps
+    assert page.tags.count("img") == 5  # errors by node in the place of maps
 
 
 def test_partial_results_are_reported_as_such(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from stlab.report.forecast import beside_forecast
 from stlab.report.paper import beside_paper
 from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.pictures import Picture, Pictures, draw
+from stlab.report.search_figures import draw_search, read_search
+from stlab.report.search_words import search_content
 from stlab.report.statistics import Row, Summary, anchor, best_variant, has_slot_of_week, lowest_mae, outcome, summarise
 from stlab.report.style import render
 from stlab.report.tables import (
@@ -24,6 +26,7 @@ from stlab.report.tables import (
     table_decimals,
     to_latex,
 )
+from stlab.report.tradeoff import cost_lines, tradeoff_frame, tradeoffs
 from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
 
 if TYPE_CHECKING:
@@ -58,11 +61,13 @@ def write_report(
         ProtocolMismatch: its trials were made by different protocols.
     """
     directory = directory or StudyDirectory(store, name)
-    rows = directory.read_trials().to_pylist()
+    rows = [row for row in directory.read_trials().to_pylist() if not row.get("searched")]
+    search = read_search(store, name)
     text, study = _study(directory, study)
     axes = list(study["axes"]) if study.get("axes") is not None else None
     lines = summarise(rows, axes)
     pictures = draw(store, rows, lines)
+    pictures.made += draw_search(search) if search else []
     store.delete_folder(directory.report_path("figures"))
     for picture in pictures.made:
         for kind in ("png", "pdf"):
@@ -71,6 +76,8 @@ def write_report(
     table = ablation_table(rows, axes, compared)
     store.write(directory.report_path("tables/ablation.csv"), table.to_csv(index=False).encode())
     store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes, compared).encode())
+    costs = tradeoff_frame(tradeoffs(rows, lines))
+    store.write(directory.report_path("tables/tradeoff.csv"), costs.to_csv(index=False).encode())
     papers = beside_paper(store, rows, study, axes)
     for one in papers:
         stem = directory.report_path(f"tables/paper_{one.table}")
@@ -78,7 +85,7 @@ def write_report(
         store.write(f"{stem}.tex", paper_latex(one).encode())
         store.write(f"{stem}_coverage.csv", coverage_frame(one).to_csv(index=False).encode())
     content = _content(store, name, rows, lines, compared, pictures, {"text": text, **study}, list(notes))
-    page = _render({**content, "papers": [paper_content(one) for one in papers]})
+    page = _render({**content, "papers": [paper_content(one) for one in papers], "search": search and search_content(search)})
     store.write(directory.report_path(), page.encode())
     relative = directory.report_path()
     return store.path(relative) if store.is_local else f"{store.location}/{relative}"
@@ -92,10 +99,12 @@ def report_figures(store: Store, name: str) -> dict[str, Figure]:
         ProtocolMismatch: its trials were made by different protocols.
     """
     directory = StudyDirectory(store, name)
-    rows = directory.read_trials().to_pylist()
+    rows = [row for row in directory.read_trials().to_pylist() if not row.get("searched")]
+    search = read_search(store, name)
     study = _study(directory, None)[1]
     axes = list(study["axes"]) if study.get("axes") is not None else None
-    return {picture.name: picture.figure for picture in draw(store, rows, summarise(rows, axes)).made}
+    made = draw(store, rows, summarise(rows, axes)).made + (draw_search(search) if search else [])
+    return {picture.name: picture.figure for picture in made}
 
 
 def _study(directory: StudyDirectory, study: Mapping[str, Any] | None) -> tuple[str | None, Mapping[str, Any]]:
@@ -151,7 +160,7 @@ def _content(
         "verdicts": wording.verdicts(lines),
         "notes": [*notes, *pictures.left_out, *_version_notes(rows)],
         "pictures": [_inline(picture) for picture in pictures.made],
-        "cost": [_cost(line) for line in lines if line.n and not line.baseline],
+        "cost": cost_lines(tradeoffs(rows, lines), table_decimals(lines)),
         "devices": _distinct(rows, "device"),
         "precisions": _distinct(rows, "precision"),
         "lost": [_lost(store, row) for row in rows if outcome(row) != "finished"],
@@ -231,17 +240,6 @@ def _table(lines: Sequence[Summary], compared: Sequence[Comparison]) -> list[dic
         }
         for line in lines
     ]
-
-
-def _cost(line: Summary) -> dict[str, str]:
-    return {
-        "label": line.label,
-        "trainable": wording.count(line.trainable_params),
-        "total": wording.count(line.total_params),
-        "seconds": wording.duration(line.seconds),
-        "memory": wording.memory(line.peak_memory_bytes),
-        "weights": line.weights or "–",
-    }
 
 
 def _lost(store: Store, row: Row) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from stlab.report.statistics import (
     slot_of_week,
     strongest_baseline,
 )
+from stlab.report.tradeoff import tradeoff_caption, tradeoff_figure, tradeoffs
 from stlab.report.view import THRESHOLD, Choice, WindowView, choose_nodes, node_scores, read_view
 from stlab.report.wording import image_channel
 from stlab.results import Store, TrialDirectory
@@ -57,6 +58,7 @@ def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Picture
     _axes(store, rows, lines, found)
     _horizon(store, lines, found)
     _learning(store, rows, lines, found)
+    _costs(rows, lines, found)
     _forecasts(store, rows, lines, found)
     _views(store, rows, lines, found)
     for reason in found.left_out:
@@ -113,6 +115,16 @@ def _horizon(store: Store, lines: Sequence[Summary], found: Pictures) -> None:
             found.made.append(Picture("rmse_by_horizon", "Error by horizon", caption, figure))
             return
     found.left_out.append("No errors by horizon: no variant has been measured on the test segment.")
+
+
+def _costs(rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+    shown = _shown(lines)
+    points = tradeoffs(rows, shown)
+    if sum(point.error is not None for point in points) < 2:
+        found.left_out.append("No trade-off: fewer than two variants have been tested.")
+        return
+    text = tradeoff_caption(points) + _only_best(lines, shown)
+    found.made.append(Picture("tradeoff", "What accuracy costs", text, tradeoff_figure(points)))
 
 
 def _horizon_line(store: Store, line: Summary, segment: str) -> figures.HorizonLine:
