@@ -23,10 +23,11 @@ COSTS = {
     "seconds": "seconds a trial",
     "trainable": "trainable parameters",
     "total": "all parameters",
-    "memory": "peak memory, GB",
+    "memory": "peak memory, GiB",
 }
 """The kinds of cost, as the axes of the figure name them."""
 _SHORT = {"seconds": "time", "trainable": "trainable", "total": "all parameters", "memory": "memory"}
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Tradeoff:
     error: Interval | None
     """Test RMSE, in the data's unit; None where the variant was not tested."""
     costs: dict[str, Interval]
-    """Of the kinds in ``COSTS``, those that are known; memory in GB (1e9 bytes)."""
+    """Of the kinds in ``COSTS``, those that are known; memory in GiB."""
     weights: str | None
     front: tuple[str, ...] = ()
     """The kinds of cost for which no variant has both a lower error and a lower cost."""
@@ -56,7 +57,7 @@ def tradeoffs(rows: Sequence[Row], lines: Sequence[Summary]) -> list[Tradeoff]:
 def _tradeoff(line: Summary, rows: Sequence[Row]) -> Tradeoff:
     measured = {
         "seconds": [float(row["wall_seconds"]) for row in rows if row.get("wall_seconds") is not None],
-        "memory": [row["peak_memory_bytes"] / 1e9 for row in rows if row.get("peak_memory_bytes")],
+        "memory": [row["peak_memory_bytes"] / _GIB for row in rows if row.get("peak_memory_bytes")],
         "trainable": [] if line.trainable_params is None else [float(line.trainable_params)],
         "total": [] if line.total_params is None else [float(line.total_params)],
     }
@@ -141,7 +142,7 @@ def _visible(cost: Interval) -> Any:
 
 
 def tradeoff_frame(points: Sequence[Tradeoff]) -> pd.DataFrame:
-    """A row a variant, in full precision; ``front`` names the costs for which nothing beats it. ``memory`` is in GB."""
+    """A row a variant, in full precision; ``front`` names the costs for which nothing beats it. ``memory`` is in GiB."""
     import pandas as pd
 
     records: list[dict[str, Any]] = []
@@ -165,7 +166,7 @@ def cost_lines(points: Sequence[Tradeoff], digits: int) -> list[dict[str, str]]:
             "total": count(_mean(point, "total")),
             "seconds": _spread(point, "seconds"),
             "memory": _spread(point, "memory"),
-            "front": ", ".join(_SHORT[kind] for kind in point.front) or "–",
+            "front": "everything" if len(point.front) == len(COSTS) else ", ".join(_SHORT[kind] for kind in point.front) or "–",
             "weights": point.weights or "–",
         }
         for point in points
@@ -181,7 +182,7 @@ def _spread(point: Tradeoff, kind: str) -> str:
     cost = point.costs.get(kind)
     if cost is None:
         return "–"
-    mean = duration(cost.mean) if kind == "seconds" else memory(cost.mean * 1e9)
+    mean = duration(cost.mean) if kind == "seconds" else memory(cost.mean * _GIB)
     return mean if cost.half_width is None else f"{mean} ± {100 * cost.half_width / cost.mean:.0f} %"
 
 
