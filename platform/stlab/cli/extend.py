@@ -8,6 +8,7 @@ from stlab.cli.options import load_study, myself
 from stlab.errors import UserError
 
 if TYPE_CHECKING:
+    from stlab.plan import PlannedTrial
     from stlab.results import Store
     from stlab.spec import StudySpec
     from stlab.study_source import StudySource
@@ -40,10 +41,21 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     left = [trial for trial in plan_study(spec, source).unique() if not is_done(trial, store)]
     if left:
         raise UserError(
-            f"--add-seeds: {len(left)} trials of '{name}' are left to do, seeds {spec.seeds}. First: {myself()} run {label} --storage "
-            f"{store.location}"
+            f"--add-seeds: {len(left)} trials of '{name}' are left to do, seeds {spec.seeds}.{_other_code(store, name, left)} First: "
+            f"{myself()} run {label} --storage {store.location}"
         )
     first = max(spec.seeds) + 1
     seeds = [*spec.seeds, *range(first, first + count)]
     source = StudySource.from_text(text, label, [*(overrides or ()), f"seeds={seeds}"])
     return parse(source), source
+
+
+def _other_code(store: Store, name: str, left: list[PlannedTrial]) -> str:
+    """That a newer stlab computes otherwise, where this is why trials are left."""
+    from stlab.results import StudyDirectory
+
+    versions = {row["code_version"] for row in StudyDirectory(store, name).read_trials().to_pylist() if row["code_version"]}
+    now = left[0].identity["code_version"]
+    if not versions or now in versions:
+        return ""
+    return f" They were trained by {', '.join(sorted(versions))}; this is {now}, whose numbers may be others."
