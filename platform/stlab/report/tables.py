@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stlab.report import comparison_words
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+_NAME_WIDTH = 18  # of the variants' column in a terminal; longer names are folded
 _LATEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -174,8 +175,8 @@ def terminal_table(
     width: int = 100,
     comparisons: Sequence[Comparison] | None = None,
 ) -> Table:
-    """The table for a terminal of ``width`` columns; where they are few, parameters, MAPE and validation error are
-    left out.
+    """The table for a terminal of ``width`` columns; what does not fit is left out: first the differences' intervals, then
+    parameters, MAPE, validation error and time.
 
     Caveats, the verdict and what the asterisk means stand in its caption; ``comparisons`` as for ``ablation_table``.
 
@@ -196,27 +197,42 @@ def terminal_table(
     notes = [headline(lines), *([legend] if legend else []), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
     told = Text("\n".join(notes))
     table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    is_wide = width >= 96
-    errors = {"test_rmse": "test RMSE", "test_mae": "test MAE"} | ({"val_rmse": "val RMSE"} if is_wide else {})
-    table.add_column("variant", min_width=18, overflow="fold")
-    percent = ["MAPE, %"] if width >= (122 if legend else 106) and has_mape(lines) else []
-    size = ["params"] if is_wide and (not percent or width >= 124) and (not legend or width >= 110) else []
-    time = ["time"] if not legend or width >= 88 else []
-    for title in ("seeds", *errors.values(), *percent, *size, *time, against_title(lines), *([versus] if legend else [])):
+    columns = _columns(lines, digits)
+    if legend:
+        columns[versus] = [comparison_words.cell(compared.get(line.label), digits) for line in lines]
+        if not _fits(columns, width):
+            columns[versus] = [comparison_words.cell(compared.get(line.label), digits, short=True) for line in lines]
+    for title in ("params", "MAPE, %", "val RMSE", "time"):
+        if not _fits(columns, width):
+            columns.pop(title, None)
+    table.add_column("variant", min_width=_NAME_WIDTH, overflow="fold")
+    for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
-        measured = [number(getattr(line, name), digits) for name in errors]
-        planned = line.n + line.failed + line.missing + line.pruned
-        cells = [line.label, str(line.n) if line.n == planned else f"{line.n}/{planned}", *measured]
-        cells += [number(line.test_mape, 2)] if percent else []
-        cells += [count(line.trainable_params)] if size else []
-        cells += [duration(line.seconds)] if time else []
-        cells += [against_anchor(line, lines)]
-        cells += [comparison_words.cell(compared.get(line.label), digits, short=width < 136)] if legend else []
+        cells = [line.label, *(column[index] for column in columns.values())]
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         style = "bold" if line is best else "dim" if line.baseline else None
         table.add_row(*(Text(cell) for cell in cells), style=style, end_section=ends)
     return table
+
+
+def _columns(lines: Sequence[Summary], digits: int) -> dict[str, list[str]]:
+    """Title → cells of the terminal's table, the variants' names and the differences apart."""
+    planned = [line.n + line.failed + line.missing + line.pruned for line in lines]
+    columns = {"seeds": [str(line.n) if line.n == many else f"{line.n}/{many}" for line, many in zip(lines, planned, strict=True)]}
+    for title, name in (("test RMSE", "test_rmse"), ("test MAE", "test_mae"), ("val RMSE", "val_rmse")):
+        columns[title] = [number(getattr(line, name), digits) for line in lines]
+    if has_mape(lines):
+        columns["MAPE, %"] = [number(line.test_mape, 2) for line in lines]
+    columns["params"] = [count(line.trainable_params) for line in lines]
+    columns["time"] = [duration(line.seconds) for line in lines]
+    columns[against_title(lines)] = [against_anchor(line, lines) for line in lines]
+    return columns
+
+
+def _fits(columns: Mapping[str, Sequence[str]], width: int) -> bool:
+    """Whether the columns stand beside names of the least width: a margin at both ends, two spaces between columns."""
+    return 2 + _NAME_WIDTH + sum(2 + max(map(len, (title, *cells))) for title, cells in columns.items()) <= width
 
 
 def reference_label(comparisons: Sequence[Comparison]) -> str:
