@@ -25,7 +25,7 @@ TOLERANCE = 1e-6
 """Relative; sums in another order make that of float32."""
 
 _BY_EPOCH = {"loss": "training loss", "val_rmse": "validation RMSE", "val_mae": "validation MAE"}
-_RESULT = {"best_epoch": "best epoch", "epochs": "epochs"}
+_RESULT = {"val_rmse": "best validation RMSE", "best_epoch": "best epoch", "epochs": "epochs"}
 _TEST = {"rmse": "test RMSE", "mae": "test MAE", "mape": "test MAPE"}
 
 
