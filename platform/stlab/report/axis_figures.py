@@ -113,8 +113,18 @@ def _errors(axes: Axes, panel: AxisPanel, alone: bool) -> None:
             axes.axhline(points[0][1], label=legend_label(name), **style)
         else:
             axes.plot(*zip(*points, strict=True), label=legend_label(name), **style)
+    _limits(axes, curves)
     if not alone:
         axes.set_title(panel.title)
+
+
+def _limits(axes: Axes, curves: Sequence[AxisCurve]) -> None:
+    """Bands of two or three seeds may be many times wider than all that was measured: they are cut, and would flatten the curve."""
+    seen = [error for curve in curves for point in curve.points for error in point.seeds]
+    low, high = min(seen), max(seen)
+    room = max(high - low, 0.02 * high)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - room, 0.0), min(top, high + room))
 
 
 def _draw(axes: Axes, curve: AxisCurve, style: dict[str, Any], bar: int | None) -> None:
@@ -162,7 +172,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         if path == f"train.{term}_loss_weight" and weighted:
             label = f"{_SYMBOLS.get(path, 'weight')} × that of {term}"
             axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
-    norms = [norm for points in (curve.norms.values() if curve else ()) for _, norm in points]
+    norms = [float(norm) for line in axes.lines for norm in line.get_ydata()]
     if norms and min(norms) > 0:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -40,6 +40,12 @@ def cell(comparison: Comparison | None, digits: int, short: bool = False) -> str
     return f"{signed(found.mean, digits)} {span}, {probability(found.p_holm)}{comparison.mark}"
 
 
+def parts(comparison: Comparison | None, digits: int) -> tuple[str, str]:
+    """The cell in two lines: ``−0.311*`` and ``[−0.521, −0.101], p=0.012``; the second empty without two pairs."""
+    short, long = cell(comparison, digits, short=True), cell(comparison, digits)
+    return short, long.partition(" ")[2].removesuffix("*")
+
+
 def verdict(comparison: Comparison | None) -> str:
     """``better`` or ``worse`` where the test RMSE is distinguishable from the reference's."""
     if comparison is None or comparison.rmse is None or not comparison.rmse.differs:

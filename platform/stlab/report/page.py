@@ -234,7 +234,7 @@ def _table(lines: Sequence[Summary], compared: Sequence[Comparison]) -> list[dic
             "val_rmse": wording.number(line.val_rmse, digits),
             "trainable": wording.count(line.trainable_params),
             "against": (against := against_anchor(line, lines)),
-            "versus": comparison_words.cell(held.get(line.label), digits),
+            "versus": comparison_words.parts(held.get(line.label), digits),
             "versus_verdict": comparison_words.verdict(held.get(line.label)),
             "verdict": {"−": "better", "+": "worse"}.get(against[0], ""),
         }
