@@ -164,6 +164,8 @@ def _far_anchor(panel: AxisPanel) -> str:
 
 
 def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
+    import numpy as np
+
     for index, (term, points) in enumerate(curve.norms.items() if curve else ()):
         # Not the colours of the curves above: these are terms of one variant's loss.
         style: dict[str, Any] = {"color": PALETTE[(index + 2) % len(PALETTE)], "markersize": 3.5}
@@ -172,7 +174,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         if path == f"train.{term}_loss_weight" and weighted:
             label = f"{_SYMBOLS.get(path, 'weight')} × that of {term}"
             axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
-    norms = [float(norm) for line in axes.lines for norm in line.get_ydata()]
+    norms = [float(norm) for line in axes.lines for norm in np.asarray(line.get_ydata())]
     if norms and min(norms) > 0:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
