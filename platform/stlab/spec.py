@@ -275,6 +275,21 @@ class SearchSpec(Spec):
     storage: str | None = None
     """URL of an Optuna storage (`sqlite:////tmp/search.db`), for its dashboard; kept in memory if unset."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_searched(cls, values: Any) -> Any:
+        """A field set to null leaves the space, and the points: the base's value stands."""
+        if not isinstance(values, dict) or not isinstance(values.get("space"), dict):
+            return values
+        out = {path for path, found in values["space"].items() if found is None}
+        points = values.get("points")
+        if isinstance(points, list):
+            points = [
+                {path: value for path, value in p.items() if path not in out} if isinstance(p, dict) else p for p in points
+            ]
+            values = {**values, "points": points}
+        return {**values, "space": {path: found for path, found in values["space"].items() if path not in out}}
+
     @field_validator("space")
     @classmethod
     def _changes_what_is_trained(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:

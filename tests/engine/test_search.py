@@ -20,7 +20,7 @@ from stlab.search.samplers import create_sampler, settle
 from stlab.search.space import Space, as_optuna, as_params
 from stlab.search.study import ArmSearch
 from stlab.search.table import Tried, importance_table, pareto, search_table
-from stlab.spec import DataSpec, Distribution
+from stlab.spec import DataSpec, Distribution, SearchSpec
 from stlab.study_file import dump_study, parse
 from stlab.study_source import StudySource
 from stmodels.types import SeriesInfo
@@ -361,3 +361,15 @@ def test_a_point_is_the_spaces_own(tmp_path: Path) -> None:
     assert not space.holds({"model.peft": "adapter", "model.rank": 8})
     assert not space.holds({"model.peft": "lora", "model.rank": 65})
     assert as_params({"model.channels": ["dtw"], "train.lr": 0.1}) == {"model.channels": '["dtw"]', "train.lr": 0.1}
+
+
+def test_a_field_set_to_null_is_not_searched() -> None:
+    found = SearchSpec.model_validate(
+        {
+            "space": {"train.lr": {"float": [1e-4, 1e-2]}, "model.rank": None},
+            "points": [{"train.lr": 1e-3, "model.rank": 4}],
+            "max_trials": 3,
+        }
+    )
+    assert list(found.space) == ["train.lr"]
+    assert found.points == [{"train.lr": 1e-3}]
