@@ -48,6 +48,8 @@ class CommandLine:
         return subprocess.Popen(
             [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark), text=True,
             start_new_session=True, stdout=target, stderr=subprocess.STDOUT if log else subprocess.PIPE,
+            # Tests that run in the background ignore Ctrl-C, and would hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def __call__(self, *arguments: str, timeout: float = 280) -> Answer:
