@@ -57,17 +57,12 @@ def fit_z_score(readings: NDArray[np.floating], source: str) -> Scaler:
     """The scaler that takes the readings' mean to 0 and their standard deviation (over n) to 1, in float64.
 
     Args:
-        readings: Of the train segment, of any shape, missing ones left out.
+        readings: Of the train segment, of any shape, missing ones left out; at least one.
         source: For the message.
 
     Raises:
-        DataError: there is no reading, or all are the same.
+        DataError: all are the same.
     """
-    if not readings.size:
-        raise DataError(
-            f"{source}: no reading in the train segment: every value is the missing-value marker. Set data.null: none "
-            "if it stands for a reading, or give data that have some."
-        )
     values = readings.astype(np.float64)
     center, spread = float(values.mean()), float(values.std())
     if readings.min() == readings.max():

@@ -14,6 +14,7 @@ from stlab.errors import ModelError, StudyError
 from stlab.execution.machine import threads_of
 from stlab.plan import Plan, PlannedTrial
 from stlab.spec import TrialSpec
+from stlab.training.loop import training_loss
 from stlab.training.trial import dataset_for
 from stmodels.rng import initialise, named_seed
 
@@ -88,9 +89,8 @@ def effect_of(spec: TrialSpec) -> Effect:
         forecast = model.eval()(batch).value
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(spec.seed, "switches"))  # dropout draws alike
-        terms = model.train().loss_terms(model(batch), batch)
-        weights = {name: getattr(spec.train, f"{name}_loss_weight", 1.0) for name in terms}
-        torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        model.train()
+        training_loss(model.loss_terms(model(batch), batch), spec.train).backward()  # type: ignore[no-untyped-call]
     return Effect(
         {name: parameter.shape for name, parameter in model.named_parameters()},
         forecast,

@@ -50,6 +50,12 @@ def default_batch_size(dataset: Dataset) -> int:
     return 64 if side < 32 else 32 if side < 48 else 16
 
 
+def training_loss(terms: Mapping[str, Tensor], train: TrainSpec) -> Tensor:
+    """What is minimised: the sum of a model's loss terms, each times ``train.<term>_loss_weight``, 1 where there is none."""
+    loss: Tensor = sum(getattr(train, f"{name}_loss_weight", 1.0) * term for name, term in terms.items())  # type: ignore[assignment]
+    return loss
+
+
 @dataclass
 class Fit:
     """One training under way."""
@@ -76,10 +82,6 @@ class Fit:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=self.train.lr, weight_decay=self.train.weight_decay, fused=self.device.type in ("cpu", "cuda")
         )
-        self.weights = {
-            name.removesuffix("_loss_weight"): value
-            for name, value in ((n, getattr(self.train, n)) for n in dir(self.train) if n.endswith("_loss_weight"))
-        }
         restored = self.checkpoints.restore(self.model, self.optimiser)
         self.best, self.progress = restored or (trainable_state(self.model), Progress())
         self.compiled: Any = torch.compile(self.model) if self.train.compile else self.model
@@ -187,7 +189,7 @@ class Fit:
         share = self._share(batch, len(mine), len(index))
         with self.autocast():
             terms = self.model.loss_terms(self.runner(batch), batch)
-            loss = sum(self.weights.get(name, 1.0) * term for name, term in terms.items())
+            loss = training_loss(terms, self.train)
         if norms is not None and len(terms) > 1:
             norms.update(term_norms(self._terms_apart(terms, batch), self.parameters, share))
         self.optimiser.zero_grad(set_to_none=True)
