@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from stlab.catalog import create_model
 from stlab.data import Windows
-from stlab.errors import ModelError, ResourceError, StudyError
+from stlab.errors import ResourceError
 from stlab.execution.machine import threads_of
+from stlab.execution.models import build_model
 from stlab.plan import PlannedTrial
 from stlab.results import Store, TrialDirectory
 from stlab.spec import ResourcesSpec, TrialSpec
@@ -160,8 +160,6 @@ def measure(spec: TrialSpec) -> Measured:
     try:
         with threads_of(spec.resources), tempfile.TemporaryDirectory(prefix="stlab-probe-") as scratch:
             return _measure(spec, Store(scratch))
-    except ModelError as error:
-        raise StudyError(f"variant '{spec.variant}': {error}") from error
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"variant '{spec.variant}' does not fit this GPU's memory at train.batch_size={spec.train.batch_size or 'auto'}: {error}. "
@@ -174,7 +172,7 @@ def _measure(spec: TrialSpec, store: Store) -> Measured:
     autocast = autocast_for(pick_precision(spec.train.precision, device), device)
     dataset = dataset_for(spec.data)
     memory = PeakMemory(device)
-    model = create_model(spec.model, dataset.info)
+    model = build_model(spec)
     initialise(model, spec.seed)
     checkpoints = Checkpoints(TrialDirectory(store, "probe"))
     fit = Fit(model.to(device), dataset, spec.train, spec.seed, device, autocast, checkpoints, lambda event: None)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from stlab.catalog import create_model
-from stlab.errors import ModelError, StudyError
+from stlab.errors import StudyError
 from stlab.execution import search as searching
 from stlab.execution.machine import check_address, check_machine
+from stlab.execution.models import build_model
 from stlab.execution.switches import refuse_dead_switches
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.report import write_report
@@ -183,10 +183,7 @@ def _check_models(todo: Sequence[PlannedTrial]) -> None:
         key = (json.dumps(trial.spec.model, sort_keys=True), trial.spec.data)
         if key not in seen:
             seen.add(key)
-            try:
-                create_model(trial.spec.model, dataset_for(trial.spec.data).info)
-            except ModelError as error:
-                raise StudyError(f"variant '{trial.spec.variant}': {error}") from error
+            build_model(trial.spec)
 
 
 def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stlab.catalog import create_model
-from stlab.errors import ModelError, StudyError
+from stlab.errors import StudyError
 from stlab.execution.machine import threads_of
+from stlab.execution.models import build_model
 from stlab.plan import Plan, PlannedTrial
 from stlab.spec import TrialSpec
 from stlab.training.loop import training_loss
@@ -78,10 +78,7 @@ def _trained_alike(one: TrialSpec, other: TrialSpec) -> bool:
 def effect_of(spec: TrialSpec) -> Effect:
     """Build a trial's model, draw its weights, forecast a few train windows, and take the gradients of its loss."""
     dataset = dataset_for(spec.data)
-    try:
-        model = create_model(spec.model, dataset.info)
-    except ModelError as error:
-        raise StudyError(f"variant '{spec.variant}': {error}") from error
+    model = build_model(spec)
     initialise(model, spec.seed)
     windows = dataset.windows("train")
     batch = windows.gather(torch.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).long())
