@@ -91,12 +91,12 @@ def _say_outcome(
     console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
 ) -> None:
     from stlab.report import compare, terminal_table
-    from stlab.results import Store, TrialDirectory
+    from stlab.results import Store, TrialDirectory, table_rows
 
     console.print()
     study = outcome.plan.study
     axes = list(study.axes)
-    rows = [row for row in outcome.rows if not row.get("searched")]
+    rows = table_rows(outcome.rows)
     compared = compare(rows, axes, study.model_dump(mode="json"), Store(storage))
     console.print(terminal_table(rows, axes, console.width, compared))
     say_found(console, Store(storage), study.name)
@@ -228,7 +228,7 @@ def report(
     import yaml
 
     from stlab.report import compare, terminal_table, write_report
-    from stlab.results import Store, StudyDirectory
+    from stlab.results import Store, StudyDirectory, table_rows
     from stlab.study_file import load_study_source
 
     names = [load_study_source(name).data["name"] if name.endswith((".yaml", ".yml")) else name for name in names]
@@ -237,7 +237,7 @@ def report(
         say_joint(console_for_output(), store, names)
         return
     name = names[0]
-    rows = [row for row in StudyDirectory(store, name).read_trials().to_pylist() if not row.get("searched")]
+    rows = table_rows(StudyDirectory(store, name).read_trials().to_pylist())
     path = write_report(store, name)
     console = console_for_output()
     study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")

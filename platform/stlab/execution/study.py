@@ -16,7 +16,7 @@ from stlab.execution.models import build_model
 from stlab.execution.switches import refuse_dead_switches
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.report import write_report
-from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol
+from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol, table_rows
 from stlab.results.schema import flatten
 from stlab.spec import DataSpec, ResourcesSpec, StudySpec
 from stlab.study_file import dump_study, parse
@@ -53,7 +53,7 @@ class Outcome:
 
     def ended_as(self, *status: str) -> list[dict[str, Any]]:
         """Rows of the table that ended so. In a search, trials that fail are part of the search: only its selection counts."""
-        return [row for row in self.rows if row["status"] in status and not row.get("searched")]
+        return [row for row in table_rows(self.rows) if row["status"] in status]
 
 
 def data_facts(spec: DataSpec) -> DataFacts:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from stlab.errors import UserError
 from stlab.report.blocks import block_differences, read_window_errors
 from stlab.report.statistics import CONFIDENCE, Row, Summary, outcome, summarise
-from stlab.results import Store, single_protocol
+from stlab.results import Store, single_protocol, table_rows
 
 ALPHA = 1 - CONFIDENCE
 """A difference is marked where its corrected p is below this."""
@@ -115,7 +115,7 @@ def compare(
         ProtocolMismatch: the rows were made by different protocols.
         UserError: the study's reference is none of its variants.
     """
-    rows = [row for row in rows if not row.get("searched")]
+    rows = table_rows(rows)
     lines = summarise(rows, axes)
     held = references(lines, study)
     pairs = [(line, held[line.label]) for line in lines if line.label in held]

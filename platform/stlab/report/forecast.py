@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from stlab.report.statistics import Row, Summary, outcome
@@ -65,12 +66,12 @@ def _line(forecast: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[st
     planned = [float(row.get("param.train.max_epochs") or 0) for row in rows]
     peaks = [float(row["peak_memory_bytes"]) for row in rows if row.get("peak_memory_bytes")]
     return {
-        "epoch_forecast": duration(_mean([one["epoch_seconds"] for one in forecast])),
+        "epoch_forecast": duration(fmean([one["epoch_seconds"] for one in forecast])),
         "epoch": duration(math.fsum(took) / math.fsum(epochs)) if math.fsum(epochs) else "–",
-        "epochs_forecast": f"{_mean(planned):g}",
-        "epochs": f"{_mean(epochs):.3g}",
-        "trial_forecast": duration(_mean([one["seconds_at_most"] for one in forecast])),
-        "trial": duration(_mean(took)),
+        "epochs_forecast": f"{fmean(planned):g}",
+        "epochs": f"{fmean(epochs):.3g}",
+        "trial_forecast": duration(fmean([one["seconds_at_most"] for one in forecast])),
+        "trial": duration(fmean(took)),
         "memory_forecast": memory(max(one["peak_memory_bytes"] for one in forecast)),
         "memory": memory(max(peaks, default=None)),
     }
@@ -83,7 +84,3 @@ def _gpus(row: Row) -> float:
     if gpus is None:  # one where there was one; a CPU is named with its threads
         gpus = 0.0 if str(row.get("device") or "threads").endswith("threads") else 1.0
     return float(gpus) * workers
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -10,7 +10,7 @@ from typing import Any
 from stlab.errors import UserError
 from stlab.report.page import write_report
 from stlab.report.statistics import Row
-from stlab.results import Store, StudyDirectory, single_protocol
+from stlab.results import Store, StudyDirectory, single_protocol, table_rows
 from stlab.results.schema import trials_table
 
 _NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_seconds")
@@ -39,7 +39,7 @@ def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[tu
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the study {twice[0]} is named twice. Name each once.")
-    rows = {name: _selected(StudyDirectory(store, name).read_trials().to_pylist()) for name in names}
+    rows = {name: table_rows(StudyDirectory(store, name).read_trials().to_pylist()) for name in names}
     datasets = _by_data(rows)
     sections = []
     for section, of in datasets.items():
@@ -53,11 +53,6 @@ def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[tu
         paths.append((directory, write_report(store, str(study["name"]), study, notes, directory=directory)))
     written = [(study, merged) for _, study, merged, _ in sections]
     return (paths[0][1] if len(paths) == 1 else _one_page(store, names, [d for d, _ in paths])), written
-
-
-def _selected(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the table: of a search, what it selected."""
-    return [row for row in rows if not row.get("searched")]
 
 
 def _by_data(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:

@@ -27,7 +27,7 @@ from stlab.report.tables import (
     to_latex,
 )
 from stlab.report.tradeoff import cost_lines, tradeoff_frame, tradeoffs
-from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
+from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol, table_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def write_report(
         ProtocolMismatch: its trials were made by different protocols.
     """
     directory = directory or StudyDirectory(store, name)
-    rows = [row for row in directory.read_trials().to_pylist() if not row.get("searched")]
+    rows = table_rows(directory.read_trials().to_pylist())
     search = read_search(store, name)
     text, study = _study(directory, study)
     axes = list(study["axes"]) if study.get("axes") is not None else None
@@ -99,7 +99,7 @@ def report_figures(store: Store, name: str) -> dict[str, Figure]:
         ProtocolMismatch: its trials were made by different protocols.
     """
     directory = StudyDirectory(store, name)
-    rows = [row for row in directory.read_trials().to_pylist() if not row.get("searched")]
+    rows = table_rows(directory.read_trials().to_pylist())
     search = read_search(store, name)
     study = _study(directory, None)[1]
     axes = list(study["axes"]) if study.get("axes") is not None else None

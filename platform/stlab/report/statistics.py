@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stlab.results import single_protocol
+from stlab.results import single_protocol, table_rows
 
 CONFIDENCE = 0.95
 _SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the week", re.IGNORECASE)
@@ -95,7 +95,7 @@ def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Su
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
     """
-    rows = [row for row in rows if not row.get("searched")]
+    rows = table_rows(rows)
     single_protocol(rows)
     axes = (
         [path for path in axes if any(f"param.{path}" in row for row in rows)] if axes is not None else infer_axes(rows)
@@ -199,7 +199,7 @@ def _summary(group: Sequence[Row], axis_values: dict[str, Any], names: Mapping[s
     first = group[0]
     done = [row for row in group if outcome(row) == "finished"]
     count = {status: sum(outcome(row) == status for row in group) for status in ("failed", "pruned")}
-    settings = [f"{names[path]}={_plain(value)}" for path, value in axis_values.items()]
+    settings = [f"{names[path]}={plain(value)}" for path, value in axis_values.items()]
     memory = _values(done, "peak_memory_bytes")
     seconds = _values(done, "wall_seconds")
     return Summary(
@@ -255,7 +255,8 @@ def _short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A setting as a reader writes it: 0.5, not 0.500000."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

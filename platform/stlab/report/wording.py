@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stlab.report.statistics import Interval, Row, Summary, anchor, has_slot_of_week, is_slot_of_week, outcome
+from stlab.report.statistics import Interval, Row, Summary, anchor, has_slot_of_week, is_slot_of_week, outcome, plain
 
 SLOT_OF_WEEK = "the mean by slot of week"
 
@@ -122,16 +122,12 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         )
         parts.append(f"{scaler} scaler fitted on {fitted}")
     mask = protocol.get("mask")
-    parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {_plain(mask)} masked out")
+    parts.append("no mask" if mask is None or mask == "none" else f"readings equal to {plain(mask)} masked out")
     if (missing := protocol.get("missing", "error")) not in ("error", "none"):
         parts.append({"zero": "gaps set to 0", "interpolate": "gaps interpolated"}.get(missing, f"gaps: {missing}"))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         parts.append(f"errors multiplied by {scale:g}")
     return ", ".join(parts)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def anchor_words(line: Summary) -> str:

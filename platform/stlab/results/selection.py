@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
+
+
+def table_rows(rows: Iterable[Row]) -> list[Row]:
+    """Rows of ``trials.parquet`` that stand in a study's table: of a search, what it selected."""
+    return [row for row in rows if not row.get("searched")]
 
 
 def best_trial(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
