@@ -1,0 +1,104 @@
+"""The cluster: reaching it, or starting one on this machine, and what it can run at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ray
+
+from stlab.errors import ResourceError
+from stlab.spec import ResourcesSpec
+
+logger = logging.getLogger(__name__)
+
+_STARTS = 4  # tries to start Ray on this machine
+
+
+@contextlib.contextmanager
+def connection(address: str | None) -> Iterator[None]:
+    """A Ray cluster: the one at ``address`` or in RAY_ADDRESS, else one of this machine's own for the duration.
+
+    Raises:
+        ResourceError: there is no cluster at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options["include_dashboard"] = True  # it brings job submission; without it a sweep over Train can hang
+    try:
+        _start(address, options)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str, options: Mapping[str, Any]) -> None:
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address=address, **options)
+            return
+        except (ConnectionError, ValueError) as error:
+            raise ResourceError(
+                f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
+            ) from error
+        except Exception as error:
+            # Ray gives its own processes 30 s, which is short on a busy machine, and says so with a bare Exception.
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise ResourceError(
+                    f"Ray did not start, {_STARTS} times over: {last_line(error)} It gives itself 30 s: is the machine too busy? Try "
+                    "again later, or give the --address of a cluster."
+                ) from error
+            logger.info("Ray did not start; once more: %s", error)
+
+
+def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:
+    """``gpus`` decided: one a worker where the cluster has any (now or after scaling up), else none."""
+    if resources.gpus is not None:
+        return resources
+    return resources.model_copy(update={"gpus": 1.0 if _reachable().get("GPU", 0) > 0 else 0.0})
+
+
+def slots(resources: ResourcesSpec) -> int:
+    """How many trials with these resources the cluster runs at once, now.
+
+    Raises:
+        ResourceError: not even one fits, nor would it after scaling up; names the resource.
+    """
+    worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    have, reach = ray.cluster_resources(), _reachable()
+    for name, amount in worker.items():
+        wanted = amount * resources.workers
+        field = f"resources.{name.lower()}s"
+        if reach.get(name, 0) < wanted:
+            raise ResourceError(
+                f"a trial asks for {wanted:g} {name} ({field}={amount:g} × resources.workers={resources.workers}); the cluster has "
+                f"{have.get(name, 0):g} and can grow to {reach.get(name, 0):g}. Lower {field} or resources.workers, or add nodes."
+            )
+    largest = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    grows = any(reach.get(name, 0) > have.get(name, 0) for name in worker)
+    if not grows and not any(all(node.get(name, 0) >= amount for name, amount in worker.items()) for node in largest):
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
+        raise ResourceError(
+            f"a worker asks for {asked}, and no single node has that. Lower resources.cpus or resources.gpus; a worker lives on one node."
+        )
+    return max(1, min(int(have.get(name, 0) // (amount * resources.workers)) for name, amount in worker.items()))
+
+
+def _reachable() -> dict[str, float]:
+    """What the cluster has, or what its autoscaler can bring it to."""
+    have = dict(ray.cluster_resources())
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+
+
+def last_line(error: BaseException) -> str:
+    """What Ray's long messages come to."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

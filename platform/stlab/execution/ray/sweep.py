@@ -1,0 +1,137 @@
+"""A study's trials on the cluster: one Tune trial a worker group, one Train run in it, and the board that they all ask."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import ray.tune
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from stlab.execution.board import Board
+from stlab.execution.ray.cluster import last_line
+from stlab.execution.ray.worker import work_off
+from stlab.plan import Pack
+from stlab.results import Store
+from stlab.spec import ResourcesSpec
+
+if TYPE_CHECKING:
+    from stlab.execution.search_board import SearchWork
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.3
+_WORKER_FAILURES = 10  # restarts of one worker group; a single trial is given up after MAX_ATTEMPTS
+
+Listener = Callable[[list[dict[str, Any]]], None]
+
+
+def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, listen: Listener) -> list[str]:
+    """Run packs to their end; every trial leaves its directory in ``storage``.
+
+    Args:
+        listen: called in a thread of its own with the events of :class:`~stlab.execution.board.Board`, in order.
+
+    Returns:
+        What went wrong outside of any trial, a line a pack.
+    """
+    groups = list(dict.fromkeys(pack.resources for pack in packs))
+    board = ray.remote(num_cpus=0)(Board).remote(
+        [[t.trial_id for t in pack.trials] for pack in packs], [groups.index(p.resources) for p in packs]
+    )
+    work = {
+        group: {
+            t.trial_id: (t.spec.model_copy(update={"resources": group}).model_dump(), t.identity)
+            for pack in packs if pack.resources == group for t in pack.trials
+        }
+        for group in groups
+    }  # fmt: skip
+    jobs = [
+        {
+            "pack": number, "board": board, "storage": storage, "test": test, "work": work[pack.resources],
+            "resources": pack.resources.model_dump(), "name": f"{study}-pack-{number}", "scratch": f"{storage}/.ray",
+        }
+        for number, pack in enumerate(packs)
+    ]  # fmt: skip
+    return _run(board, jobs, storage, study, listen)
+
+
+def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
+    """Run a search to its end, and measure what it selects; see :func:`run_packs`."""
+    from stlab.execution.search_board import SearchBoard
+
+    board = ray.remote(num_cpus=0)(SearchBoard).remote(Store(storage), work)
+    jobs = [
+        {
+            "pack": number, "board": board, "storage": storage, "test": False, "work": {},
+            "resources": resources.model_dump(), "name": f"{work.study.name}-pack-{number}", "scratch": f"{storage}/.ray",
+        }
+        for number, resources in enumerate(work.groups)
+    ]  # fmt: skip
+    return _run(board, jobs, storage, work.study.name, listen)
+
+
+def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str, listen: Listener) -> list[str]:
+    tuner = ray.tune.Tuner(
+        # A trial that only drives a trainer must not take a CPU from it; every cluster has this sliver.
+        ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), {"node:__internal_head__": 0.001}),
+        param_space={"pack": ray.tune.grid_search(list(range(len(jobs))))},
+        tune_config=ray.tune.TuneConfig(metric=None),
+        run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=f"{storage}/.ray", verbose=0),
+    )
+    # Tune prints a banner of its own, whatever its verbosity; what a study says, its observers say.
+    with _listening(board, listen), contextlib.redirect_stdout(io.StringIO()):
+        results = tuner.fit()
+    return [f"pack {index}: {last_line(error)}" for index, error in enumerate(results.errors)]
+
+
+@contextlib.contextmanager
+def _listening(board: Any, listen: Listener) -> Iterator[None]:
+    """Pass the board's events on until the block ends, and then what is left of them."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            try:
+                listen(ray.get(board.hear.remote()))
+            except ray.exceptions.RayError as error:
+                logger.warning("no news from the workers: %s", error)
+                return
+
+    thread = threading.Thread(target=poll, name="stlab-events", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    listen(ray.get(board.hear.remote()))
+
+
+def _drive(config: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
+    """A Tune trial: one Train run that works off a pack."""
+    job = jobs[config["pack"]]
+    resources = ResourcesSpec(**job["resources"])
+    use_gpu = bool(resources.gpus)
+    trainer = TorchTrainer(
+        work_off,
+        train_loop_config=dict(job),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=job["name"],
+            storage_path=job["scratch"],
+            failure_config=ray.train.FailureConfig(max_failures=_WORKER_FAILURES),
+        ),
+    )
+    trainer.fit()
