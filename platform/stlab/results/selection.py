@@ -18,12 +18,12 @@ def best_trial(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The finished trial with the lowest validation error; the first of equals, None where none has finished.
 
     The error is the one the trials were selected by: MAE where all have ``train.select_by`` mae, else RMSE. A trial that a test
-    segment was measured for counts no more than another.
+    segment was measured for counts no more than another. Of a search only the selected configuration counts.
 
     Args:
         rows: rows of ``trials.parquet``; baselines are left out.
     """
-    done = [row for row in rows if not row.get("baseline") and row.get("status") == "finished"]
+    done = [row for row in table_rows(rows) if not row.get("baseline") and row.get("status") == "finished"]
     by_mae = bool(done) and all(row.get("param.train.select_by") == "mae" for row in done)
     error = "val_mae" if by_mae else "val_rmse"
     known = [row for row in done if row.get(error) is not None and math.isfinite(row[error])]

@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from stlab.results import table_rows
+
 Row = Mapping[str, Any]
 
 # Tags of a trial's run. The run page and the column picker show them in alphabetical order.
 TAGS = (
     "variant", "seed", "trial_id", "dataset", "backbone", "weights", "protocol", "code_version", "status", "baseline",
-    "synthetic", "leaks", "label",
+    "synthetic", "leaks", "label", "number",
 )
 
 # What a trial comes to. Metrics by epoch are named ``epoch/…``: the page draws them in a section of their own, and the
@@ -128,9 +130,9 @@ def summary_metrics(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def by_label(rows: Iterable[Row], axes: Iterable[str]) -> dict[str, list[Row]]:
-    """Rows that differ in their seed only, together; in order of first appearance."""
+    """Rows that differ in their seed only, together; in order of first appearance. Of a search, what it selected."""
     axes = list(axes)
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in table_rows(rows):
         groups.setdefault(label(row, axes), []).append(row)
     return groups
