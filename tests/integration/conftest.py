@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 MARK = "STLAB_TEST_RUN"
@@ -147,3 +152,120 @@ def grid() -> dict[str, np.ndarray]:
     steps = 240
     data = np.random.default_rng(0).poisson(5, (steps, 2, 4, 4)).astype(np.float32)
     return {"data": data, "timestamps": np.datetime64("2024-01-01", "s") + np.arange(steps) * np.timedelta64(3600, "s")}
+
+
+START_SECONDS = 180
+"""For Ray to come up, on a busy machine."""
+
+
+@dataclass
+class RayNodes:
+    """A Ray cluster on this machine: ``ray start`` for each node, real processes, token authentication on."""
+
+    folder: Path
+    """Ray's own files. Its path must be short: sockets lie in it."""
+    token: str = "0" * 32
+    dashboard_port: int | None = None
+    address: str = ""
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def dashboard(self) -> str:
+        """Where jobs are submitted to."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client of this cluster has set."""
+        return environment(str(self.folder)) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def add(self, cpus: int = 1, *options: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a node, the head first, and wait until it answers."""
+        if self.nodes:
+            role = ["--address", self.address]
+        else:
+            port = free_port()
+            self.address = f"127.0.0.1:{port}"
+            # The job server runs on the head alone; 0 keeps two clusters on one machine apart.
+            role = ["--head", "--port", str(port), "--ray-client-server-port", str(free_port()), "--temp-dir", str(self.folder)]
+            role += ["--include-dashboard", str(self.dashboard_port is not None)]
+            role += ["--dashboard-port", str(self.dashboard_port)] if self.dashboard_port else []
+        log = self.folder / f"node{len(self.nodes)}.log"
+        node = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus),
+             "--object-store-memory", str(100 * 2**20), "--dashboard-agent-listen-port", str(free_port()),
+             "--disable-usage-stats", "--block", *options],
+            env=self.environment | dict(variables or {}), start_new_session=True, stdout=log.open("wb"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.nodes.append(node)
+        until = time.monotonic() + START_SECONDS
+        while "Ray runtime started" not in (said := log.read_text()):
+            assert node.poll() is None, said
+            assert time.monotonic() < until, said
+            time.sleep(0.2)
+        return node
+
+    def processes(self, node: subprocess.Popen[bytes]) -> dict[int, list[str]]:
+        """A node's processes, its workers too, by pid: their command lines."""
+        found = {}
+        for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process.pid] = process.cmdline()
+        return found
+
+    def trainers(self, node: subprocess.Popen[bytes] | None = None) -> list[int]:
+        """The processes that train, of a node or of all: pids."""
+        nodes = [node] if node else [node for node in self.nodes if node.poll() is None]
+        return [pid for n in nodes for pid, words in self.processes(n).items() if words and "RayTrainWorker" in words[0]]
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """End a node as a power cut does."""
+        # First what starts processes, so that nothing is started while the list is gone through.
+        for pid in self.processes(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait(timeout=30)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            if node.poll() is None:
+                self.kill(node)
+        mark = f"{MARK}={self.folder}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def ray_nodes() -> Iterator[Callable[..., RayNodes]]:
+    """Makes clusters without a node: ``ray_nodes(dashboard=True)``; what they start is ended."""
+    made: list[RayNodes] = []
+
+    def make(dashboard: bool = False) -> RayNodes:
+        folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+        made.append(RayNodes(folder, dashboard_port=free_port() if dashboard else None))
+        return made[-1]
+
+    yield make
+    for nodes in made:
+        nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[RayNodes]:
+    """A cluster that a module shares: a head with a job server and a second node, a CPU each, token authentication on."""
+    nodes = RayNodes(Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")), dashboard_port=free_port())
+    try:
+        nodes.add()
+        nodes.add()
+        yield nodes
+    finally:
+        nodes.stop()
