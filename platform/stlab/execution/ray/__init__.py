@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stlab.execution.ray.sweep import Listener, run_packs, run_search
 
 __all__ = ["Listener", "connection", "run_packs", "run_search", "slots", "with_gpus"]
-_HOME = {"Listener": "sweep", "connection": "cluster", "run_packs": "sweep", "run_search": "sweep", "slots": "cluster", "with_gpus": "cluster"}
+_HOME = dict.fromkeys(("connection", "slots", "with_gpus"), "cluster") | dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
 
 
 def __getattr__(name: str) -> Any:
