@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from stlab import __version__
+from stlab.cli.cluster import stop, submit
 from stlab.cli.data import inspect
 from stlab.cli.image import image
 from stlab.cli.replay import replay
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before anything trains.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-for command in (run, plan, report, replay, ui, sync, image, schema):
+for command in (run, plan, report, replay, submit, stop, ui, sync, image, schema):
     app.command()(command)
 data_app.command()(inspect)
 

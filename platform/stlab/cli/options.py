@@ -23,7 +23,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override any field, e.g. data.path=grid.npz; may be repeated."),
 ]
 StorageOption = Annotated[
-    str, typer.Option("--storage", help="Where everything goes: a folder or a URI such as s3://bucket/runs.")
+    str,
+    typer.Option("--storage", envvar="STLAB_STORAGE", help="Where everything goes: a folder or a URI such as s3://bucket/runs."),
 ]
 TrackingOption = Annotated[
     str | None,

@@ -1,0 +1,127 @@
+"""Commands on a cluster: send a study there, follow it, stop it."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlab.cli.options import SetOption, StudyArgument, TrackingOption, console_for_output, myself
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.execution.ray.jobs import Job
+
+AddressOption = Annotated[
+    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard: http://head:8265.")
+]
+
+
+def submit(
+    study: StudyArgument,
+    address: AddressOption,
+    storage: Annotated[
+        str,
+        typer.Option("--storage", envvar="STLAB_STORAGE", help="Where all goes, for all nodes: s3://bucket/runs or /shared/runs."),
+    ],
+    tracking_uri: TrackingOption = None,
+    overrides: SetOption = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials of each search: search.max_trials.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    add_seeds: Annotated[
+        int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.")] = True,
+) -> None:
+    """Run a study on a cluster: sends stlab and the study, follows the log, and ends with the job's exit code."""
+    from stlab.execution.shipment import package_folders, size
+    from stlab.execution.submission import Order, check_order, shown
+
+    console = console_for_output()
+    order = Order(study, list(overrides or ()), storage, tracking_uri, trials, retry_failed, add_seeds)
+    checked = check_order(order)
+    name = checked.name
+    from stlab.execution.ray.jobs import Jobs
+
+    jobs = Jobs(address)
+    for note in checked.notes:
+        console.print(f"[dim]note:[/] {note}", highlight=False, soft_wrap=True)
+    job_id = f"{name}-{secrets.token_hex(3)}"
+    with tempfile.TemporaryDirectory() as scratch:
+        packages = package_folders(Path(scratch))
+        working_dir = Path(scratch, "study")
+        working_dir.mkdir()
+        if checked.text is not None:
+            (working_dir / f"{name}.yaml").write_text(checked.text, encoding="utf-8")
+        sizes = f"stlab {_kilobytes(size(packages))}, the study {_kilobytes(size([working_dir]))}"
+        console.print(f"sending  {sizes}, to {jobs.address}", highlight=False, soft_wrap=True)
+        jobs.submit(
+            job_id,
+            ["-m", "stlab", *order.arguments(name if checked.text is None else f"{name}.yaml")],
+            packages=packages, working_dir=working_dir, study=name, storage=shown(storage), environment=order.environment(),
+        )  # fmt: skip
+    console.print(f"job      {job_id}", highlight=False, soft_wrap=True)
+    if not wait:
+        _say_how_to_go_on(console, job_id, name, jobs.address)
+        return
+    try:
+        job = jobs.follow(job_id, _write)
+    except KeyboardInterrupt:
+        console.print(f"\nThe job {job_id} goes on.", highlight=False)
+        _say_how_to_go_on(console, job_id, name, jobs.address)
+        raise typer.Exit(130) from None
+    raise typer.Exit(_say_end(console, job))
+
+
+def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or the id of its job.")], address: AddressOption) -> None:
+    """Stop the job that runs a study. What is trained stays."""
+    from stlab.errors import UserError
+    from stlab.execution.ray.jobs import Jobs
+
+    console = console_for_output()
+    jobs = Jobs(address)
+    found = jobs.of_study(study)
+    running = [job for job in found if not job.is_over]
+    if not running:
+        last = f" Its last, {found[0].job_id}, has {found[0].status.lower()}." if found else ""
+        raise UserError(f"no job runs '{study}' at {jobs.address}.{last}")
+    for job in running:
+        ended = jobs.stop(job.job_id)
+        console.print(f"{ended.job_id} {ended.status.lower()}. What is trained stays.", highlight=False, soft_wrap=True)
+    again = f"{myself()} submit {study} --address {jobs.address} --storage {running[0].storage or '…'}"
+    console.print(f"go on    {again}", highlight=False, soft_wrap=True)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say_how_to_go_on(console: Console, job_id: str, study: str, address: str) -> None:
+    console.print(f"follow   {myself()} logs {job_id} --follow --address {address}", highlight=False, soft_wrap=True)
+    console.print(f"stop     {myself()} stop {study} --address {address}", highlight=False, soft_wrap=True)
+
+
+def _say_end(console: Console, job: Job) -> int:
+    """How the job ended, in a line; its exit code."""
+    if job.status == "SUCCEEDED":
+        console.print(f"[green]{job.job_id} is done.[/]", highlight=False)
+        return 0
+    if job.status == "STOPPED":
+        console.print(f"{job.job_id} was stopped. What is trained stays.", highlight=False)
+        return 130
+    if job.exit_code is not None:
+        console.print(f"[red]{job.job_id} ended with exit code {job.exit_code}.[/]", highlight=False)
+        return job.exit_code
+    console.print(f"[red]{job.job_id} failed:[/] ", end="")
+    console.print(job.message, markup=False, highlight=False, soft_wrap=True)
+    return 1
+
+
+def _kilobytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
