@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Waits for AWS's notice that this spot instance is taken back in two minutes, and drains the node then (drain.sh).
+#
+#   spot-notice.sh [SERVICE] [EVERY_SECONDS] [DRAIN_COMMAND...]
+#
+# SERVICE is the instance's metadata service; a machine without one is asked in vain and nothing happens.
+set -euo pipefail
+
+service=${1:-http://169.254.169.254}
+every=${2:-5}
+drain=("${@:3}")
+if ((${#drain[@]} == 0)); then drain=(stlab-drain 100); fi
+
+while true; do
+    token=$(curl --silent --fail --max-time 2 --request PUT --header 'X-aws-ec2-metadata-token-ttl-seconds: 60' \
+        "$service/latest/api/token" || true)
+    # 404 until there is a notice.
+    if notice=$(curl --silent --fail --max-time 2 --header "X-aws-ec2-metadata-token: $token" \
+        "$service/latest/meta-data/spot/instance-action"); then
+        echo "spot notice: $notice"
+        exec "${drain[@]}"
+    fi
+    sleep "$every"
+done
