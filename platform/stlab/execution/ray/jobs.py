@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import socket
@@ -22,6 +23,10 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from stlab.errors import ResourceError
+
+# Ray's client tells of every package it sends, on the terminal.
+for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 _CONNECT_SECONDS = 5.0
 _LOOK_SECONDS = 0.5  # between two questions after a job that is about to end
