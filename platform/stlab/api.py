@@ -241,7 +241,7 @@ class Results:
         relative = self._directory.report_path()
         if not self._store.exists(relative):
             raise UserError(f"{self.name} has no report yet: stlab report {self.name} --storage {self.storage}")
-        return self._store.path(relative) if self._store.is_local else f"{self.storage}/{relative}"
+        return self._store.address(relative)
 
     def load_model(self, trial_id: str | None = None, device: str = "cpu") -> TrainedForecaster:
         """The model of a trial, by default of the best; see :func:`load_model`."""

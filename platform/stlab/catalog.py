@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stlab.errors import ModelError
+from stlab.files import is_uri, local_copy, shown
 from stmodels.baselines.config import BASELINES, BaselineConfig
 from stmodels.errors import ConfigError, WeightsError
 from stmodels.lstm.config import LSTMConfig
@@ -112,8 +114,27 @@ def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
     Raises:
         ModelError: it does not fit the data, or its weights cannot be had.
     """
-    config = create_config(values)
+    remote = [path for path in create_config(values).files() if is_uri(path)]
+    local = {name: str(weights_file(value, f"model.{name}")) for name, value in values.items() if value in remote}
     try:
-        return MODELS[values["name"]][1](config, info)
+        return MODELS[values["name"]][1](create_config(values | local), info)
     except (ConfigError, WeightsError) as error:
         raise ModelError(str(error)) from error
+
+
+def weights_file(path: str, field: str) -> Path:
+    """A file or folder that a model names, as a path of this machine: what lies at a URI is copied. ``field`` names it in messages.
+
+    Raises:
+        ModelError: there is no such file.
+    """
+    try:
+        place = local_copy(path) if is_uri(path) else Path(path)
+        if place.exists():
+            return place
+    except FileNotFoundError:
+        pass
+    raise ModelError(
+        f"{field}={shown(path)}: there is no such file. Give its path or URI, or one of the words the field knows "
+        "(`pretrained`; see `stlab schema`)."
+    )

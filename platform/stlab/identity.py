@@ -9,12 +9,11 @@ import json
 import platform
 from pathlib import Path
 
-from stlab.catalog import ModelConfig
-from stlab.errors import ModelError
+from stlab.catalog import ModelConfig, weights_file
 from stlab.spec import TrialSpec
 
 # Fields that cannot change a number, or do so only through the data's content, which counts by itself: where the data lies,
-# what made its timestamps, the network beside it, and how often a checkpoint is written.
+# what made its timestamps, the network beside it, how often a checkpoint is written, and when a step counts as hung.
 _NO_PART_OF_IT = {
     "data.path",
     "data.start",
@@ -22,6 +21,7 @@ _NO_PART_OF_IT = {
     "data.node_ids",
     "data.distances",
     "train.checkpoint_seconds",
+    "train.step_timeout",
 }
 _LENGTH = 16
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
@@ -72,17 +72,12 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
 
 def content_hash(path: str, field: str) -> str:
     """Hash of a file's content, or of all files in a folder (a checkpoint may be either). ``field`` names it in messages."""
-    place = Path(path)
+    place = weights_file(path, field)
     digest = hashlib.sha256()
     if place.is_dir():
         _add_files(digest, place, "*")
-    elif place.is_file():
-        digest.update(place.read_bytes())
     else:
-        raise ModelError(
-            f"{field}={path}: there is no such file. Give its path, or one of the words the field knows "
-            "(`pretrained`; see `stlab schema`)."
-        )
+        digest.update(place.read_bytes())
     return digest.hexdigest()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from stlab.errors import StudyError
+from stlab.errors import StorageError, StudyError
+from stlab.files import is_uri, local_copy, shown
 from stlab.spec import StudySpec
 from stlab.study_errors import Problem, explain, problem, section_fields, show, study_error, unknown_field
 from stlab.study_source import SECTIONS, Key, StudySource, flatten_overrides, leaves
@@ -39,13 +40,18 @@ def shipped_studies() -> list[Path]:
 
 
 def find_study(name_or_path: str) -> Path:
-    """The file of a study: a path, or a bare name in ``./search_spaces`` or among the shipped ones.
+    """The file of a study: a path or URI, or a bare name in ``./search_spaces`` or among the shipped ones.
 
     ``.yaml`` or ``.yml`` may be left out.
 
     Raises:
         StudyError: there is none; the message lists what there is.
     """
+    if is_uri(name_or_path):
+        try:
+            return local_copy(name_or_path, folders=False)
+        except (FileNotFoundError, IsADirectoryError, StorageError) as error:
+            raise StudyError(f"the study {shown(name_or_path)} cannot be read: {error}") from error
     given = Path(name_or_path).expanduser()
     if not name_or_path.strip():
         raise StudyError(f"no study was named. {_known()}")

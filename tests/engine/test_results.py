@@ -115,23 +115,6 @@ def test_a_store_survives_pickling_and_takes_urls(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "a" / "b.json").read_text()) == {"x": [1, None]}
 
 
-def test_a_store_that_is_not_local_writes_in_place(tmp_path: Path) -> None:
-    """As on an object store, where a file shows once it is complete: no move, same layout."""
-    store = Store(tmp_path)
-    store._fs, store._root, store.is_local = (
-        pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()),
-        "bucket/runs",
-        False,
-    )
-    directory = TrialDirectory(store, "a")
-    directory.write_trial({"seed": 1})
-    directory.write_failure({"reason": "x"})
-    assert directory.status() is TrialStatus.FAILED
-    directory.clear_failure()
-    assert directory.status() is TrialStatus.STARTED
-    assert sorted(p.name for p in (tmp_path / "bucket/runs/trials/a").iterdir()) == ["failed-1.json", "trial.json"]
-
-
 def test_the_status_is_what_the_files_say(store: Store) -> None:
     directory = TrialDirectory(store, "a")
     assert directory.status() is TrialStatus.NEW

@@ -347,8 +347,8 @@ def test_the_page_of_a_study_shows_a_view_that_its_experiment_has(client, synced
 
 def test_a_remote_storage_is_copied_from(client, store, uri):
     remote = Store(store.location)
-    remote.is_local = False  # so that nothing is opened by its path
     rows = write_study(remote, "remote")
+    remote.is_local = False  # so that nothing is opened by its path
     assert sync(remote, "remote", uri) == len(rows)
     (parent,) = [run for run in runs_of(client, "remote") if run.data.tags["kind"] == "study"]
     tables = client.list_artifacts(parent.info.run_id, "report/tables")

@@ -33,7 +33,7 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     text = StudyDirectory(store, name).read_study()
     if text is None:
         raise UserError(f"--add-seeds: no study '{name}' was run in {store.location}. Run it first: stlab run {study}")
-    label = store.path(f"studies/{name}/study.yaml")
+    label = store.address(f"studies/{name}/study.yaml")
     source = StudySource.from_text(text, label, overrides or ())
     spec = parse(source)
     if spec.search is not None:

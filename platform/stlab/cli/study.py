@@ -78,7 +78,7 @@ def run(
             tracking.interrupt()
         again = "the same command goes on from there."
         if add_seeds is not None:
-            again = f"go on with {myself()} run {store.path(f'studies/{spec.name}/study.yaml')} --storage {store.location}"
+            again = f"go on with {myself()} run {store.address(f'studies/{spec.name}/study.yaml')} --storage {store.location}"
         console.print(f"Interrupted. What is trained stays: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
@@ -122,7 +122,7 @@ def _say_outcome(
         console.print(f"[red]{trouble}[/]", highlight=False, soft_wrap=True)
     if outcome.kept:
         console.print(
-            f"The study was changed: its earlier results and report are kept in {storage}/{outcome.kept}.",
+            f"The study was changed: its earlier results and report are kept in {Store(storage).address(outcome.kept)}.",
             highlight=False,
             soft_wrap=True,
         )

@@ -12,7 +12,7 @@ from stlab.data.content import ReadyWindows, Series
 from stlab.data.csv_table import read_csv
 from stlab.data.dataset import resolved_null
 from stlab.data.hdf import read_hdf
-from stlab.data.network import with_network
+from stlab.data.network import copied, with_network
 from stlab.data.nodes import flattened
 from stlab.data.npz import read_npz
 from stlab.data.parquet import read_parquet
@@ -20,6 +20,7 @@ from stlab.data.synthetic import synthetic_city
 from stlab.data.times import with_timestamps
 from stlab.data.unist import read_unist
 from stlab.errors import DataError
+from stlab.files import is_uri, shown
 
 if TYPE_CHECKING:
     from stlab.spec import DataSpec
@@ -56,7 +57,21 @@ def _read(spec: DataSpec) -> Series | ReadyWindows:
             raise DataError(f"{spec.path}: no such generated data; there is {', '.join(SYNTHETIC)}.")
         grid = SYNTHETIC[spec.path]()
         return flattened(grid) if spec.family == "sensors" else grid
-    path = Path(spec.path).expanduser()
+    if is_uri(spec.path):
+        return _read_copy(spec)
+    return _read_file(Path(spec.path).expanduser(), spec)
+
+
+def _read_copy(spec: DataSpec) -> Series | ReadyWindows:
+    """What lies at a URI; messages and names are the URI's."""
+    path, uri = copied(spec.path, "data.path"), shown(spec.path)
+    try:
+        return replace(_read_file(path, spec), source=uri)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), uri)) from error
+
+
+def _read_file(path: Path, spec: DataSpec) -> Series | ReadyWindows:
     readers = READERS[spec.family]
     known = ", ".join(readers)
     if path.is_dir():

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stlab.data.content import Series
-from stlab.errors import DataError
+from stlab.errors import DataError, StorageError
+from stlab.files import is_uri, local_copy, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,10 +31,28 @@ def with_network(series: Series, spec: DataSpec) -> Series:
             nodes of the data.
     """
     if spec.node_ids is not None:
-        series = replace(series, node_names=_node_ids(series, Path(spec.node_ids).expanduser()))
+        series = replace(series, node_names=_node_ids(series, copied(spec.node_ids, "data.node_ids")))
     if spec.distances is not None:
-        series = replace(series, edges=_edges(series, Path(spec.distances).expanduser()))
+        series = replace(series, edges=_edges(series, copied(spec.distances, "data.distances")))
     return series
+
+
+def copied(path: str, field: str) -> Path:
+    """A file that the specification names, as a path of this machine: what lies at a URI is copied.
+
+    Raises:
+        DataError: nothing lies at the URI, or it cannot be read.
+    """
+    if not is_uri(path):
+        return Path(path).expanduser()
+    try:
+        return local_copy(path, folders=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{shown(path)}: no such file ({field}). Is the bucket right, and the case of every letter?") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{shown(path)}: a folder ({field}). Give the file in it.") from error
+    except StorageError as error:
+        raise DataError(f"{field}: {error}") from error
 
 
 def _node_ids(series: Series, path: Path) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ _EVALUATED_BATCHES = 3
 
 # Fields that change values and no cost: trials that differ in these alone have one shape.
 _NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
-_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds"}
+_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
 
 
 @dataclass(frozen=True)
@@ -243,4 +243,4 @@ def keep_forecast(storage: Store, study: str, made: Forecast) -> str:
     """Write ``studies/<name>/forecast.json``, which the report sets beside what it took; its path."""
     relative = f"studies/{study}/forecast.json"
     storage.write_json(relative, made.document())
-    return storage.path(relative) if storage.is_local else f"{storage.location}/{relative}"
+    return storage.address(relative)

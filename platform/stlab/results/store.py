@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import posixpath
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,29 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stlab.errors import StorageError
+from stlab.files import QUICK, file_system, is_uri, shown, told
+
+_PROBE = b"stlab looks whether it can write here\n"
 
 
 class Store:
     """A folder on some file system. Paths given to its methods are relative to it, with forward slashes.
 
     A file is there whole or not at all: local files are written beside their place and moved into it, and an object store shows
-    an object only once it is complete.
+    an object only once it is complete. Requests to S3 that fail for the server's or the network's sake are made again, for
+    some 50 s; then, and for whatever else goes wrong, a method raises StorageError, which says what to do.
 
     Raises:
-        StorageError: the location cannot be understood, read or written.
+        StorageError: the location cannot be understood, or holds keys.
     """
 
     def __init__(self, location: str | Path) -> None:
         text = str(location)
         try:
-            if "://" in text:
-                self._fs, self._root = pafs.FileSystem.from_uri(text)
-                self.location = text.rstrip("/")
-            else:
-                self._fs, self._root = pafs.LocalFileSystem(), str(Path(text).expanduser().resolve())
-                self.location = self._root
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StorageError(
-                f"--storage {text}: {error}. Give a folder, or a URI such as s3://bucket/runs."
-            ) from error
+            self._fs, self._root = file_system(text)
+        except StorageError as error:
+            raise StorageError(f"--storage {error} Give a folder, or a URI such as s3://bucket/runs.") from error
+        self.location = text.rstrip("/") if is_uri(text) else self._root
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
         if self.is_local and Path(self._root).exists() and not Path(self._root).is_dir():
             raise StorageError(f"--storage {text}: that is a file. Give a folder; it is made where there is none.")
@@ -51,38 +49,64 @@ class Store:
         """The full path within the file system: on a local store, a path to open."""
         return posixpath.join(self._root, relative)
 
+    def address(self, relative: str) -> str:
+        """Where a file lies, to be shown or given to a command: a path on a local store, else a URI."""
+        if self.is_local:
+            return self.path(relative)
+        folder, mark, options = self.location.partition("?")
+        return f"{folder.rstrip('/')}/{relative}{mark}{options}"
+
     def make(self) -> None:
-        """Make the folder on a local store, so that what cannot be written is known before hours of work."""
-        if not self.is_local:
-            return
+        """Make the folder, and write, read and delete a file in it: what cannot be written is known before hours of work.
+
+        Raises:
+            StorageError: says what to do.
+        """
+        name = f".probe-{uuid.uuid4().hex[:8]}"
         try:
-            Path(self._root).mkdir(parents=True, exist_ok=True)
+            system = self._fs if self.is_local else file_system(self.location, QUICK)[0]
+            path = self.path(name)
+            if self.is_local:
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+            with system.open_output_stream(path) as stream:
+                stream.write(_PROBE)
+            with system.open_input_stream(path) as stream:
+                found = stream.read()
+            system.delete_file(path)
         except OSError as error:
-            raise StorageError(f"--storage {self.location}: cannot be made ({error.strerror}). Give another folder.") from error
-        if not os.access(self._root, os.W_OK | os.X_OK):
-            raise StorageError(f"--storage {self.location}: no permission to write there. Give another folder.")
+            raise StorageError(f"--storage {shown(self.location)}: cannot be written. {told(error)}") from error
+        if found != _PROBE:
+            raise StorageError(f"--storage {shown(self.location)}: what is written there reads otherwise. Give another place.")
 
     def exists(self, relative: str) -> bool:
-        return bool(self._fs.get_file_info(self.path(relative)).type != pafs.FileType.NotFound)
+        with self._reaching("look at", relative):
+            return bool(self._fs.get_file_info(self.path(relative)).type != pafs.FileType.NotFound)
 
     def names(self, relative: str) -> list[str]:
-        """Names of what lies directly in a folder, sorted; empty where there is no such folder."""
-        found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        """Names of what lies directly in a folder, sorted; empty where there is no such folder. One request on an object store."""
+        with self._reaching("list", relative):
+            found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
+            return sorted(info.base_name for info in found)
+
+    def sizes(self, relative: str) -> dict[str, int]:
+        """Name → bytes of the files that lie directly in a folder; empty where there is no such folder."""
+        with self._reaching("list", relative):
+            found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
+        return {info.base_name: int(info.size) for info in found if info.type == pafs.FileType.File}
 
     def read(self, relative: str) -> bytes:
         """Raises FileNotFoundError where there is nothing."""
-        with self._fs.open_input_stream(self.path(relative)) as stream:
+        with self._reaching("read", relative), self._fs.open_input_stream(self.path(relative)) as stream:
             return bytes(stream.read())
 
     def write(self, relative: str, content: bytes) -> None:
         target = self.path(relative)
-        try:
-            self._fs.create_dir(posixpath.dirname(target), recursive=True)
-            if not self.is_local:
+        with self._reaching("write", relative):
+            if not self.is_local:  # folders are nothing there, and need not be made
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(content)
                 return
+            self._fs.create_dir(posixpath.dirname(target), recursive=True)
             beside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
             try:
                 with self._fs.open_output_stream(beside) as stream:
@@ -92,17 +116,27 @@ class Store:
                 with contextlib.suppress(OSError):
                     self._fs.delete_file(beside)
                 raise
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error}") from error
 
     def move(self, source: str, target: str) -> None:
-        """Move a file or, on a local store, a folder."""
-        self._fs.create_dir(posixpath.dirname(self.path(target)), recursive=True)
-        self._fs.move(self.path(source), self.path(target))
+        """Move a file or a folder. An object store copies file by file, and deletes once all are copied."""
+        old, new = self.path(source), self.path(target)
+        with self._reaching("move", source):
+            if self.is_local:
+                self._fs.create_dir(posixpath.dirname(new), recursive=True)
+                self._fs.move(old, new)
+            elif self._fs.get_file_info(old).is_file:
+                self._fs.copy_file(old, new)
+                self._fs.delete_file(old)
+            else:
+                for info in self._fs.get_file_info(pafs.FileSelector(old, recursive=True)):
+                    if info.is_file:
+                        self._fs.copy_file(info.path, posixpath.join(new, posixpath.relpath(info.path, old)))
+                self._fs.delete_dir(old)
 
     def delete_folder(self, relative: str) -> None:
         if self.exists(relative):
-            self._fs.delete_dir(self.path(relative))
+            with self._reaching("delete", relative):
+                self._fs.delete_dir(self.path(relative))
 
     def read_json(self, relative: str) -> Any:
         return json.loads(self.read(relative))
@@ -117,3 +151,12 @@ class Store:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         self.write(relative, sink.getvalue().to_pybytes())
+
+    @contextlib.contextmanager
+    def _reaching(self, what: str, relative: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"cannot {what} {self.address(relative)}: {told(error)}") from error

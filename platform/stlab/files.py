@@ -1,0 +1,174 @@
+"""Files by path or URI, through pyarrow's file systems: local, NFS, s3://, gs://. What is remote can be had as a local copy."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import posixpath
+import re
+import shutil
+import uuid
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from stlab.errors import StorageError
+
+PATIENT = 10
+"""Attempts of a request to S3 that a server answers with 5xx or not at all: with pyarrow's growing pauses some 50 s."""
+QUICK = 3
+"""Attempts at the first contact, so that a wrong address is told within seconds."""
+
+# Seconds without a byte after which an S3 request counts as lost. The SDK's own 3 s are short for a busy store.
+_SILENCE = 30.0
+_CONNECT = 10.0
+
+_SECRET = re.compile(r"passw|pwd|secret|token|credential|api_?key|access_?key|signature", re.IGNORECASE)
+_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them into ~/.aws/credentials."
+
+# What an error of a file system comes to, by a word of its text or by its number: (what is wrong, what to do).
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    ("NO_SUCH_BUCKET", "There is no such bucket. Make it first, or correct the URI."),
+    ("NoSuchBucket", "There is no such bucket. Make it first, or correct the URI."),
+    ("ACCESS_DENIED", f"These credentials may not do that. {_KEYS}"),
+    ("HTTP status 403", f"These credentials may not do that. {_KEYS}"),
+    ("HTTP response code 403", f"These credentials may not do that. {_KEYS}"),
+    ("INVALID_ACCESS_KEY_ID", f"The store does not know these credentials. {_KEYS}"),
+    ("INVALID_CLIENT_TOKEN_ID", f"The store does not know these credentials. {_KEYS}"),
+    ("SIGNATURE_DOES_NOT_MATCH", f"The secret key is not that of the access key. {_KEYS}"),
+    ("NETWORK_CONNECTION", "No store answers there. Is its address right (AWS_ENDPOINT_URL), and is it up?"),
+)
+_NUMBERS = {
+    errno.ENOSPC: "The disk is full. Free space there; what is written stays, and the same command goes on from it.",
+    errno.EDQUOT: "The quota is used up. Free space there; what is written stays, and the same command goes on from it.",
+    errno.EROFS: "It is read-only. Give another folder, or make it writable.",
+    errno.EACCES: "No permission. Give another folder, or change its mode.",
+    errno.EPERM: "It is not allowed. Give another folder, or change its mode.",
+    errno.ESTALE: "The shared folder has gone away. Mount it again; the same command goes on.",
+    errno.EIO: "The disk does not answer as it should. Look at it, or give another folder.",
+}
+
+
+def is_uri(path: str) -> bool:
+    return "://" in path
+
+
+def shown(uri: str) -> str:
+    """A URI as it may be shown: passwords and keys, wherever they stand in it, are three asterisks."""
+    if not is_uri(uri):
+        return uri
+    parts = urlsplit(uri)
+    user, at, host = parts.netloc.rpartition("@")
+    if at and ":" in user:
+        user = f"{user.partition(':')[0]}:***"
+    elif at and parts.scheme == "s3":
+        user = "***"
+    query = parts.query
+    if _SECRET.search(query):
+        pairs = parse_qsl(query, keep_blank_values=True)
+        query = urlencode([(name, "***" if _SECRET.search(name) else value) for name, value in pairs], safe="*/:")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
+
+
+def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or URI, and the path within it.
+
+    Args:
+        attempts: how often a request to S3 is made before it counts as failed.
+
+    Raises:
+        StorageError: the URI cannot be understood, or it holds keys.
+    """
+    if not is_uri(location):
+        return pafs.LocalFileSystem(), str(Path(location).expanduser().resolve())
+    parts = urlsplit(location)
+    user = parts.netloc.rpartition("@")[0]
+    if user and (parts.scheme == "s3" or ":" in user):
+        raise StorageError(
+            f"{shown(location)}: keys do not belong in a URI, which ends up in shell histories, process lists and logs. {_KEYS}"
+        )
+    try:
+        found, path = pafs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise StorageError(f"{shown(location)}: {told(error).replace(location, shown(location))}") from error
+    if isinstance(found, pafs.S3FileSystem):
+        _, (options,) = found.__reduce__()  # what the URI and the environment said, less what it cannot say
+        found = pafs.S3FileSystem(
+            **options
+            | {
+                "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+                "request_timeout": _SILENCE,
+                "connect_timeout": _CONNECT,
+                "allow_delayed_open": True,  # one request a small object, instead of three
+            }
+        )
+    return found, path.rstrip("/")
+
+
+def told(error: BaseException) -> str:
+    """What went wrong and what to do, in the words for who gave the path."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    number = getattr(error, "errno", None)
+    if number in _NUMBERS:
+        return f"{os.strerror(number)}. {_NUMBERS[number]}"
+    remedy = next((remedy for word, remedy in _REMEDIES if word in text), "")
+    return f"{text.rstrip('. ')}. {remedy}".rstrip()
+
+
+def local_copy(uri: str, *, folders: bool = True) -> Path:
+    """A remote file as one of this machine, with its name; copied when it is first asked for, and again when it has changed.
+
+    Copies lie in ``$XDG_CACHE_HOME/stlab`` (``~/.cache/stlab``); nobody needs them once the process is gone.
+
+    Args:
+        folders: whether a folder is copied too, with all that is in it.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        IsADirectoryError: a folder, where only a file is wanted.
+        StorageError: the URI cannot be understood, or the store refuses.
+    """
+    system, path = file_system(uri)
+    try:
+        info = system.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(errno.ENOENT, "no such file", shown(uri))
+        if info.is_file:
+            files = [info]
+        elif folders:
+            files = [found for found in system.get_file_info(pafs.FileSelector(path, recursive=True)) if found.is_file]
+        else:
+            raise IsADirectoryError(errno.EISDIR, "a folder", shown(uri))
+        marks = sorted((found.path, found.size, found.mtime_ns) for found in files)
+        place = _cache() / hashlib.sha256(repr((uri.partition("?")[0], marks)).encode()).hexdigest()[:24]
+        if not place.exists():
+            _fetch(system, path, [found.path for found in files], place)
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{shown(uri)}: cannot be read. {told(error)}") from error
+    return place / posixpath.basename(path)
+
+
+def _fetch(system: pafs.FileSystem, path: str, files: list[str], place: Path) -> None:
+    """Copy into a folder beside ``place`` and move that there, so that a copy is whole or not there."""
+    beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        for name in files:
+            target = beside / posixpath.basename(path) / posixpath.relpath(name, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(name, str(target), source_filesystem=system, destination_filesystem=pafs.LocalFileSystem())
+        try:
+            beside.rename(place)
+        except OSError:
+            if not place.exists():  # another process was faster, otherwise
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stlab"
