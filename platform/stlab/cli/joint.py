@@ -15,11 +15,15 @@ def say_joint(console: Console, store: Store, names: Sequence[str]) -> None:
     """Write the page and print a table a data set."""
     from stlab.report import compare, terminal_table
     from stlab.report.joint import write_joint_report
+    from stlab.report.paper_tables import terminal_paper
 
     path, sections = write_joint_report(store, names)
-    for study, rows in sections:
-        axes = list(study["axes"])
-        if len(sections) > 1:
-            console.print(f"[bold]{rows[0].get('dataset')}[/]", highlight=False)
-        console.print(terminal_table(rows, axes, console.width, compare(rows, axes, study, store)))
+    for part in sections:
+        axes = list(part.study["axes"])
+        if part.folder:
+            console.print(f"[bold]{part.folder}[/]", highlight=False)
+        console.print(terminal_table(part.rows, axes, console.width, compare(part.rows, axes, part.study, store)))
+        for block in terminal_paper(part.papers):
+            console.print()
+            console.print(block)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stlab.report.comparisons import Comparison, compare_lines
-from stlab.report.statistics import Interval, Row, Summary, anchor
+from stlab.report.statistics import Interval, Row, Summary, anchor, plain
 from stlab.results import Store, TrialDirectory
 
 _LAST = 3  # gradient norms are means over the last third of the epochs
@@ -33,7 +33,8 @@ class AxisCurve:
 
     ``best`` is the value with the lowest mean validation RMSE, so that the test segment chooses nothing. ``span`` is the run of values
     around it whose test RMSE is not distinguishable from the best's (paired, Holm-corrected over the curve); None where nothing could be
-    compared. ``apart`` are all values that are distinguishable. ``norms``: loss term → (value, gradient norm).
+    compared. ``apart`` are all values that are distinguishable. ``lost`` are values of which no trial has a test error. ``norms``: loss
+    term → (value, gradient norm).
     """
 
     label: str
@@ -42,6 +43,7 @@ class AxisCurve:
     span: tuple[float, float] | None
     apart: tuple[float, ...]
     over: str
+    lost: tuple[float, ...] = ()
     norms: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
@@ -60,7 +62,8 @@ def numeric_axes(lines: Sequence[Summary]) -> list[str]:
     for line in lines:
         if not line.baseline:
             for path, value in line.axis_values.items():
-                values.setdefault(path, set()).add(value)
+                if value is not None:  # a variant of another model, which has no such field
+                    values.setdefault(path, set()).add(value)
     return [path for path, found in values.items() if len(found) >= MIN_VALUES and all(map(_is_number, found))]
 
 
@@ -68,23 +71,24 @@ def axis_panel(store: Store, rows: Sequence[Row], lines: Sequence[Summary], path
     """The curves along ``path``; None where no variant has been tested at three values."""
     groups: dict[str, list[Summary]] = {}
     for line in lines:
-        if not line.baseline and line.test_rmse and path in line.axis_values:
+        if not line.baseline and line.test_rmse and line.axis_values.get(path) is not None:
             others = {name: value for name, value in line.axis_values.items() if name != path}
             groups.setdefault(json.dumps([line.variant, others], default=str), []).append(line)
     kept = [sorted(group, key=lambda line: line.axis_values[path]) for group in groups.values() if len(group) >= MIN_VALUES]
     if not kept:
         return None
+    shared = {name for name in kept[0][0].axis_values if len({str(group[0].axis_values.get(name)) for group in kept}) == 1}
     datasets = list(dict.fromkeys(str(row["dataset"]) for row in rows if row.get("dataset")))
-    curves = tuple(_curve(store, rows, group, path) for group in kept)
+    curves = tuple(replace(_curve(store, rows, group, path, shared), lost=_lost(lines, group[0], path)) for group in kept)
     return AxisPanel(", ".join(datasets), curves, _anchor(lines, kept[0], path))
 
 
-def _curve(store: Store, rows: Sequence[Row], group: Sequence[Summary], path: str) -> AxisCurve:
+def _curve(store: Store, rows: Sequence[Row], group: Sequence[Summary], path: str, shared: Set[str]) -> AxisCurve:
     best = min(group, key=lambda line: line.val_rmse.mean if line.val_rmse else line.rank_rmse)
     compared = compare_lines(rows, [(line, best) for line in group if line is not best], store)
     differs = {one.label: one.rmse.differs for one in compared if one.rmse is not None}
     return AxisCurve(
-        label=_label(group[0], path),
+        label=_label(group[0], shared | {path}),
         points=tuple(_point(rows, line, path) for line in group),
         best=float(best.axis_values[path]),
         span=_span(group, best, differs, path) if differs else None,
@@ -92,6 +96,14 @@ def _curve(store: Store, rows: Sequence[Row], group: Sequence[Summary], path: st
         over=_over(compared),
         norms=_norms(store, group, path),
     )
+
+
+def _lost(lines: Sequence[Summary], first: Summary, path: str) -> tuple[float, ...]:
+    """Values of the variant that were planned, and that no trial was tested at."""
+    others = {name: value for name, value in first.axis_values.items() if name != path}
+    own = [line for line in lines if not line.baseline and line.variant == first.variant and line.test_rmse is None]
+    values = [line.axis_values[path] for line in own if {k: v for k, v in line.axis_values.items() if k != path} == others]
+    return tuple(sorted(float(value) for value in values if _is_number(value)))
 
 
 def _point(rows: Sequence[Row], line: Summary, path: str) -> AxisPoint:
@@ -116,8 +128,8 @@ def _over(compared: Sequence[Comparison]) -> str:
     return compared[0].over if compared else "seeds"
 
 
-def _label(line: Summary, path: str) -> str:
-    others = [f"{name.rpartition('.')[2]}={value}" for name, value in line.axis_values.items() if name != path]
+def _label(line: Summary, unsaid: Set[str]) -> str:
+    others = [f"{name.rpartition('.')[2]}={plain(value)}" for name, value in line.axis_values.items() if name not in unsaid]
     return " · ".join([line.variant, *others])
 
 

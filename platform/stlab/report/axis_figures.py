@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,37 +17,66 @@ if TYPE_CHECKING:
 
 _SYMBOLS = {"train.flow_loss_weight": "λ"}
 _WIDE = 8  # largest over smallest positive value from which on an axis is logarithmic
+_ABREAST = 3  # panels in a row at the most
 _FAR = 1.5  # a baseline whose error is more than this many times the curves' largest (or that much below) would flatten them
 
 
 def axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
-    """A panel a data set: mean test RMSE by value, the band its 95 % interval, seeds as points, a star at the best by validation.
+    """A panel a data set, all on one axis: mean test RMSE by value, the band its 95 % interval, seeds as points, a star at the best by
+    validation.
 
     The range that is not distinguishable from the best is shaded, of several variants a bar below each other. Values that span much are set
-    logarithmically, with 0 at a tick of its own beyond a break. Below: gradient norms of the loss terms, where they were measured.
+    logarithmically, with 0 at a tick of its own beyond a break. Below, where the panels stand in one row: gradient norms of the loss terms,
+    where they were measured.
     """
     from matplotlib.figure import Figure
 
     with paper_style():
-        below = any(curve.norms for panel in panels for curve in panel.curves)
-        width = 1.6 + 3.4 * len(panels) if len(panels) > 1 else 6.4
-        figure = Figure(figsize=(width, 4.9 if below else 3.2), layout="constrained")
+        columns = _columns(len(panels))
+        rows = -(-len(panels) // columns)
+        below = has_norms(panels)
+        width = 1.6 + 3.0 * columns if columns > 1 else 6.4
+        figure = Figure(figsize=(width, 4.9 if below else 3.2 if rows == 1 else 0.4 + 2.4 * rows), layout="constrained")
         shape: dict[str, Any] = {"height_ratios": (3, 2)} if below else {}
-        grid = figure.subplots(2 if below else 1, len(panels), squeeze=False, sharex="col", **shape)
-        for column, panel in enumerate(panels):
-            _errors(grid[0, column], panel, alone=len(panels) == 1)
-            _scale(grid[-1, column], [point.value for curve in panel.curves for point in curve.points])
-            if below:
-                _norms(grid[1, column], path, norm_curve(panel))
-            grid[-1, column].set_xlabel(axis_name(path) if len(panels) == 1 else _SYMBOLS.get(path, path))
-        grid[0, 0].set_ylabel("test RMSE (data unit)")
+        grid = figure.subplots(rows + below, columns, squeeze=False, sharex=True, **shape)
+        labels = list(dict.fromkeys(curve.label for panel in panels for curve in panel.curves[:MAX_LINES]))
+        for axes, panel in zip(grid[:rows].flat, panels, strict=False):
+            _errors(axes, panel, labels, alone=len(panels) == 1)
         if below:
-            grid[1, 0].set_ylabel("gradient norm")
-        places: tuple[Literal["outside right upper", "outside right lower"], ...] = ("outside right upper", "outside right lower")
-        for row, place in zip(grid, places, strict=False):
-            entries = {label: handle for axes in row for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-            figure.legend(list(entries.values()), list(entries), loc=place)
+            for axes, panel in zip(grid[1], panels, strict=True):
+                _norms(axes, path, norm_curve(panel))
+        _scale(grid.flat, [point.value for panel in panels for curve in panel.curves for point in curve.points])
+        _finish(figure, grid, rows, path, len(panels))
         return figure
+
+
+def _columns(panels: int) -> int:
+    return panels if panels <= _ABREAST else 2 if panels == 4 else _ABREAST
+
+
+def has_norms(panels: Sequence[AxisPanel]) -> bool:
+    """Whether the figure has gradient norms below the errors: several rows of panels leave no room for them."""
+    return len(panels) <= _ABREAST and any(norm_curve(panel) for panel in panels)
+
+
+def _finish(figure: Figure, grid: Any, rows: int, path: str, panels: int) -> None:
+    """Labels of the axes at the left and the foot, and a legend a kind of panel."""
+    columns = grid.shape[1]
+    for axes in grid.flat[panels : rows * columns]:
+        axes.set_visible(False)
+    lowest = list(grid[-1]) if len(grid) > rows else grid.flat[max(0, panels - columns) : panels]
+    for axes in lowest:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(axis_name(path) if panels == 1 else _SYMBOLS.get(path, path))
+    for row in grid[:rows]:
+        row[0].set_ylabel("test RMSE (data unit)")
+    if len(grid) > rows:
+        grid[-1, 0].set_ylabel("gradient norm")
+    places: tuple[Literal["outside right upper", "outside right lower"], ...] = ("outside right upper", "outside right lower")
+    for part, place in zip((grid[:rows], grid[rows:]), places, strict=True):
+        entries = {label: handle for axes in part.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if entries:
+            figure.legend(list(entries.values()), list(entries), loc=place)
 
 
 def axis_name(path: str) -> str:
@@ -69,7 +98,8 @@ def axis_caption(path: str, panels: Sequence[AxisPanel]) -> str:
         text += f" Told apart by paired t-tests over {over}, p < 0.05 after Holm's correction over a curve's values;"
         text += " bands may overlap where pairs differ." if over == "seeds" else " this says nothing about other seeds."
     text += "".join(f" {far}" for panel in panels if (far := _far_anchor(panel)))
-    named = [curve for panel in panels if (curve := norm_curve(panel))]
+    text += "".join(_lost(curve, where, path) for where, panel in zip(several, panels, strict=True) for curve in panel.curves)
+    named = [curve for panel in panels if (curve := norm_curve(panel))] if has_norms(panels) else []
     if named:
         text += f" Below: norm of each loss term's gradient on an epoch's first batch ({named[0].label}), unweighted, "
         text += "mean over the last third of epochs and over seeds; dashed: times its weight."
@@ -95,6 +125,13 @@ def _told(curve: AxisCurve, path: str) -> str:
     return f"{said}, not distinguishable from {low:g} to {high:g}; distinguishable: {', '.join(f'{v:g}' for v in curve.apart)}"
 
 
+def _lost(curve: AxisCurve, where: str, path: str) -> str:
+    if not curve.lost:
+        return ""
+    values = ", ".join(f"{value:g}" for value in curve.lost)
+    return f" No result of {where}{curve.label} at {_SYMBOLS.get(path, path.rpartition('.')[2])} = {values}: the curve passes over it."
+
+
 def _shown(panels: Sequence[AxisPanel]) -> str:
     lines = max(len(panel.curves) for panel in panels)
     mark = " Shaded" if lines == 1 else " Bars at the foot"
@@ -102,10 +139,11 @@ def _shown(panels: Sequence[AxisPanel]) -> str:
     return told + (f" The first {MAX_LINES} of {lines} curves." if lines > MAX_LINES else "")
 
 
-def _errors(axes: Axes, panel: AxisPanel, alone: bool) -> None:
+def _errors(axes: Axes, panel: AxisPanel, labels: Sequence[str], alone: bool) -> None:
+    """``labels``: of all panels' curves, so that a variant looks the same in each."""
     curves = panel.curves[:MAX_LINES]
     for index, curve in enumerate(curves):
-        _draw(axes, curve, line_style(index), index if len(curves) > 1 else None)
+        _draw(axes, curve, line_style(labels.index(curve.label)), index if len(curves) > 1 else None)
     if panel.anchor and not _far_anchor(panel):
         name, points = panel.anchor
         style = baseline_style(0)
@@ -185,23 +223,25 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Logarithmic where the positive values span much; 0 has a tick of its own, beyond a break of the axis."""
+def _scale(panels: Iterable[Axes], values: Sequence[float]) -> None:
+    """Logarithmic where the positive values span much; 0 has a tick of its own, beyond a break of the axis. All panels share it."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     values = sorted(set(values))
     positive = [value for value in values if value > 0]
-    if values[0] >= 0 and positive[-1] >= _WIDE * positive[0]:
-        if values[0] == 0:
+    spans = values[0] >= 0 and bool(positive) and positive[-1] >= _WIDE * positive[0]
+    for axes in panels:
+        if spans and values[0] == 0:
             steps = [math.log10(high / low) for low, high in pairwise(positive)]
             axes.set_xscale("symlog", linthresh=positive[0], linscale=1.2 * sum(steps) / len(steps))
             _break(axes, positive[0] / 2)
-        else:
+        elif spans:
             axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    if len(values) <= 12:
-        axes.xaxis.set_major_locator(FixedLocator(values))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if spans:
+            axes.xaxis.set_minor_locator(NullLocator())
+        if len(values) <= 12:
+            axes.xaxis.set_major_locator(FixedLocator(values))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _break(axes: Axes, at: float) -> None:

@@ -148,8 +148,9 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def references(lines: Sequence[Summary], study: Mapping[str, Any] | None = None) -> dict[str, Summary]:
     """Label → the line it is held against, for each variant that has one.
 
-    That is the study's ``reference``, else the variant ``full``, else the first, at the same values of the axes. A study of one variant is
-    compared along its axes: with the point that has the base's values, else with the first.
+    That is the study's ``reference``, else the variant ``full``, else the first, at the same values of the axes. Where this leads to one
+    point of the reference's (its axes are another study's), all other lines are held against that point, its own others too. A study of
+    one variant is compared along its axes: with the point that has the base's values, else with the first.
 
     Raises:
         UserError: the study's reference is none of its variants.
@@ -162,11 +163,16 @@ def references(lines: Sequence[Summary], study: Mapping[str, Any] | None = None)
         raise UserError(
             f"reference: there is no variant {name!r} among the results (there: {', '.join(names)}). Name one of them."
         )
+    own = [line for line in variants if line.variant == name]
+    middle = _same_point(own, _base_values(study, variants))
     if len(names) > 1:
-        own = [line for line in variants if line.variant == name]
         beside = {line.label: _same_point(own, line.axis_values) for line in variants if line.variant != name}
-        return {label: line for label, line in beside.items() if line is not None}
-    middle = _same_point(variants, _base_values(study, variants)) or next(iter(variants), None)
+        found = {label: line for label, line in beside.items() if line is not None}
+        points = {line.label: line for line in found.values()} or {line.label: line for line in (middle,) if line}
+        if len(points) != 1:
+            return found
+        (middle,) = points.values()
+    middle = middle or next(iter(variants), None)
     return {line.label: middle for line in variants if middle is not None and line is not middle}
 
 

@@ -1,20 +1,45 @@
-"""Several studies on one page: comparable rows only, and what they share once."""
+"""Several studies on one page: comparable rows only, and what they share once; several data sets in one figure along an axis."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from stlab.errors import UserError
-from stlab.report.page import write_report
-from stlab.report.statistics import Row
-from stlab.results import Store, StudyDirectory, single_protocol, table_rows
+from stlab.report.axis_curves import AxisPanel, axis_panel, numeric_axes
+from stlab.report.axis_figures import axis_caption, axis_figure, axis_name
+from stlab.report.joint_rows import Section, sections
+from stlab.report.page import inline, render_page, write_report
+from stlab.report.paper import Beside, beside_paper
+from stlab.report.pictures import Picture, draw
+from stlab.report.search_figures import read_search
+from stlab.report.search_words import search_content
+from stlab.report.statistics import Row, summarise
+from stlab.report.style import render
+from stlab.results import Store, StudyDirectory, table_rows
 from stlab.results.schema import trials_table
+from stlab.study_paper import paper_rows
 
-_NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_seconds")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MAIN = re.compile(r"<main>(.*)</main>", re.DOTALL)
+_TITLE = re.compile(r"<h1>.*?</h1>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class JointSection:
+    """One data set's part of a joint page."""
+
+    dataset: str
+    folder: str
+    study: Mapping[str, Any]
+    """What stands for the studies: their axes together; base and reference as far as they agree."""
+    rows: list[Row]
+    notes: list[str]
+    papers: list[Beside]
 
 
 class JointDirectory(StudyDirectory):
@@ -25,13 +50,8 @@ class JointDirectory(StudyDirectory):
         self.prefix = "/".join(part for part in ("reports", "+".join(studies), section) if part)
 
 
-def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[tuple[dict[str, Any], list[Row]]]]:
-    """Write ``reports/<A+B>/report/``: a table, figures and comparisons of all the studies' trials; a section a data set.
-
-    Trials that studies share stand once, under the first one's name for them.
-
-    Returns:
-        Full path (or URI) of ``index.html``; and for each section the study it stands for (as a mapping) and its rows.
+def read_sections(store: Store, names: Sequence[str]) -> list[JointSection]:
+    """All trials of several studies, a section a data set.
 
     Raises:
         UserError: a study was not run, or is named twice.
@@ -40,100 +60,156 @@ def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[tu
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the study {twice[0]} is named twice. Name each once.")
     rows = {name: table_rows(StudyDirectory(store, name).read_trials().to_pylist()) for name in names}
-    datasets = _by_data(rows)
-    sections = []
-    for section, of in datasets.items():
-        merged, notes = _merged(of)
-        single_protocol(merged)  # before anything is written
-        sections.append((section if len(datasets) > 1 else "", _study(store, list(of)), merged, notes))
+    found = []
+    parts = sections(rows)
+    for part in parts:
+        studies = {name: _read_study(store, name) for name in part.own}
+        study = _joint_study(studies, part.dataset if len(parts) > 1 else "")
+        notes = [*part.notes, *(sentence for name in part.own for sentence in _searched(store, name))]
+        folder = part.folder if len(parts) > 1 else ""
+        found.append(JointSection(part.dataset, folder, study, part.rows, notes, _papers(store, part, studies)))
+    return found
+
+
+def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[JointSection]]:
+    """Write ``reports/<A+B>/report/``: a table, figures and comparisons of all the studies' trials.
+
+    Of several data sets each has a section, and a folder, of its own: errors in different units are not compared. What the studies vary
+    is drawn for all of them in one figure, a panel a data set.
+
+    Returns:
+        Full path (or URI) of ``index.html``; and the sections.
+
+    Raises:
+        UserError: a study was not run, or is named twice.
+        ProtocolMismatch: trials on the same data were made by different protocols; names the field.
+    """
+    parts = read_sections(store, names)  # before anything is written
     paths = []
-    for section, study, merged, notes in sections:
-        directory = JointDirectory(store, names, section)
-        directory.store.write_table(f"{directory.prefix}/results/trials.parquet", trials_table(merged))
-        paths.append((directory, write_report(store, str(study["name"]), study, notes, directory=directory)))
-    written = [(study, merged) for _, study, merged, _ in sections]
-    return (paths[0][1] if len(paths) == 1 else _one_page(store, names, [d for d, _ in paths])), written
+    for part in parts:
+        directory = JointDirectory(store, names, part.folder)
+        directory.store.write_table(f"{directory.prefix}/results/trials.parquet", trials_table(part.rows))
+        title = str(part.study["name"])
+        paths.append(write_report(store, title, part.study, part.notes, directory=directory, papers=part.papers))
+    return (paths[0] if len(parts) == 1 else _write_together(store, names, parts)), parts
 
 
-def _by_data(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:
-    """Data set (as a folder's name) → study → its rows on that data; data sets of one name are told apart by their content's hash."""
-    kinds: dict[tuple[str, str], dict[str, list[Row]]] = {}
-    for study, own in rows.items():
-        for row in own:
-            key = (str(row.get("dataset") or "data"), str(row.get("data_sha256") or ""))
-            kinds.setdefault(key, {}).setdefault(study, []).append(row)
-    names = [name for name, _ in kinds]
-    return {
-        re.sub(r"[^A-Za-z0-9_.-]+", "_", name if names.count(name) == 1 else f"{name}-{sha[:8]}"): of
-        for (name, sha), of in kinds.items()
-    }
+def joint_figures(store: Store, names: Sequence[str]) -> dict[str, Figure]:
+    """The figures of a joint page by name; of several data sets each section's as ``<data set>/<name>``.
+
+    Raises:
+        UserError, ProtocolMismatch: as ``write_joint_report``.
+    """
+    parts = read_sections(store, names)
+    found = {picture.name: picture.figure for picture in _along(store, parts)}
+    for part in parts:
+        prefix = f"{part.folder}/" if part.folder else ""
+        for picture in draw(store, part.rows, summarise(part.rows, list(part.study["axes"]))).made:
+            found[f"{prefix}{picture.name}"] = picture.figure
+    return found
 
 
-def _merged(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row], list[str]]:
-    """All rows, each trial once, and notes on what was shared or renamed."""
-    seen: dict[str, str] = {}
-    merged: list[Row] = []
-    shared: dict[tuple[str, str], int] = {}
-    labels = _labels(rows)
-    for study, own in rows.items():
-        for row in own:
-            first = seen.setdefault(row["trial_id"], study)
-            if first != study:
-                if not row.get("baseline"):
-                    shared[first, study] = shared.get((first, study), 0) + 1
-                continue
-            merged.append({**row, "variant": labels[study, str(row["variant"])]})
-    notes = [
-        f"{count} trial{' is' if count == 1 else 's are'} of both {one} and {other}, and stand{'s' if count == 1 else ''} here once, "
-        f"under the names of {one}."
-        for (one, other), count in shared.items()
-    ]
-    return merged, notes
-
-
-def _labels(rows: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], str]:
-    """(study, variant) → its name here: the study's is added where another has a variant of the name that is something else."""
-    settings: dict[str, dict[str, set[str]]] = {}
-    for study, own in rows.items():
-        for row in own:
-            of = settings.setdefault(str(row["variant"]), {}).setdefault(study, set())
-            of.add(str(row["trial_id"]) if row.get("baseline") else _settings(row))
-    labels = {}
-    for variant, by_study in settings.items():
-        first: set[str] = set()
-        for study, own_settings in by_study.items():
-            is_other = bool(first) and not first & own_settings
-            labels[study, variant] = f"{variant} ({study})" if is_other else variant
-            first |= own_settings
-    return labels
-
-
-def _settings(row: Row) -> str:
-    kept = {k: v for k, v in row.items() if k.startswith("param.") and v is not None and not k.startswith(_NOT_COMPARED)}
-    return json.dumps(kept, sort_keys=True, default=str)
-
-
-def _study(store: Store, names: Sequence[str]) -> dict[str, Any]:
-    """What the page is told of the studies, in the form of one: the axes of all, the base and the reference where they agree."""
+def _read_study(store: Store, name: str) -> Mapping[str, Any]:
     import yaml
 
-    studies = [yaml.safe_load(StudyDirectory(store, name).read_study() or "{}") for name in names]
+    return yaml.safe_load(StudyDirectory(store, name).read_study() or "{}") or {}
+
+
+def _joint_study(studies: Mapping[str, Mapping[str, Any]], dataset: str) -> dict[str, Any]:
+    """What the page is told of the studies, in the form of one."""
     axes: dict[str, list[Any]] = {}
-    for study in studies:
+    for study in studies.values():
         for path, values in (study.get("axes") or {}).items():
             axes[path] = list(dict.fromkeys([*axes.get(path, []), *values]))
-    shared = {
-        field: studies[0].get(field) for field in ("base", "reference") if all(s.get(field) == studies[0].get(field) for s in studies)
+    told = dict.fromkeys(str(study["description"]).strip() for study in studies.values() if study.get("description"))
+    references = {study.get("reference") for study in studies.values()}
+    return {
+        "name": " + ".join(studies) + (f": {dataset}" if dataset else ""),
+        "description": " ".join(told),
+        "axes": axes,
+        "several": list(studies),
+        "base": _agreed([study.get("base") or {} for study in studies.values()]),
+        "reference": references.pop() if len(references) == 1 else None,
     }
-    told = [study["description"].strip() for study in studies if study.get("description")]
-    return {"name": " + ".join(names), "description": " ".join(told), "axes": axes, "several": list(names), **shared}
 
 
-def _one_page(store: Store, names: Sequence[str], directories: Sequence[StudyDirectory]) -> str:
-    """The sections' pages one after the other; each is a whole page of its own, too."""
-    pages = [store.read(directory.report_path()).decode() for directory in directories]
-    mains = [found.group(1) for page in pages if (found := _MAIN.search(page))]
-    together = _MAIN.sub(lambda _: f"<main>{'<hr>'.join(mains)}</main>", pages[0])
-    target = JointDirectory(store, names).report_path()
-    store.write(target, together.encode())
-    return store.path(target) if store.is_local else f"{store.location}/{target}"
+def _agreed(bases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Section → the fields that all the bases set alike."""
+    first, *others = bases
+    return {
+        section: {
+            field: value
+            for field, value in (fields or {}).items()
+            if all((other.get(section) or {}).get(field) == value for other in others)
+        }
+        for section, fields in first.items()
+    }
+
+
+def _searched(store: Store, name: str) -> list[str]:
+    """How a study's search went: what stands here is its selection."""
+    found = read_search(store, name)
+    return [] if found is None else [f"{name}, {sentence}" for sentence in search_content(found)["sentences"]]
+
+
+def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]]) -> list[Beside]:
+    """The published tables that the studies name, each once, beside the rows of the studies that name it."""
+    from stlab.papers import load_paper
+    from stlab.spec import PaperSpec
+
+    named: dict[tuple[str, str, str | None], list[str]] = {}
+    specs = {name: PaperSpec.model_validate(study["paper"]) for name, study in studies.items() if study.get("paper")}
+    for name, spec in specs.items():
+        for table in spec.tables:
+            named.setdefault((spec.file, table, spec.dataset), []).append(name)
+    here = {str(row["trial_id"]): row for row in part.rows}
+    found = []
+    for (file, table, dataset), of in named.items():
+        rows: dict[str, Row] = {}
+        methods: dict[str, str] = {}
+        axes: dict[str, None] = {}
+        for name in of:
+            own = part.own[name]
+            mapped = paper_rows(specs[name], load_paper(file), table, dict.fromkeys(own.values()))
+            rows |= {trial_id: here[trial_id] for trial_id in own}
+            methods |= {str(here[i]["variant"]): mapped[variant] for i, variant in own.items() if variant in mapped}
+            axes |= dict.fromkeys(studies[name].get("axes") or {})
+        paper = {"file": file, "table": table, "dataset": dataset, "rows": methods}
+        found += beside_paper(store, list(rows.values()), {"paper": paper}, list(axes))
+    return found
+
+
+def _along(store: Store, parts: Sequence[JointSection]) -> list[Picture]:
+    """A figure an axis, a panel a data set, where there are several."""
+    panels: dict[str, list[AxisPanel]] = {}
+    for part in parts if len(parts) > 1 else ():
+        lines = summarise(part.rows, list(part.study["axes"]))
+        for path in numeric_axes(lines):
+            if (panel := axis_panel(store, part.rows, lines, path)) is not None:
+                panels.setdefault(path, []).append(panel)
+    return [_picture(path, of) for path, of in panels.items() if len(of) > 1]
+
+
+def _picture(path: str, panels: Sequence[AxisPanel]) -> Picture:
+    title = f"Along {axis_name(path)}, on {len(panels)} data sets"
+    return Picture(f"along_{path.replace('.', '_')}", title, axis_caption(path, panels), axis_figure(path, panels))
+
+
+def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSection]) -> str:
+    """The page over all data sets: what they have in one figure, then the sections' pages one after the other."""
+    directory = JointDirectory(store, names)
+    pictures = _along(store, parts)
+    store.delete_folder(directory.report_path("figures"))
+    for picture in pictures:
+        for kind in ("png", "pdf"):
+            store.write(directory.report_path(f"figures/{picture.name}.{kind}"), render(picture.figure, kind))
+    told = []
+    for part in parts:
+        page = store.read(JointDirectory(store, names, part.folder).report_path()).decode()
+        main = _MAIN.search(page)
+        assert main is not None
+        body = _TITLE.sub(f"<h1>{part.folder}</h1>", main.group(1), count=1)
+        told.append({"id": part.folder, "main": body.replace('<figure id="', f'<figure id="{part.folder}-')})
+    content = {"name": " + ".join(names), "parts": told, "pictures": [inline(picture) for picture in pictures]}
+    store.write(directory.report_path(), render_page("joint.html.j2", content).encode())
+    return store.address(directory.report_path())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stlab.report import comparison_words, wording
 from stlab.report.comparisons import Comparison, compare
 from stlab.report.forecast import beside_forecast
-from stlab.report.paper import beside_paper
+from stlab.report.paper import Beside, beside_paper
 from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.pictures import Picture, Pictures, draw
 from stlab.report.search_figures import draw_search, read_search
@@ -42,6 +42,7 @@ def write_report(
     notes: Iterable[str] = (),
     *,
     directory: StudyDirectory | None = None,
+    papers: Sequence[Beside] | None = None,
 ) -> str:
     """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf``, ``tables/ablation.csv|tex``; where the
     study names a published table, ``tables/paper_<table>.csv|tex`` and ``paper_<table>_coverage.csv``.
@@ -52,6 +53,7 @@ def write_report(
         study: the resolved study as a mapping. Unset: read from the study's folder.
         notes: lines for the reader, such as which baselines the data do not allow.
         directory: where results are read and the report goes. Unset: the study's own.
+        papers: published tables beside these rows. Unset: those that the study names.
 
     Returns:
         Full path (or URI) of ``index.html``.
@@ -78,17 +80,17 @@ def write_report(
     store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes, compared).encode())
     costs = tradeoff_frame(tradeoffs(rows, lines))
     store.write(directory.report_path("tables/tradeoff.csv"), costs.to_csv(index=False).encode())
-    papers = beside_paper(store, rows, study, axes)
+    papers = beside_paper(store, rows, study, axes) if papers is None else papers
     for one in papers:
         stem = directory.report_path(f"tables/paper_{one.table}")
         store.write(f"{stem}.csv", paper_frame(one).to_csv(index=False).encode())
         store.write(f"{stem}.tex", paper_latex(one).encode())
         store.write(f"{stem}_coverage.csv", coverage_frame(one).to_csv(index=False).encode())
     content = _content(store, name, rows, lines, compared, pictures, {"text": text, **study}, list(notes))
-    page = _render({**content, "papers": [paper_content(one) for one in papers], "search": search and search_content(search)})
+    content |= {"papers": [paper_content(one) for one in papers], "search": search and search_content(search)}
+    page = render_page("page.html.j2", content)
     store.write(directory.report_path(), page.encode())
-    relative = directory.report_path()
-    return store.path(relative) if store.is_local else f"{store.location}/{relative}"
+    return store.address(directory.report_path())
 
 
 def report_figures(store: Store, name: str) -> dict[str, Figure]:
@@ -119,14 +121,15 @@ def _study(directory: StudyDirectory, study: Mapping[str, Any] | None) -> tuple[
     return text, study
 
 
-def _render(content: Mapping[str, Any]) -> str:
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """A template of this package with its content; a name that the content lacks is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("stlab", "report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _content(
@@ -159,7 +162,7 @@ def _content(
         "anchor": _anchor_words(lines),
         "verdicts": wording.verdicts(lines),
         "notes": [*notes, *pictures.left_out, *_version_notes(rows)],
-        "pictures": [_inline(picture) for picture in pictures.made],
+        "pictures": [inline(picture) for picture in pictures.made],
         "cost": cost_lines(tradeoffs(rows, lines), table_decimals(lines)),
         "devices": _distinct(rows, "device"),
         "precisions": _distinct(rows, "precision"),
@@ -269,7 +272,7 @@ def _trial(row: Row) -> dict[str, Any]:
     } | {"status": outcome(row)}
 
 
-def _inline(picture: Picture) -> dict[str, str]:
+def inline(picture: Picture) -> dict[str, str]:
     """A picture as a data URI: as an image, its ids and styles cannot meet another's."""
     content = base64.b64encode(render(picture.figure, picture.inline)).decode()
     return {

@@ -105,8 +105,12 @@ def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Su
         values = _axis_values(row, axes)
         key = (bool(row.get("baseline")), str(row.get("variant")), json.dumps(values, default=str))
         groups.setdefault(key, []).append(row)
-    names = _short_names(axes)
-    lines = [_summary(group, _axis_values(group[0], axes), names) for group in groups.values()]
+    names, fixed = _short_names(axes), _fixed(rows, axes)
+    lines = []
+    for group in groups.values():
+        values = _axis_values(group[0], axes)
+        told = {path: value for path, value in values.items() if (str(group[0].get("variant")), path) not in fixed}
+        lines.append(_summary(group, values, [f"{names[path]}={plain(value)}" for path, value in told.items()]))
     variants = [line for line in lines if not line.baseline]
     baselines = sorted((line for line in lines if line.baseline), key=lambda line: line.rank_rmse)
     return [_with_beaten(line, baselines) for line in [*variants, *baselines]]
@@ -195,11 +199,20 @@ def outcome(row: Row) -> str:
     return "failed" if status == "finished" and diverged else status
 
 
-def _summary(group: Sequence[Row], axis_values: dict[str, Any], names: Mapping[str, str]) -> Summary:
+def _fixed(rows: Sequence[Row], axes: Sequence[str]) -> set[tuple[str, str]]:
+    """(variant, axis) of one value, along an axis on which another variant has several: of another study, it says nothing there."""
+    seen: dict[str, dict[str, set[str]]] = {path: {} for path in axes}
+    for row in rows:
+        for path, value in {} if row.get("baseline") else _axis_values(row, axes).items():
+            seen[path].setdefault(str(row.get("variant")), set()).add(json.dumps(value, default=str))
+    varied = [path for path, variants in seen.items() if any(len(values) > 1 for values in variants.values())]
+    return {(variant, path) for path in varied for variant, values in seen[path].items() if len(values) == 1}
+
+
+def _summary(group: Sequence[Row], axis_values: dict[str, Any], settings: Sequence[str]) -> Summary:
     first = group[0]
     done = [row for row in group if outcome(row) == "finished"]
     count = {status: sum(outcome(row) == status for row in group) for status in ("failed", "pruned")}
-    settings = [f"{names[path]}={plain(value)}" for path, value in axis_values.items()]
     memory = _values(done, "peak_memory_bytes")
     seconds = _values(done, "wall_seconds")
     return Summary(

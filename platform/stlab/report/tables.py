@@ -242,7 +242,10 @@ def reference_label(comparisons: Sequence[Comparison]) -> str:
         return "–"
     variant, _, point = names[0].partition(" · ")
     # Variants are held against one variant, at each point of the axes its own; a variant alone against one point of its axes.
-    return point or variant if len(names) == 1 else variant
+    if len(names) > 1:
+        return variant
+    is_alone = all(one.label.partition(" · ")[0] == variant for one in comparisons)
+    return point if point and is_alone else names[0]
 
 
 def against_title(lines: Sequence[Summary]) -> str:
