@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -55,7 +58,7 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
     jobs = [
         {
             "pack": number, "board": board, "storage": storage, "test": test, "work": work[pack.resources],
-            "resources": pack.resources.model_dump(), "name": f"{study}-pack-{number}", "scratch": f"{storage}/.ray",
+            "resources": pack.resources.model_dump(), "name": f"{study}-pack-{number}", "scratch": _scratch(storage),
         }
         for number, pack in enumerate(packs)
     ]  # fmt: skip
@@ -70,11 +73,19 @@ def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
     jobs = [
         {
             "pack": number, "board": board, "storage": storage, "test": False, "work": {},
-            "resources": resources.model_dump(), "name": f"{work.study.name}-pack-{number}", "scratch": f"{storage}/.ray",
+            "resources": resources.model_dump(), "name": f"{work.study.name}-pack-{number}", "scratch": _scratch(storage),
         }
         for number, resources in enumerate(work.groups)
     ]  # fmt: skip
     return _run(board, jobs, storage, work.study.name, listen)
+
+
+def _scratch(storage: str) -> str:
+    """Where Ray keeps records of its own, which nobody reads again: this machine's disk where the results go to an object store."""
+    store = Store(storage)
+    if store.is_local:
+        return store.path(".ray")
+    return str(Path(tempfile.gettempdir(), "stlab-ray", hashlib.sha256(storage.encode()).hexdigest()[:12]))
 
 
 def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str, listen: Listener) -> list[str]:
@@ -83,7 +94,7 @@ def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str
         ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), {"node:__internal_head__": 0.001}),
         param_space={"pack": ray.tune.grid_search(list(range(len(jobs))))},
         tune_config=ray.tune.TuneConfig(metric=None),
-        run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=f"{storage}/.ray", verbose=0),
+        run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=_scratch(storage), verbose=0),
     )
     # Tune prints a banner of its own, whatever its verbosity; what a study says, its observers say.
     with _listening(board, listen), contextlib.redirect_stdout(io.StringIO()):
