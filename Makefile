@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two thread pools on two cores are far slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint audit bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ lint: setup
 	$(BIN)/mypy platform/stlab
 	$(BIN)/mypy --strict -m stlab.spec -m stlab.plan -p stlab.results -m stlab.schema -m stlab.study_file -m stlab.study_errors -m stlab.study_source
 	$(BIN)/lint-imports
+
+audit: setup  ## known vulnerabilities of what constraints.txt pins (asks PyPI; --strict: what could not be asked about is an error)
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 bench: setup  ## speed, as ratios in one run
 	$(BIN)/python -m pytest tests/benchmarks -s -o python_files='bench_*.py'
