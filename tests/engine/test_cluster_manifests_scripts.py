@@ -1,0 +1,282 @@
+"""The scripts in `cluster/`, run for real with stand-ins for Slurm, and the command lines of manifests and READMEs."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+DRAIN, NOTICE, SBATCH = CLUSTER / "drain.sh", CLUSTER / "spot-notice.sh", CLUSTER / "slurm" / "study.sbatch"
+SCRIPTS = [DRAIN, NOTICE, SBATCH]
+RAY_SOURCES = Path(next(iter(importlib.util.find_spec("ray").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
+TEXTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".md", ".yaml", ".sbatch", ".sh"))
+
+Worker = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    checked = subprocess.run([shellcheck, script], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    """A process named like a training worker, though no other test's; what it does on SIGTERM is the argument."""
+    started = []
+
+    def start(on_term: str) -> subprocess.Popen[bytes]:
+        ready = tmp_path / f"ready{len(started)}"
+        script = f"trap '{on_term}' TERM; touch {ready}; while true; do sleep 0.05; done"
+        started.append(subprocess.Popen(["bash", "-c", f'exec -a "{title(tmp_path)}" bash -c "$1" x', "x", script]))
+        while not ready.exists():
+            time.sleep(0.02)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def title(tmp_path: Path) -> str:
+    return f"ray::RayTrainWorker.{tmp_path.name}"
+
+
+def drain(seconds: float, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([DRAIN, str(seconds), f"^{title(tmp_path)}"], capture_output=True, text=True, check=False)
+
+
+def test_drain_lets_every_worker_save_and_waits_for_it(worker: Worker, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    workers = [worker(f"sleep 0.4; echo saved >> {saved}; exit 0") for _ in range(2)]
+    done = drain(20, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert saved.read_text().split() == ["saved", "saved"]
+    assert [process.wait(5) for process in workers] == [0, 0]
+
+
+def test_drain_says_who_did_not_stop_in_time(worker: Worker, tmp_path: Path) -> None:
+    deaf = worker("")
+    done = drain(1, tmp_path)
+    assert done.returncode == 1
+    assert str(deaf.pid) in done.stderr
+    assert deaf.poll() is None  # it is asked, not killed
+
+
+def test_drain_has_nothing_to_do_on_a_node_that_trains_nothing(tmp_path: Path) -> None:
+    assert drain(20, tmp_path).returncode == 0
+
+
+def test_drain_knows_rays_training_workers_by_their_titles() -> None:
+    pattern = re.search(r"pattern=\$\{2:-'(.*)'\}", DRAIN.read_text())
+    assert pattern is not None
+    source = RAY_SOURCES / "train" / "v2" / "_internal" / "execution" / "worker_group" / "worker.py"
+    assert "class RayTrainWorker:" in source.read_text()
+    assert re.match(pattern[1], "ray::RayTrainWorker.execute")
+    assert not re.match(pattern[1], "ray::Board.hear")
+
+
+def test_a_spot_notice_drains_the_node() -> None:
+    answers = [404, 404, 200]
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.answer(200, b"a-token")
+
+        def do_GET(self) -> None:
+            assert self.headers["X-aws-ec2-metadata-token"] == "a-token"
+            self.answer(answers.pop(0), b'{"action": "terminate"}')
+
+        def answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [NOTICE, f"http://127.0.0.1:{server.server_port}", "0.1", "echo", "drained"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        server.shutdown()
+    assert done.stdout.split("\n")[-2] == "drained"
+    assert answers == []
+
+
+# --- Slurm ---
+
+# What a job sees of Slurm. Each writes down what it was called with; `srun` and `ray` then run their command, here.
+SRUN = """#!/bin/bash
+echo "srun $*" >> "$CALLS"
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+RAY = """#!/bin/bash
+echo "ray $* mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
+while [[ $1 != -- ]]; do shift; done
+shift
+exec "$@"
+"""
+PYTHON = """#!/bin/bash
+echo "python $*" >> "$CALLS"
+sleep "${STUDY_SECONDS:-0}"
+exit "${STUDY_EXIT:-0}"
+"""
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >> "$CALLS"
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job on two nodes."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in {"srun": SRUN, "ray": RAY, "python": PYTHON, "scontrol": SCONTROL}.items():
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    drain = tmp_path / "drain.sh"
+    drain.write_text('echo "drain $*" >> "$CALLS"\n')
+    return {
+        "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(tmp_path), "CALLS": str(tmp_path / "calls"),
+        "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_SUBMIT_DIR": str(ROOT), "STLAB_DRAIN": str(drain), "STLAB_HEAD_IP": "10.0.0.7",
+    }  # fmt: skip
+
+
+def calls(job: dict[str, str]) -> list[str]:
+    path = Path(job["CALLS"])
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_slurm_starts_ray_on_all_nodes_and_the_study_on_the_first(job: dict[str, str]) -> None:
+    study = ["st_vfm_lambda", "--set", "data.path=/shared/my grid.npz", "--storage", "/shared/runs"]
+    done = subprocess.run(["bash", SBATCH, *study], env=job, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    srun, ray, python = calls(job)
+    assert srun.startswith("srun --no-kill --kill-on-bad-exit=0 --cpus-per-task=8 ray symmetric-run --address 10.0.0.7:23456 ")
+    assert " --min-nodes 2 " in srun
+    assert " --num-cpus=8 --num-gpus=4 -- python" in srun
+    assert ray.endswith("mode=token token=600")
+    assert python == f"python -m stlab run {' '.join(study)} --address 10.0.0.7:23456"
+    assert list((Path(job["HOME"]) / ".ray").iterdir()) == []  # the token is gone with the job
+
+
+def test_slurm_hands_the_exit_code_on(job: dict[str, str]) -> None:
+    failed = subprocess.run(["bash", SBATCH, "demo"], env=job | {"STUDY_EXIT": "1"}, capture_output=True, check=False)
+    assert failed.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "says"),
+    [({}, [], "which study?"), ({"STLAB_DRAIN": "/nowhere/drain.sh"}, ["demo"], "sbatch is called in the root")],
+)
+def test_slurm_says_what_is_wrong(job: dict[str, str], change: dict[str, str], arguments: list[str], says: str) -> None:
+    done = subprocess.run(["bash", SBATCH, *arguments], env=job | change, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert calls(job) == []
+
+
+def test_slurm_goes_back_into_the_queue_when_its_time_is_up(job: dict[str, str]) -> None:
+    process = subprocess.Popen(["bash", SBATCH, "demo"], env=job | {"STUDY_SECONDS": "3", "STUDY_EXIT": "1"}, start_new_session=True)
+    while not any(line.startswith("python") for line in calls(job)):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGUSR1)
+    assert process.wait(60) == 1  # of the study that was then stopped, not of the signal
+    told = calls(job)[3:]
+    assert told[0].startswith("srun --overlap --nodes=2 --ntasks-per-node=1 bash ")
+    assert told[1:] == ["drain 120", "scontrol requeue 123456"]
+
+
+def test_slurm_options_exist_in_ray() -> None:
+    """`ray symmetric-run` and the options of `ray start` that it hands on; Ray is not imported, which takes seconds."""
+    handed = SBATCH.read_text().split("resources=(")[1].split("# A signal")[0]
+    given = set(re.findall(r"(--[a-z-]+)[ =]", handed.split("srun --no-kill")[0] + handed.split("ray symmetric-run")[1].split(" -- ")[0]))
+    given -= {"--overlap", "--nodes", "--ntasks-per-node"}
+    assert {"--address", "--min-nodes", "--num-cpus", "--num-gpus", "--disable-usage-stats"} == given
+    known = (RAY_SOURCES / "scripts" / "symmetric_run.py").read_text() + (RAY_SOURCES / "scripts" / "scripts.py").read_text()
+    assert [option for option in given if f'"{option}"' not in known] == []
+    assert "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT" in known
+
+
+# --- command lines ---
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """Every call of stlab in manifests, scripts and READMEs: where, and its arguments."""
+    found = []
+    for path in TEXTS:
+        text = path.read_text().replace("\\\n", " ")
+        if path.suffix == ".yaml":
+            text = "\n".join(leaf for one in yaml.safe_load_all(text) for leaf in strings(one))
+        for line in text.splitlines():
+            # Of prose only what is typed as code: in a block of its own, or between backticks.
+            codes = [line] if path.suffix != ".md" or line.startswith("    ") else re.findall("`([^`]*)`", line)
+            for code in codes:
+                call = re.search(r"(?<![\w/.-])(?:python -m )?stlab ((?:run|submit|status|logs|stop|sync|doctor|report|plan|ui) .*)", code)
+                if call and not code.lstrip().startswith("#"):
+                    arguments = [word for word in shlex.split(call[1], comments=True) if word not in ("&", "$@", "…")]
+                    found.append((path.relative_to(ROOT).as_posix(), arguments))
+    return found
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from strings(one)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_command_lines_are_found() -> None:
+    assert len(command_lines()) >= 12
+    assert {"cluster/kuberay/rayjob.yaml", "cluster/slurm/study.sbatch"} <= {where for where, _ in command_lines()}
+
+
+@pytest.mark.parametrize(("where", "arguments"), command_lines(), ids=lambda v: v if isinstance(v, str) else " ".join(v)[:40])
+def test_command_lines_are_those_of_the_parser(where: str, arguments: list[str]) -> None:
+    """The CLI's own parser takes them: the command and its options exist, and have their values; nothing is run."""
+    from stlab.cli import app
+
+    command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
+    given = arguments[1:] if any(not word.startswith("-") for word in arguments[1:2]) else ["demo", *arguments[1:]]
+    command.make_context(arguments[0], list(given), resilient_parsing=False)
+    if where.endswith(("rayjob.yaml", "README.md")) and "--set" in given:
+        from stlab.study_file import load_study_source, parse
+
+        overrides = [given[index + 1] for index, word in enumerate(given) if word == "--set"]
+        parse(load_study_source(given[0], overrides))
+
+
+def test_the_jobs_of_kubernetes_name_a_study_that_is_shipped() -> None:
+    job = yaml.safe_load((CLUSTER / "kuberay" / "rayjob.yaml").read_text())
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:4] == ["python", "-m", "stlab", "run"]
+    assert (ROOT / "search_spaces" / f"{words[4]}.yaml").is_file()
