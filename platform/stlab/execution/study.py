@@ -119,7 +119,7 @@ def run_study(
             todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
             slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
             packs = make_packs(todo, slots)
-            kept = _write_study(store, study)
+            kept = _write_study(store, study, plan)
 
             def begin(concurrency: int) -> None:
                 for observer in observers:
@@ -136,7 +136,7 @@ def run_study(
                 begin(len(packs))
                 troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
     else:
-        kept = _write_study(store, study)
+        kept = _write_study(store, study, plan)
         for observer in observers:
             observer.begin(plan, [], 0)
     outcome = Outcome(plan, *_collect(plan, store), kept=kept or set_aside, troubles=troubles)
@@ -145,8 +145,12 @@ def run_study(
     return outcome
 
 
-def _write_study(store: Store, study: StudySpec) -> str | None:
-    """Write the resolved study; where an earlier one of its name was moved to, unless this one only has more seeds."""
+def _write_study(store: Store, study: StudySpec, plan: Plan) -> str | None:
+    """Write the resolved study and the list of its trials.
+
+    Returns:
+        Where an earlier study of its name was moved to, unless this one only has more seeds.
+    """
     directory = StudyDirectory(store, study.name)
     text = directory.read_study()
     try:
@@ -158,7 +162,9 @@ def _write_study(store: Store, study: StudySpec) -> str | None:
         and set(before.seeds) < set(study.seeds)
         and before.model_copy(update={"seeds": study.seeds}) == study
     )
-    return directory.write_study(dump_study(study), extends=extends)
+    kept = directory.write_study(dump_study(study), extends=extends)
+    directory.write_plan([{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.max_epochs} for t in plan.trials])
+    return kept
 
 
 def check_protocol(plan: Plan) -> None:

@@ -51,6 +51,17 @@ class StudyDirectory:
             self.store.write(f"{self.prefix}/study.yaml", text.encode())
         return kept
 
+    def write_plan(self, trials: Sequence[Mapping[str, Any]]) -> None:
+        """List the study's trials before they run (``trial_id``, ``label``, …), so that its directories tell how far it is."""
+        self.store.write_json(f"{self.prefix}/plan.json", {"trials": [dict(trial) for trial in trials]})
+
+    def read_plan(self) -> list[dict[str, Any]] | None:
+        """What ``write_plan`` listed; None where nothing did."""
+        try:
+            return list(self.store.read_json(f"{self.prefix}/plan.json")["trials"])
+        except FileNotFoundError:
+            return None
+
     def write_trials(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.store.write_table(f"{self.prefix}/results/trials.parquet", trials_table(rows))
 

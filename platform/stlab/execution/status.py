@@ -1,0 +1,142 @@
+"""How far a study is, by its directories alone: no cluster and no data are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.fs as pafs
+import yaml
+
+from stlab.errors import UserError
+from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus
+
+QUIET_SECONDS = 600.0
+"""A trial that has written nothing for so long is called stopped; it may also be in a very long epoch."""
+
+_READERS = 16  # at once: what waits for an object store does not wait for its other answers
+STATES = ("finished", "running", "stopped", "pruned", "failed", "to do")
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """One trial of a study, now."""
+
+    trial_id: str
+    label: str
+    state: str
+    """One of ``STATES``. ``running``: begun, and something was written lately; ``stopped``: begun, and not."""
+    epoch: int | None = None
+    """Epochs done, of those that are written."""
+    max_epochs: int | None = None
+    quiet_seconds: float | None = None
+    """Since its last file was written."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """A study, now."""
+
+    name: str
+    trials: list[TrialState]
+    to_come: int = 0
+    """Trials of a search that have not been chosen yet, at the most."""
+
+    def count(self, state: str) -> int:
+        return sum(trial.state == state for trial in self.trials) + (self.to_come if state == "to do" else 0)
+
+    def in_state(self, *states: str) -> list[TrialState]:
+        return [trial for trial in self.trials if trial.state in states]
+
+
+def study_state(store: Store, name: str) -> StudyState:
+    """Read how far a study is.
+
+    Raises:
+        UserError: nothing of a study of that name lies here.
+    """
+    directory = StudyDirectory(store, name)
+    text = directory.read_study()
+    if text is None:
+        known = ", ".join(store.names("studies")) or "none"
+        raise UserError(f"no study '{name}' was begun in {store.location} (there: {known}).")
+    study = yaml.safe_load(text)
+    listed = _listed(directory)
+    tried, arms = _tried(store, name)
+    known_ids = {trial["trial_id"] for trial in listed}
+    listed += [trial for trial in tried if trial["trial_id"] not in known_ids]
+    with ThreadPoolExecutor(_READERS) as pool:
+        trials = list(pool.map(lambda trial: trial_state(store, trial), listed))
+    budget = (study.get("search") or {}).get("max_trials") or 0
+    return StudyState(name, trials, max(0, budget * max(1, arms) - len(tried)))
+
+
+def trial_state(store: Store, listed: dict[str, Any]) -> TrialState:
+    """What one trial's directory says."""
+    directory = TrialDirectory(store, listed["trial_id"])
+    status = directory.status()
+    about = {"trial_id": listed["trial_id"], "label": listed["label"], "max_epochs": listed.get("max_epochs")}
+    if status is TrialStatus.NEW:
+        return TrialState(**about, state="to do")
+    if status is TrialStatus.FINISHED:
+        return TrialState(**about, state="finished")
+    if status in (TrialStatus.FAILED, TrialStatus.PRUNED):
+        end = directory.read(f"{status.value}.json") or {}
+        return TrialState(**about, state=status.value, epoch=end.get("epoch"), reason=end.get("reason"))
+    quiet = quiet_seconds(store, directory)
+    rows = directory.read_epochs()
+    state = "stopped" if quiet is not None and quiet > QUIET_SECONDS else "running"
+    return TrialState(**about, state=state, epoch=int(rows[-1]["epoch"]) if rows else 0, quiet_seconds=quiet)
+
+
+def quiet_seconds(store: Store, directory: TrialDirectory) -> float | None:
+    """Seconds since anything was written for a trial; None where nothing was."""
+    selector = pafs.FileSelector(store.path(directory.prefix), recursive=True, allow_not_found=True)
+    times = [info.mtime for info in store._fs.get_file_info(selector) if info.type == pafs.FileType.File and info.mtime]
+    return max(0.0, (datetime.now(UTC) - max(times)).total_seconds()) if times else None
+
+
+def find_trial(store: Store, prefix: str) -> str | None:
+    """The id of the trial that begins so; None where none does.
+
+    Raises:
+        UserError: several do.
+    """
+    found = [name for name in store.names("trials") if name.startswith(prefix)]
+    if len(found) > 1 and prefix not in found:
+        shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+        raise UserError(f"{len(found)} trials begin with '{prefix}': {shown}. Give more of the id.")
+    return prefix if prefix in found else next(iter(found), None)
+
+
+def _listed(directory: StudyDirectory) -> list[dict[str, Any]]:
+    """The study's trials, each once: as they were planned, or, of an older run, as they stand in its table."""
+    plan: Sequence[dict[str, Any]] | None = directory.read_plan()
+    if plan is None and directory.store.exists(f"{directory.prefix}/results/trials.parquet"):
+        plan = [
+            {
+                "trial_id": row["trial_id"],
+                "label": f"{row['variant']}, seed {row['seed']}",
+                "max_epochs": row.get("param.train.max_epochs"),
+            }
+            for row in directory.read_trials().to_pylist()
+        ]
+    return list({trial["trial_id"]: trial for trial in plan or ()}.values())
+
+
+def _tried(store: Store, name: str) -> tuple[list[dict[str, Any]], int]:
+    """The points that a search has chosen so far, and how many arms it has."""
+    folder = f"studies/{name}/search"
+    tried = []
+    entries = {arm: [n for n in store.names(f"{folder}/{arm}") if n.removesuffix(".json").isdigit()] for arm in store.names(folder)}
+    arms = [arm for arm, numbers in entries.items() if numbers]
+    for arm in arms:
+        for number in entries[arm]:
+            entry = store.read_json(f"{folder}/{arm}/{number}")
+            if entry.get("trial_id"):
+                tried.append({"trial_id": entry["trial_id"], "label": f"{arm} #{entry['number']}"})
+    return tried, len(arms)
