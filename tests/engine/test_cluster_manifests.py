@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,13 @@ def test_the_line_in_the_readme_writes_an_env_file_with_all_that_compose_reads(t
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in written.values())
     ignored = subprocess.run(["git", "check-ignore", "-q", "cluster/compose/.env"], cwd=ROOT, check=False)
     assert ignored.returncode == 0
+
+
+def test_composes_own_schema_takes_both_files() -> None:
+    files = [str(COMPOSE), str(COMPOSE.parent / "compose.gpu.yaml")]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_compose_starts_things_in_an_order_that_exists() -> None:
