@@ -148,7 +148,10 @@ class TrainSpec(Spec):
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpoint_seconds: float = Field(default=30.0, ge=0.0)
-    """A checkpoint is written at the end of the first epoch after this many seconds (0: every epoch)."""
+    """A checkpoint is written between two steps after this many seconds (0: at every epoch's end, and nowhere else)."""
+    step_timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds in which a training step or validation batch must end, or the trial fails and says where it hung. Unset: no limit.
+    The first step takes longer than others, minutes with `compile`: leave it room."""
 
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this schedule; they are no part of a trial's identity."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stlab.data import load_dataset
 from stlab.results import Store, TrialDirectory
 from stlab.spec import DataSpec, TrainSpec
-from stlab.training import loop
+from stlab.training import loop, pauses, step_log
 from stlab.training.checkpoint import Checkpoints
 from stlab.training.loop import Fit, NonFiniteLoss, learning_rate
 from stmodels.rng import permutation
@@ -167,7 +167,7 @@ def test_every_window_is_seen_once_an_epoch_in_that_order(
 def test_a_loss_that_breaks_names_step_and_learning_rate(
     fit: Callable[..., Fit], monkeypatch: pytest.MonkeyPatch, break_at: int, every: int
 ) -> None:
-    monkeypatch.setattr(loop, "_CHECK_EVERY", every)
+    monkeypatch.setattr(step_log, "CHECK_EVERY", every)
     training = fit(Linear(break_at))
     expected = learning_rate(break_at - 1, 4, training.train)
     with pytest.raises(NonFiniteLoss, match=rf"the loss is nan at step {break_at}, learning rate {expected:.3g}$"):
@@ -232,11 +232,18 @@ def test_checkpoints_are_written_by_the_clock_and_at_the_end(
     seconds: float,
     written: list[int],
 ) -> None:
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    """Ten seconds pass in each validation, none in the steps."""
+    measure, passed = loop.evaluate, [0.0]
+
+    def evaluate(*arguments: Any) -> Any:
+        passed[0] += 10.0
+        return measure(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(pauses.time, "monotonic", lambda: passed[0])
     saved: list[int] = []
     save = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, *a: (saved.append(a[-1].epoch), save(self, *a))[1])
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *a: (saved.append(a[3].epoch), save(self, *a))[1])
     fit(max_epochs=4, checkpoint_seconds=seconds).run()
     assert saved == written
     kept = [name for name in directory.store.names(f"{directory.prefix}/checkpoint") if name.isdigit()]

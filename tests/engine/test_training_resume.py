@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from stlab.results import Store, TrialDirectory, TrialStatus
+from stlab.results.schema import trials_table
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
 
@@ -28,6 +29,8 @@ TIMES = {
     "peak_memory_bytes",
     "started_at",
     "tested_at",
+    "files",
+    "notes",
 }
 
 WORKER = """
@@ -143,11 +146,27 @@ def damage(folder: Path, file: str, how: str) -> None:
         path.unlink()
     elif how == "emptied":
         path.write_bytes(b"")
+    elif how == "one bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) * 3 // 4] ^= 1
+        path.write_bytes(content)
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("how", ["halved", "emptied", "removed"])
+def hear(told: list[list[int]], notes: list[str]) -> Callable[[Any], None]:
+    """A listener that keeps the epochs of each event, and the notes."""
+
+    def report(event: Any) -> None:
+        if event["kind"] == "note":
+            notes.append(event["text"])
+        else:
+            told.append([row["epoch"] for row in event["rows"]])
+
+    return report
+
+
+@pytest.mark.parametrize("how", ["halved", "emptied", "removed", "one bit"])
 @pytest.mark.parametrize("file", ["state.json", "weights.safetensors", "best.safetensors", "optimiser.pt"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     torn: tuple[TrialSpec, TrialDirectory, TrialDirectory], caplog: pytest.LogCaptureFixture, file: str, how: str
@@ -155,12 +174,18 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     trial, directory, whole = torn
     damage(Path(directory.store.path(f"{directory.prefix}/checkpoint/000005")), file, how)
     told: list[list[int]] = []
+    notes: list[str] = []
     with caplog.at_level(logging.WARNING):
-        run_trial(trial, {}, directory, test=True, report=lambda e: told.append([row["epoch"] for row in e["rows"]]))
+        run_trial(trial, {}, directory, test=True, report=hear(told, notes))
     assert told == [[1, 2, 3, 4], [5], [6], [7]]
     warnings = [record.getMessage() for record in caplog.records if record.name == "stlab.training.checkpoint"]
     assert len(warnings) == 1
     assert "checkpoint/000005 cannot be used" in warnings[0]
+    assert len(notes) == 1
+    assert notes[0].startswith("checkpoint 000005 cannot be used (")
+    assert notes[0].endswith("): gone on from checkpoint 000004")
+    assert (directory.read("result.json") or {})["notes"] == notes
+    assert trials_table([directory.row()]).to_pylist()[0]["notes"] == notes[0]
     assert_same_numbers(directory, whole)
 
 
@@ -171,9 +196,14 @@ def test_without_a_whole_checkpoint_the_trial_starts_again(
     for epoch in ("000004", "000005"):
         damage(Path(directory.store.path(f"{directory.prefix}/checkpoint/{epoch}")), "weights.safetensors", "halved")
     told: list[list[int]] = []
-    run_trial(trial, {}, directory, test=True, report=lambda e: told.append([row["epoch"] for row in e["rows"]]))
+    notes: list[str] = []
+    run_trial(trial, {}, directory, test=True, report=hear(told, notes))
     assert told == [[epoch] for epoch in range(1, 8)]
-    assert caplog.text.count("cannot be used") == 2
+    assert len([record for record in caplog.records if record.name == "stlab.training.checkpoint"]) == 2
+    assert len(notes) == 1
+    assert notes[0].startswith("checkpoint 000005 cannot be used (")
+    assert "; checkpoint 000004 cannot be used (" in notes[0]
+    assert notes[0].endswith("): trained from the start")
     assert_same_numbers(directory, whole)
 
 

@@ -110,6 +110,8 @@ class TerminalProgress:
             self._first_epoch_at = self._first_epoch_at or time.monotonic() - event["rows"][0]["seconds"]
             running.epoch, running.val_rmse = event["rows"][-1]["epoch"], event["rows"][-1]["val_rmse"]
             running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event["rows"]))
+        elif event["kind"] == "note":
+            self.console.print(f"[yellow]![/] {trial.label}: {event['text']}", highlight=False, soft_wrap=True)
         elif event["kind"] == "ended":
             self._running.pop(trial.trial_id)
             self._done += 1

@@ -53,7 +53,7 @@ class TrackingObserver:
             self._work.put(lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
         elif event["kind"] == "epochs":
             self._work.put(lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"]))
-        else:
+        elif event["kind"] == "ended":
             self._work.put(lambda: self._finish(trial_row(trial, self.store)))
 
     def end(self, outcome: Outcome) -> None:

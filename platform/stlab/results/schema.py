@@ -27,6 +27,7 @@ _EPOCH_FIELDS = [
     _field("grad_norm", pa.float64(), "gradient norm before clipping, mean over the epoch"),
     _field("seconds", pa.float64(), "duration of the epoch, validation included", "s"),
     _field("samples_per_second", pa.float64(), "training windows per second", "1/s"),
+    _field("micro_batch", pa.int32(), "windows that went through the model at once, on each worker"),
 ]
 
 HORIZON = pa.schema(
@@ -74,6 +75,7 @@ _TRIAL_FIELDS = [
     _field("trainable_params", pa.int64(), "parameters the optimiser changes"),
     _field("total_params", pa.int64(), "all parameters, frozen ones included"),
     _field("samples_per_second", pa.float64(), "training windows per second, mean", "1/s"),
+    _field("micro_batch", pa.int32(), "windows that went through the model at once, on each worker; fewer where memory ran out"),
     _field("precision", pa.string(), "fp32 or bf16, as trained"),
     _field("device", pa.string(), "name of the device"),
     _field("weights", pa.string(), "where the frozen weights come from: pretrained, random, a path; none"),
@@ -86,6 +88,7 @@ _TRIAL_FIELDS = [
     _field("started_at", pa.timestamp("us", tz="UTC"), "start of the training"),
     _field("reused_from", pa.string(), "the study that trained it, where that is another; null where this one did"),
     _field("error", pa.string(), "why a trial failed"),
+    _field("notes", pa.string(), "what went wrong on the way and was mended: memory that ran out, damaged files"),
 ]
 
 _FLOATS = pa.list_(pa.float32())

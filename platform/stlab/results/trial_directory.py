@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stlab.results.schema import HORIZON, PREDICTIONS, epochs_table, flatten
 from stlab.results.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class TrialStatus(StrEnum):
@@ -21,6 +26,11 @@ class TrialStatus(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     PRUNED = "pruned"
+
+
+_ENDS = {"result.json": TrialStatus.FINISHED, "pruned.json": TrialStatus.PRUNED, "failed.json": TrialStatus.FAILED}
+_BESIDE = {"result.json": ("epochs.parquet",), "test.json": ("horizon.parquet", "predictions.parquet", "view.parquet")}
+"""What is written before each: it names their sizes, so that one that was cut short is noticed."""
 
 
 class TrialDirectory:
@@ -35,35 +45,74 @@ class TrialDirectory:
         return f"{self.prefix}/{name}"
 
     def status(self) -> TrialStatus:
-        names = set(self.store.names(self.prefix))
-        for name, status in (
-            ("result.json", TrialStatus.FINISHED),
-            ("pruned.json", TrialStatus.PRUNED),
-            ("failed.json", TrialStatus.FAILED),
-            ("trial.json", TrialStatus.STARTED),
-        ):
-            if name in names:
+        """What the directory says, by one listing and one small file. A result that is damaged is none: the trial is to go on."""
+        sizes = self.store.sizes(self.prefix)
+        for name, status in _ENDS.items():
+            if name in sizes and self._is_whole(name, sizes):
                 return status
-        return TrialStatus.NEW
+        return TrialStatus.STARTED if "trial.json" in sizes else TrialStatus.NEW
 
     def is_tested(self) -> bool:
         """Whether the selected checkpoint has been measured on the test segment. ``test.json`` is written last of its files."""
-        return self.store.exists(self._at("test.json"))
+        sizes = self.store.sizes(self.prefix)
+        return "test.json" in sizes and self._is_whole("test.json", sizes)
+
+    def _is_whole(self, name: str, sizes: Mapping[str, int]) -> bool:
+        return self._damaged_at(name, sizes) is None
+
+    def _damaged_at(self, name: str, sizes: Mapping[str, int]) -> str | None:
+        """Which file is damaged: ``name`` itself, or one written before it that has not the size it had."""
+        try:
+            content = json.loads(self.store.read(self._at(name)))
+        except (ValueError, FileNotFoundError):  # moved by another worker, perhaps
+            return name
+        if not isinstance(content, dict):
+            return name
+        return next((file for file, size in content.get("files", {}).items() if sizes.get(file) != size), None)
+
+    def set_aside_damaged(self) -> list[str]:
+        """Keep what is damaged under another name (``result.json.damaged-1``), so that it is made again; a line on each."""
+        sizes = self.store.sizes(self.prefix)
+        said = []
+        for name in ("trial.json", *_ENDS, "test.json"):
+            damaged = self._damaged_at(name, sizes) if name in sizes else None
+            if damaged is None:
+                continue
+            said.append(f"{damaged} was damaged")
+            if damaged in sizes:
+                taken = sum(other.startswith(f"{damaged}.damaged-") for other in sizes)
+                self.store.move(self._at(damaged), self._at(f"{damaged}.damaged-{taken + 1}"))
+                said[-1] += f" (kept as {damaged}.damaged-{taken + 1})"
+        return said
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None where it is not (yet) there."""
+        """``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None where it is not (yet) there, or damaged."""
         try:
-            content = self.store.read_json(self._at(name))
+            content = json.loads(self.store.read(self._at(name)))
         except FileNotFoundError:
             return None
-        return dict(content)
+        except ValueError as error:
+            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
+            return None
+        return dict(content) if isinstance(content, dict) else None
+
+    def micro_batches(self) -> int:
+        """Into how many parts a worker's share of a batch is divided, because memory ran out; 1 where it did not."""
+        return int((self.read("memory.json") or {}).get("micro_batches", 1))
+
+    def write_micro_batches(self, parts: int) -> None:
+        self.store.write_json(self._at("memory.json"), {"micro_batches": parts})
 
     def write_trial(self, trial: Mapping[str, Any]) -> None:
         self.store.write_json(self._at("trial.json"), trial)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Written last, in one piece: its being there means that the trial is finished."""
-        self.store.write_json(self._at("result.json"), result)
+        self.store.write_json(self._at("result.json"), self._with_files("result.json", result))
+
+    def _with_files(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = self.store.sizes(self.prefix)
+        return {**content, "files": {file: sizes[file] for file in _BESIDE[name] if file in sizes}}
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
         self.store.write_json(self._at("failed.json"), failure)
@@ -81,10 +130,8 @@ class TrialDirectory:
         self.store.write_table(self._at("epochs.parquet"), epochs_table(rows))
 
     def read_epochs(self) -> list[dict[str, Any]]:
-        try:
-            return list(self.store.read_table(self._at("epochs.parquet")).to_pylist())
-        except FileNotFoundError:
-            return []
+        table = self._table("epochs.parquet")
+        return [] if table is None else list(table.to_pylist())
 
     def write_test(self, test: Mapping[str, Any], horizon: Sequence[Mapping[str, Any]], predictions: pa.Table) -> None:
         self.store.write_table(
@@ -93,7 +140,7 @@ class TrialDirectory:
         self.store.write_table(
             self._at("predictions.parquet"), predictions.cast(PREDICTIONS.with_metadata(predictions.schema.metadata))
         )
-        self.store.write_json(self._at("test.json"), test)
+        self.store.write_json(self._at("test.json"), self._with_files("test.json", test))
 
     def read_horizon(self) -> pa.Table | None:
         return self._table("horizon.parquet")
@@ -111,9 +158,15 @@ class TrialDirectory:
         return self._table("view.parquet")
 
     def _table(self, name: str) -> pa.Table | None:
+        """None where it is not there, or damaged."""
         try:
-            return self.store.read_table(self._at(name))
+            content = self.store.read(self._at(name))
         except FileNotFoundError:
+            return None
+        try:
+            return pq.read_table(pa.BufferReader(content))
+        except (pa.ArrowInvalid, OSError) as error:
+            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
             return None
 
     def row(self) -> dict[str, Any]:
@@ -142,6 +195,8 @@ class TrialDirectory:
         if row.get("started_at"):
             row["started_at"] = datetime.fromisoformat(row["started_at"])
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
+        notes = [note for said in (result, failure, test) for note in said.get("notes", [])]
+        row["notes"] = "; ".join(dict.fromkeys(notes)) or None
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
         elif status is TrialStatus.PRUNED:

@@ -1,12 +1,15 @@
 """Checkpoints: everything a trial needs to go on exactly as if it had never stopped.
 
-``checkpoint/<epoch>/`` holds the trainable weights and the best ones so far (safetensors), the optimiser and ``state.json``, which is
-written last: a folder without it was cut short and is passed over. The newest two are kept. Random numbers and the order of
-the data need no state of their own: both are functions of the seed and the epoch.
+``checkpoint/<epochs>/``, or ``<epochs>.<steps>/`` within an epoch, holds the trainable weights and the best ones so far (safetensors),
+the optimiser, within an epoch what its steps have said and the state of the random numbers (``midway.safetensors``), and
+``state.json``, which is written last and has the SHA-256 of the others: a folder without it was cut short and is passed over. The
+newest two are kept. At an epoch's end random numbers need no state of their own: they are a function of the seed and the epoch,
+as the order of the data is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -17,7 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from stlab.errors import StorageError
 from stlab.results import TrialDirectory
+from stlab.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,56 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """A row an epoch, as in epochs.parquet."""
     peak_memory_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What the user is to know of how it got here."""
+
+
+@dataclass
+class Midway:
+    """Where a trial stands within an epoch, between two optimiser steps."""
+
+    seconds: float
+    """What the epoch's steps have taken so far."""
+    names: list[str]
+    """Of the log's columns."""
+    read: Tensor
+    """(steps, columns): means over the workers."""
+    waiting: list[Tensor]
+    """A worker each: (steps, columns), not looked at yet."""
+    norms: dict[str, Tensor]
+    """Gradient norms of the epoch's first batch."""
+    random: list[dict[str, Tensor]]
+    """A worker each: device type → state of its generator."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.read) + len(self.waiting[0])
+
+    def tensors(self) -> Weights:
+        named = {"read": self.read, **{f"norm/{name}": norm for name, norm in self.norms.items()}}
+        named |= {f"waiting/{rank}": rows for rank, rows in enumerate(self.waiting)}
+        named |= {f"random/{rank}/{kind}": state for rank, states in enumerate(self.random) for kind, state in states.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    @classmethod
+    def of(cls, seconds: float, names: list[str], tensors: Weights) -> Midway:
+        """The inverse of :meth:`tensors`."""
+        workers = range(sum(name.startswith("waiting/") for name in tensors))
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        waiting = [tensors[f"waiting/{rank}"] for rank in workers]
+        return cls(seconds, names, tensors["read"], waiting, under("norm/"), [under(f"random/{rank}/") for rank in workers])
+
+
+@dataclass
+class Restored:
+    """What a checkpoint holds besides the state of model and optimiser."""
+
+    best: Weights
+    progress: Progress
+    midway: Midway | None
 
 
 def trainable_state(model: nn.Module) -> Weights:
@@ -65,44 +120,108 @@ class Checkpoints:
     def __init__(self, directory: TrialDirectory) -> None:
         self.store = directory.store
         self.prefix = f"{directory.prefix}/checkpoint"
+        self.note: str | None = None
+        """What the user is to know of the last :meth:`restore`."""
 
-    def _epochs(self) -> list[str]:
-        return [name for name in self.store.names(self.prefix) if name.isdigit()]
+    def _folders(self) -> list[str]:
+        return [name for name in self.store.names(self.prefix) if name.replace(".", "", 1).isdigit()]
 
-    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, best: Weights, progress: Progress) -> None:
-        folder = f"{self.prefix}/{progress.epoch:06d}"
+    def save(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, best: Weights, progress: Progress, midway: Midway | None = None
+    ) -> None:
+        """Write a checkpoint, of an epoch's end or ``midway`` through the next; then delete all but the newest two."""
+        name = f"{progress.epoch:06d}" + ("" if midway is None else f".{midway.steps:06d}")
         state = io.BytesIO()
         torch.save(optimiser.state_dict(), state)
-        self.store.write(f"{folder}/weights.safetensors", safetensors.torch.save(trainable_state(model)))
-        self.store.write(f"{folder}/best.safetensors", safetensors.torch.save(best))
-        self.store.write(f"{folder}/optimiser.pt", state.getvalue())
-        self.store.write_json(f"{folder}/state.json", asdict(progress))
-        for old in self._epochs()[: -self.KEPT]:
+        files = {
+            "weights.safetensors": safetensors.torch.save(trainable_state(model)),
+            "best.safetensors": safetensors.torch.save(best),
+            "optimiser.pt": state.getvalue(),
+        }
+        document: dict[str, Any] = {"progress": asdict(progress)}
+        if midway is not None:
+            files["midway.safetensors"] = safetensors.torch.save(midway.tensors())
+            document["midway"] = {"seconds": midway.seconds, "names": midway.names}
+        document["sha256"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        for file, content in files.items():
+            self.store.write(f"{self.prefix}/{name}/{file}", content)
+        self.store.write_json(f"{self.prefix}/{name}/state.json", {**document, "seal": _seal(document)})
+        for old in self._folders()[: -self.KEPT]:
             self.store.delete_folder(f"{self.prefix}/{old}")
 
-    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Weights, Progress] | None:
-        """Load the newest whole checkpoint into model and optimiser; None where there is none."""
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> Restored | None:
+        """Load the newest whole checkpoint into model and optimiser; None where there is none.
+
+        One that is damaged is passed over; that is logged, and :attr:`note` says so.
+        """
         untouched = trainable_state(model)
-        for name in reversed(self._epochs()):
+        damaged = []
+        for name in reversed(self._folders()):
             folder = f"{self.prefix}/{name}"
             try:
-                progress = Progress(**json.loads(self.store.read(f"{folder}/state.json")))
-                weights = safetensors.torch.load(self.store.read(f"{folder}/weights.safetensors"))
-                best = safetensors.torch.load(self.store.read(f"{folder}/best.safetensors"))
-                state = torch.load(io.BytesIO(self.store.read(f"{folder}/optimiser.pt")), weights_only=True)
-                load_trainable_state(model, weights)
-                optimiser.load_state_dict(state)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one before it is tried, and that is said
+                restored = self._load(folder, model, optimiser)
+            except Exception as error:  # whatever is wrong with it, the one before it is tried, and that is said
+                if is_out_of_memory(error) or self._is_the_store(error):
+                    raise  # the checkpoint may be whole
                 logger.warning("checkpoint %s cannot be used (%s: %s); trying the one before it", folder, type(error).__name__, error)
+                damaged.append(f"checkpoint {name} cannot be used ({_first_line(error)})")
                 load_trainable_state(model, untouched)  # a checkpoint that does not fit may have been loaded in part
                 continue
-            return best, progress
+            if damaged:
+                self.note = f"{'; '.join(damaged)}: gone on from checkpoint {name}"
+            return restored
+        if damaged:
+            self.note = f"{'; '.join(damaged)}: trained from the start"
         return None
+
+    def _is_the_store(self, error: Exception) -> bool:
+        """Whether a store did not answer. On a local one, a file that cannot be read is as good as damaged."""
+        is_absent = isinstance(error, FileNotFoundError)
+        return isinstance(error, (StorageError, OSError)) and not is_absent and not self.store.is_local
+
+    def _load(self, folder: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> Restored:
+        try:
+            document = json.loads(self.store.read(f"{folder}/state.json"))
+        except FileNotFoundError:
+            raise FileNotFoundError("no state.json: its writing was cut short") from None
+        if document.pop("seal") != _seal(document):
+            raise ValueError("state.json is not as it was written")
+        files = {}
+        for file, expected in document["sha256"].items():
+            files[file] = self.store.read(f"{folder}/{file}")
+            if hashlib.sha256(files[file]).hexdigest() != expected:
+                raise ValueError(f"{file} is not as it was written")
+        best = safetensors.torch.load(files["best.safetensors"])
+        midway = None
+        if "midway" in document:
+            midway = Midway.of(**document["midway"], tensors=safetensors.torch.load(files["midway.safetensors"]))
+        progress = Progress(**document["progress"])
+        load_trainable_state(model, safetensors.torch.load(files["weights.safetensors"]))
+        optimiser.load_state_dict(torch.load(io.BytesIO(files["optimiser.pt"]), weights_only=True))
+        return Restored(best, progress, midway)
 
     def save_best(self, best: Weights) -> None:
         """The selected weights of a finished trial."""
         self.store.write(f"{self.prefix}/best.safetensors", safetensors.torch.save(best))
 
     def load_best(self, model: nn.Module) -> None:
-        """Raises FileNotFoundError where the trial has not been trained."""
-        load_trainable_state(model, safetensors.torch.load(self.store.read(f"{self.prefix}/best.safetensors")))
+        """Load the selected weights into a model.
+
+        Raises:
+            FileNotFoundError: the trial has not been trained, or they are gone.
+            RuntimeError: they are damaged, or another model's.
+        """
+        content = self.store.read(f"{self.prefix}/best.safetensors")
+        try:
+            weights = safetensors.torch.load(content)
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise RuntimeError(f"checkpoint/best.safetensors is damaged: {error}") from error
+        load_trainable_state(model, weights)
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stlab.data import Dataset, Windows
-from stlab.errors import TrialFailed
-from stlab.training.checkpoint import Checkpoints, Progress, Weights, trainable_state
+from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
-from stlab.training.gradients import term_norms
+from stlab.training.gradients import term_gradients, term_norms
+from stlab.training.memory import micro_batch, parts_of
 from stlab.training.metrics import evaluate
+from stlab.training.pauses import Pauses, TrialStopped
+from stlab.training.random_state import random_state, set_random_state
 from stlab.training.schedule import learning_rate
+from stlab.training.step_log import NonFiniteLoss, StepLog
+from stlab.training.watchdog import Watchdog
 from stmodels.forecaster import Forecaster
 from stmodels.rng import named_seed, permutation
 from stmodels.types import Batch
@@ -30,12 +35,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[Mapping[str, Any]], str | None]
 """Told of epochs; where a search may prune the trial, it answers why to stop now, or None."""
-
-_CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
-
-
-class NonFiniteLoss(TrialFailed):
-    """The loss became infinite or NaN; says at which step and learning rate."""
 
 
 class TrialPruned(Exception):
@@ -70,12 +69,19 @@ class Fit:
     report: Report
     prunable: bool = False
     """Whether the answer to a report counts."""
+    stop: Callable[[], bool] | None = None
+    """Whether to write a checkpoint and end now."""
+    watchdog: Watchdog | None = None
+    """Told of every step and validation batch."""
+    micro_batches: int = 1
+    """Into how many parts a worker's share of a batch is divided, to need less memory."""
 
     def __post_init__(self) -> None:
         self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.distributed else 0
         self.world = dist.get_world_size() if self.distributed else 1
         self.batch_size = self.train.batch_size or default_batch_size(self.dataset)
+        self.micro_batch = micro_batch(self.batch_size, self.world, self.micro_batches)
         self.windows: Windows = self.dataset.windows("train", self.device)
         self.validation: Windows = self.dataset.windows("validation", self.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -83,9 +89,17 @@ class Fit:
             self.parameters, lr=self.train.lr, weight_decay=self.train.weight_decay, fused=self.device.type in ("cpu", "cuda")
         )
         restored = self.checkpoints.restore(self.model, self.optimiser)
-        self.best, self.progress = restored or (trainable_state(self.model), Progress())
+        self.best, self.progress = trainable_state(self.model), Progress()
+        self.midway: Midway | None = None
+        if restored is not None:
+            self.best, self.progress, self.midway = restored.best, restored.progress, restored.midway
         self.compiled: Any = torch.compile(self.model) if self.train.compile else self.model
-        self.runner = DistributedDataParallel(self.compiled) if self.distributed else self.compiled
+        self.runner: Any = DistributedDataParallel(self.compiled) if self.distributed else self.compiled
+        self.watch = self.watchdog or Watchdog(None, lambda stack: None)
+        self.pauses = Pauses(self.train.checkpoint_seconds, self.stop, self.device)
+        self.steps = self.progress.step + (self.midway.steps if self.midway is not None else 0)
+        """Optimiser steps done."""
+        self.is_saved = restored is not None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -97,34 +111,44 @@ class Fit:
         Raises:
             NonFiniteLoss: with step and learning rate.
             TrialPruned: the search has no more use for it; its checkpoint is written, so that it could go on.
+            TrialStopped: it was told to stop; its checkpoint is written.
+            HungStep: a step took too long.
         """
-        best, progress = self.best, self.progress
+        progress = self.progress
         stop = None
         if progress.rows and self.rank == 0:
             stop = self.report({"kind": "epochs", "rows": progress.rows})
         if self._goes_on():
             self._stop_if(stop)
         memory = PeakMemory(self.device)
-        saved_at, saved_epoch = time.monotonic(), progress.epoch
         while self._goes_on():
             row = self._epoch(progress)
             error = row[f"val_{self.train.select_by}"]
             if error < progress.best_error:
                 progress.best_error, progress.best_epoch = error, progress.epoch
-                best = trainable_state(self.model)
+                self.best = trainable_state(self.model)
             progress.rows.append(row)
             progress.peak_memory_bytes = max(progress.peak_memory_bytes, memory.bytes())
-            stop = None
+            self.is_saved, stop = False, None
             if self.rank == 0:
                 stop = self.report({"kind": "epochs", "rows": [row]})
-                if stop is not None or time.monotonic() - saved_at >= self.train.checkpoint_seconds:
-                    self.checkpoints.save(self.model, self.optimiser, best, progress)
-                    saved_at, saved_epoch = time.monotonic(), progress.epoch
+                if stop is not None or self.pauses.is_time():
+                    self._save()
             if self._goes_on():
                 self._stop_if(stop)
-        if self.rank == 0 and saved_epoch != progress.epoch:
-            self.checkpoints.save(self.model, self.optimiser, best, progress)
-        return best
+                if self.pauses.due(now=True).stop:
+                    self._save()
+                    raise TrialStopped
+        self._save()
+        return self.best
+
+    def _save(self, midway: Midway | None = None) -> None:
+        """Write a checkpoint, unless the last one says all there is to say."""
+        if self.rank == 0 and not self.is_saved:
+            with self.watch.resting():
+                self.checkpoints.save(self.model, self.optimiser, self.best, self.progress, midway)
+        self.is_saved = True
+        self.pauses.saved()
 
     def _goes_on(self) -> bool:
         epoch, best = self.progress.epoch, self.progress.best_epoch
@@ -141,25 +165,26 @@ class Fit:
             raise TrialPruned(box[0])
 
     def _epoch(self, progress: Progress) -> dict[str, Any]:
-        """One pass over the train windows and one over the validation windows; the epoch's row."""
+        """One pass over the train windows, or what is left of it, and one over the validation windows; the epoch's row."""
         started = time.perf_counter()
         epoch = progress.epoch + 1
-        # Dropout's numbers follow from seed, epoch and worker, so that they are the same after an interruption.
-        torch.manual_seed(named_seed(self.seed, f"epoch/{epoch}/{self.rank}"))
         self.model.train()
         order = permutation(len(self.windows), self.seed, epoch).to(self.device)
         errors_so_far = [row[f"val_{self.train.select_by}"] for row in progress.rows]
         rate = functools.partial(
             learning_rate, steps_an_epoch=self.steps_an_epoch, train=self.train, errors=errors_so_far
         )
-        log = StepLog(first_step=progress.step, learning_rate=rate)
-        norms: dict[str, Tensor] = {}  # of the loss terms apart, on the epoch's first batch
-        for number, index in enumerate(order.split(self.batch_size)):
-            log.add(self._step(index, rate(progress.step + len(log)), norms if number == 0 else None))
+        log, norms, before = self._begin(epoch, rate)
+        with self.watch.watching():
+            for index in order.split(self.batch_size)[len(log) :]:
+                log.add(self._step(index, rate(self.steps), None if len(log) else norms))
+                self.steps, self.is_saved = progress.step + len(log), False
+                self.watch.tick()
+                self._pause(log, norms, before + time.perf_counter() - started)
         means = log.means() | {name: norm.item() for name, norm in norms.items()}
-        trained = time.perf_counter() - started
-        errors = evaluate(self.compiled, self.dataset, self.validation, self.batch_size, self.autocast)
-        progress.epoch, progress.step = epoch, progress.step + len(log)
+        trained = before + time.perf_counter() - started
+        errors = self._validate(log, norms, trained)
+        progress.epoch, progress.step = epoch, self.steps
         if not math.isfinite(errors["rmse"]):
             # A step's loss is taken before its update: what the last update broke shows here, and would be selected below.
             last = self.optimiser.param_groups[0]["lr"]
@@ -173,9 +198,61 @@ class Fit:
             "val_mae": errors["mae"],
             "val_rmse": errors["rmse"],
             "lr": self.optimiser.param_groups[0]["lr"],
-            "seconds": time.perf_counter() - started,
+            "seconds": before + time.perf_counter() - started,
             "samples_per_second": len(self.windows) / trained,
+            "micro_batch": self.micro_batch,
         }
+
+    def _begin(self, epoch: int, rate: Callable[[int], float]) -> tuple[StepLog, dict[str, Tensor], float]:
+        """What the epoch's steps have said, the norms of its first batch, and the seconds it took: nothing, or where it goes on."""
+        midway, self.midway = self.midway, None
+        # Dropout's numbers follow from seed, epoch and worker, so that they are the same after an interruption.
+        name = f"epoch/{epoch}/{self.rank}"
+        if midway is None:
+            torch.manual_seed(named_seed(self.seed, name))
+            return StepLog(self.progress.step, rate), {}, 0.0
+        read, waiting = midway.read, midway.waiting[self.rank % len(midway.waiting)]
+        torch.manual_seed(named_seed(self.seed, f"{name}/{midway.steps}"))
+        if len(midway.random) == self.world:
+            set_random_state(midway.random[self.rank], self.device)
+        else:  # other workers than before draw other numbers in any case
+            read, waiting = torch.cat([read, torch.stack(midway.waiting).mean(0)]), waiting[:0]
+        log = StepLog(self.progress.step, rate, midway.names, read, waiting.to(self.device))
+        return log, midway.norms, midway.seconds
+
+    def _pause(self, log: StepLog, norms: dict[str, Tensor], seconds: float) -> None:
+        """After a step: write a checkpoint where it is time, stop where that is asked."""
+        due = self.pauses.due()
+        if due.save or due.stop:
+            self._save(self._midway(log, norms, seconds))
+        if due.stop:
+            raise TrialStopped
+
+    def _validate(self, log: StepLog, norms: dict[str, Tensor], seconds: float) -> dict[str, Any]:
+        """Validation errors. Asked to stop, the trial is left as it was before: validation draws no random number."""
+
+        def ended() -> None:
+            self.watch.tick()
+            if self.pauses.due().stop:
+                raise TrialStopped
+
+        batch_size = self.batch_size if self.micro_batches == 1 else self.micro_batch
+        try:
+            with self.watch.watching():
+                return evaluate(self.compiled, self.dataset, self.validation, batch_size, self.autocast, None, ended)
+        except TrialStopped:
+            self._save(self._midway(log, norms, seconds))
+            raise
+
+    def _midway(self, log: StepLog, norms: dict[str, Tensor], seconds: float) -> Midway:
+        """Where the epoch stands, gathered from all workers."""
+        read, waiting = log.contents()
+        mine = (waiting, random_state(self.device))
+        everyone: list[Any] = [mine] * self.world
+        if self.distributed:
+            dist.all_gather_object(everyone, mine)
+        rows, states = zip(*everyone, strict=True)
+        return Midway(seconds, log.names, read, list(rows), norms, list(states))
 
     def _step(self, index: Tensor, rate: float, norms: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """One optimiser step on a global batch; its loss, gradient norm and loss terms, on the device and not waited for.
@@ -185,31 +262,40 @@ class Fit:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         mine = index.tensor_split(self.world)[self.rank]
-        batch = self.windows.gather(mine if len(mine) else index[:1])
-        share = self._share(batch, len(mine), len(index))
-        with self.autocast():
-            terms = self.model.loss_terms(self.runner(batch), batch)
-            loss = training_loss(terms, self.train)
-        if norms is not None and len(terms) > 1:
-            norms.update(term_norms(self._terms_apart(terms, batch), self.parameters, share))
+        parts = self._parts(self.windows.gather(mine if len(mine) else index[:1]), len(mine), len(index))
         self.optimiser.zero_grad(set_to_none=True)
-        (loss * share).backward()
+        said: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        for number, (part, share) in enumerate(parts):
+            is_last = number == len(parts) - 1
+            with self.runner.no_sync() if self.distributed and not is_last else contextlib.nullcontext():
+                with self.autocast():
+                    terms = self.model.loss_terms(self.runner(part), part)
+                    loss = training_loss(terms, self.train)
+                if norms is not None and len(terms) > 1:
+                    _add(gradients, term_gradients(self._terms_apart(terms, part), self.parameters, share))
+                (loss * share).backward()
+            _add(said, {name: term.detach() * share for name, term in _named(loss, terms).items()})
+        if norms is not None:
+            norms.update(term_norms(gradients))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.train.clip_norm)
         self.optimiser.step()
-        named = {"loss": loss, **{f"loss.{name}": term for name, term in terms.items()}}
-        return {**{name: value.detach() * share for name, value in named.items()}, "grad_norm": norm.detach()}
+        return {**said, "grad_norm": norm.detach()}
 
-    def _share(self, batch: Batch, mine: int, everyone: int) -> float | Tensor:
-        """What this worker's mean counts for beside the others', whose gradients are averaged with its own.
+    def _parts(self, batch: Batch, mine: int, everyone: int) -> list[tuple[Batch, float | Tensor]]:
+        """This worker's windows in parts that memory has room for, and what the mean of each counts for.
 
-        By its windows, or by its readings where some are missing: one with more counts for more, one with none for nothing.
+        Gradients of a worker's parts are summed up, and averaged with those of the others. Parts count by their windows, or by their
+        readings where some are missing: one with more counts for more, one with none for nothing.
         """
-        if self.world == 1 or batch.target_mask is None:
-            return self.world * mine / everyone
-        readings = batch.target_mask.sum() if mine else batch.target_mask.new_zeros((), dtype=torch.int64)
-        total = readings.clone()
-        dist.all_reduce(total)
-        return self.world * readings / total.clamp_min(1)
+        parts = parts_of(batch, self.micro_batch)
+        if batch.target_mask is None or (self.world == 1 and len(parts) == 1):
+            return [(part, self.world * min(mine, len(part.start)) / everyone) for part in parts]
+        readings = torch.stack([part.target_mask.sum() for part in parts if part.target_mask is not None]) * min(mine, 1)
+        total = readings.sum()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return list(zip(parts, self.world * readings / total.clamp_min(1), strict=True))
 
     def _terms_apart(self, terms: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The loss terms with a graph that can be gone through once for each."""
@@ -220,45 +306,11 @@ class Fit:
             return self.model.loss_terms(self.model(batch), batch)
 
 
-class StepLog:
-    """What the steps of an epoch said, read from the device only now and then.
+def _named(loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": loss, **{f"loss.{name}": term for name, term in terms.items()}}
 
-    Raises:
-        NonFiniteLoss: from :meth:`add` or :meth:`means`, on every worker alike.
-    """
 
-    def __init__(self, first_step: int, learning_rate: Callable[[int], float]) -> None:
-        self.first_step = first_step
-        self.learning_rate = learning_rate
-        self.names: list[str] = []
-        self.waiting: list[Tensor] = []
-        self.read: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self.waiting) + sum(len(rows) for rows in self.read)
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        self.names = list(values)
-        self.waiting.append(torch.stack([value.float() for value in values.values()]))
-        if len(self.waiting) == _CHECK_EVERY:
-            self._look()
-
-    def means(self) -> dict[str, float]:
-        """Means over the epoch's steps."""
-        self._look()
-        return dict(zip(self.names, torch.cat(self.read).double().mean(0).tolist(), strict=True))
-
-    def _look(self) -> None:
-        if not self.waiting:
-            return
-        rows = torch.stack(self.waiting)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(rows)
-            rows /= dist.get_world_size()
-        bad = (~rows[:, 0].isfinite()).nonzero()
-        if len(bad):
-            step = self.first_step + len(self) - len(rows) + int(bad[0])
-            value = rows[int(bad[0]), 0].item()
-            raise NonFiniteLoss(f"the loss is {value} at step {step + 1}, learning rate {self.learning_rate(step):.3g}")
-        self.read.append(rows.cpu())
-        self.waiting = []
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add to each sum in place of it; the first value as it is."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value

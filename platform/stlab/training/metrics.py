@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from stlab.data import Dataset, Windows
 
 Errors = dict[str, Any]
+Keep = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class ErrorSums:
@@ -80,21 +82,21 @@ def evaluate(
     windows: Windows,
     batch_size: int,
     autocast: Callable[[], Any],
-    keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    keep: Keep | None = None,
+    ended: Callable[[], None] | None = None,
 ) -> Errors:
     """Errors of a model over all windows of a segment. Workers of one trial share the windows out.
 
     Args:
         keep: called with (window numbers, forecast, truth) of each batch, in the data's unit.
+        ended: called after each batch, equally often on all workers that share the windows out.
     """
     model.eval()
     device = windows.starts.device
     # A zero comes back from scaled space as a rounding error of float32.
     sums = ErrorSums(dataset.info.horizon, device, zero=1e-6 * (abs(dataset.scaler.center) + dataset.scaler.spread))
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    everything = torch.arange(len(windows), device=device)
-    mine = everything if keep is not None else everything.tensor_split(world)[rank]
-    for index in mine.split(batch_size) if len(mine) else ():  # more workers than windows leave one without
+
+    def add(index: Tensor) -> None:
         batch = windows.gather(index)
         with autocast():
             value = model(batch).value
@@ -102,6 +104,16 @@ def evaluate(
         sums.add(forecast, truth, batch.target_mask)
         if keep is not None:
             keep(index, forecast, truth)
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    everything = torch.arange(len(windows), device=device)
+    mine = everything if keep is not None else everything.tensor_split(world)[rank]
+    most = len(windows) if keep is not None else math.ceil(len(windows) / world)
+    for first in range(0, most, batch_size):
+        if len(index := mine[first : first + batch_size]):  # more workers than windows leave one without
+            add(index)
+        if ended is not None:
+            ended()
     if keep is None:
         sums.reduce()
     return sums.errors(dataset.scale, with_mape=dataset.info.family == "sensors")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import gc
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from stlab.catalog import create_model
 from stlab.data import Dataset, Windows, load_dataset
@@ -24,8 +23,12 @@ from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
 from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
-from stlab.training.metrics import Errors, evaluate
+from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible, is_out_of_memory, micro_batch
+from stlab.training.metrics import Errors, Keep, evaluate
+from stlab.training.pauses import TrialStopped
+from stlab.training.predictions import KeptPredictions, by_horizon, ignore
 from stlab.training.view import view_of_window
+from stlab.training.watchdog import HungStep, Watchdog
 from stmodels.forecaster import Forecaster
 from stmodels.rng import initialise
 
@@ -34,57 +37,193 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_PREDICTED_VALUES = 5_000_000  # of truth and forecast each; a larger test segment is kept in evenly spaced windows
 _TAIL_LINES = 15
+_HANG_SECONDS = 10.0  # the other workers of a trial wait so much longer, that the first one may write down what happened
 
 # A worker keeps the data of the trials before; specifications are frozen and so hashable.
 dataset_for = functools.lru_cache(maxsize=4)(load_dataset)
 
 
 def run_trial(
-    trial: TrialSpec, identity: Mapping[str, Any], directory: TrialDirectory, *, test: bool, report: Report = lambda event: None,
+    trial: TrialSpec,
+    identity: Mapping[str, Any],
+    directory: TrialDirectory,
+    *,
+    test: bool,
+    report: Report = lambda event: None,
     prunable: bool = False,
+    stop: Callable[[], bool] | None = None,
+    on_hang: Callable[[], None] | None = None,
+    micro_batches: int = 1,
 ) -> TrialStatus:
     """Train one trial, resuming where its directory left off, and measure it on the test segment if asked.
 
-    Whatever goes wrong inside the trial is written to its directory and ends this trial alone.
+    Whatever goes wrong inside the trial is written to its directory and ends this trial alone. Where memory runs out, it goes on from
+    its last checkpoint with half as many windows at once, at the same batch, down to one.
 
     Args:
         trial: the resolved specification.
         identity: what ``trial.json`` says beside it: fingerprints, versions.
         directory: where everything goes.
         test: whether a study reports this trial on the test segment.
-        report: called on the first worker with ``{"kind": "epochs", "rows": [...]}`` as epochs end.
+        report: called on the first worker with ``{"kind": "epochs", "rows": [...]}`` as epochs end, and with
+            ``{"kind": "note", "text": ...}`` where something was mended that the user should know of.
         prunable: whether the trial stops early when ``report`` answers why it should. One that was pruned before is left as it is
             then, and trained to its end otherwise.
+        stop: asked between steps. Once it says yes on any worker, a checkpoint is written and STARTED is returned.
+        on_hang: called on every worker, in a thread of its own, when no step ended for ``train.step_timeout`` and that is on record:
+            to end the process, say. Without it the trial ends when the step does.
+        micro_batches: divide a worker's share of a batch into so many parts at the least, because it was killed for want of
+            memory. What the directory says (:meth:`TrialDirectory.micro_batches`) holds where that is more: ask for twice that.
+
+    Raises:
+        NeedsSmallerBatches: memory ran out on one of several workers; they all have to be started anew, and go on with smaller ones.
     """
     if prunable and directory.status() is TrialStatus.PRUNED:
         return TrialStatus.PRUNED
     if directory.status() is TrialStatus.FAILED or (directory.status() is TrialStatus.FINISHED and (directory.is_tested() or not test)):
         return directory.status()
-    lead = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-    job: _Job | None = None
-    try:
-        if lead and directory.read("trial.json") is None:
-            directory.write_trial({**_plain(trial), **identity})
-        job = _Job(trial, directory, report, lead, prunable)
-        if directory.status() is not TrialStatus.FINISHED:
+    run = _Run(trial, identity, directory, test, report, prunable, stop, on_hang)
+    run.divide(micro_batches)
+    while (status := run.attempt()) is None:
+        gc.collect()  # what the failed step held, all of it
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return status
+
+
+class _Run:
+    """A trial's attempts, one unless memory runs out."""
+
+    def __init__(
+        self, trial: TrialSpec, identity: Mapping[str, Any], directory: TrialDirectory, test: bool, report: Report, prunable: bool,
+        stop: Callable[[], bool] | None, on_hang: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        self.trial, self.identity, self.directory, self.test = trial, identity, directory, test
+        self.report, self.prunable, self.stop, self.on_hang = report, prunable, stop, on_hang
+        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.lead = self.world == 1 or dist.get_rank() == 0
+        self.micro_batches = 1
+        self.notes: list[str] = []
+        self.job: _Job | None = None
+        if self.lead:
+            for damaged in directory.set_aside_damaged():
+                self.note(f"{damaged}: done again")
+
+    def note(self, text: str) -> None:
+        """Something the user should know: told, and kept with the result."""
+        logger.warning("trial %s: %s", self.directory.trial_id, text)
+        self.notes.append(text)
+        self.report({"kind": "note", "text": text})
+
+    def divide(self, asked: int) -> None:
+        """Take up the division of batches that the directory knows, or a finer one that is asked for."""
+        self.micro_batches = self.directory.micro_batches()
+        if asked > self.micro_batches:
+            self.micro_batches = asked
+            if self.lead:
+                self.directory.write_micro_batches(asked)
+                self.note(f"killed for want of memory: batches are divided into {asked} parts")
+
+    def attempt(self) -> TrialStatus | None:
+        """Run the trial as far as it goes; None where it is to go on with smaller parts of batches."""
+        timeout = self.trial.train.step_timeout
+        seconds = None if timeout is None else timeout + (0.0 if self.lead else _HANG_SECONDS)
+        try:
+            with Watchdog(seconds, self._hung) as watchdog:
+                self._work(watchdog)
+        except TrialStopped:
+            logger.info("trial %s stopped where it is to go on from", self.directory.trial_id)
+            return TrialStatus.STARTED
+        except TrialPruned as reason:
+            self._pruned(str(reason))
+        except HungStep as error:
+            logger.error("trial %s: %s", self.directory.trial_id, error)
+            if self.directory.status() is not TrialStatus.FAILED:
+                self._failed(error)  # it could not be written down when it was noticed
+            if self.world > 1:
+                raise  # the others may still wait
+        except Exception as error:  # noqa: BLE001 - one trial's error must not end the others; it is recorded in full
+            if self.job is not None and is_out_of_memory(error):
+                return self._out_of_memory(error, self.job.batch_size)
+            self._failed(error)
+        finally:
+            self.job = None
+        return self.directory.status()
+
+    def _work(self, watchdog: Watchdog) -> None:
+        if self.lead and self.directory.read("trial.json") is None:
+            self.directory.write_trial({**_plain(self.trial), **self.identity})
+        self.job = job = _Job(self, watchdog)
+        is_trained = self.directory.status() is TrialStatus.FINISHED
+        if is_trained and self.test and not job.has_selected():
+            self.job = job = _Job(self, watchdog)
+            is_trained = False
+        if not is_trained:
             job.train()
-        if test and lead:
+        if self.test and self.lead:
             job.test()
-    except TrialPruned as reason:
-        if lead and job is not None and job.progress is not None:
-            directory.write_epochs(job.progress.rows)
-            directory.write_pruned({"reason": str(reason), "epoch": job.progress.epoch, "pruned_at": datetime.now(UTC).isoformat()})
-    except Exception as error:  # one trial's error must not end the others; it is recorded in full
-        if lead:
-            if job is not None and job.progress is not None and job.progress.rows:
-                directory.write_epochs(job.progress.rows)
-            directory.write_failure(_failure(error, job))
-        logger.error("trial %s failed: %s", directory.trial_id, error)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not isinstance(error, TrialFailed):
-            raise  # it may have happened here alone, and the other workers wait: the whole group has to start anew
-    return directory.status()
+
+    def _out_of_memory(self, error: Exception, batch_size: int) -> TrialStatus | None:
+        """Halve what goes through the model at once. In a group, the worker that is short of memory may not be the first."""
+        said = f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        before = micro_batch(batch_size, self.world, self.micro_batches)
+        if not is_divisible(batch_size, self.world, self.micro_batches):
+            failure = OutOfMemory(f"{said} with {before} window at a time, of a batch of {batch_size}: there is no smaller one")
+            self._failed(failure.with_traceback(error.__traceback__), anywhere=True)
+            return self.directory.status()
+        self.micro_batches *= 2
+        self.directory.write_micro_batches(self.micro_batches)
+        now = micro_batch(batch_size, self.world, self.micro_batches)
+        text = f"{said} with {before} windows at a time; gone on with {now}, at the same batch of {batch_size}"
+        if self.world > 1 and self.directory.status() is not TrialStatus.FINISHED:  # the first alone measures the test segment
+            raise NeedsSmallerBatches(text) from None
+        self.note(text)
+        return None
+
+    def _pruned(self, reason: str) -> None:
+        if self.lead and self.job is not None and self.job.progress is not None:
+            self.directory.write_epochs(self.job.progress.rows)
+            epoch = self.job.progress.epoch
+            self.directory.write_pruned({"reason": reason, "epoch": epoch, "pruned_at": datetime.now(UTC).isoformat()})
+
+    def _failed(self, error: Exception, anywhere: bool = False) -> None:
+        """Record a failure: on the first worker, or ``anywhere`` where it happened."""
+        if self.lead or anywhere:
+            if self.job is not None and self.job.progress is not None and self.job.progress.rows:
+                self.directory.write_epochs(self.job.progress.rows)
+            expected = isinstance(error, (TrialFailed, UserError))
+            tail = "".join(traceback.format_exception(error)).splitlines()
+            self._write_failure(str(error) if expected else f"{type(error).__name__}: {error}", tail)
+        logger.error("trial %s failed: %s", self.directory.trial_id, error)
+        if self.world > 1 and (anywhere or not isinstance(error, TrialFailed)):
+            raise error  # it may have happened here alone, and the other workers wait: the whole group has to start anew
+
+    def _write_failure(self, reason: str, tail: list[str]) -> None:
+        epochs, steps = self.job.position() if self.job is not None else (0, 0)
+        self.directory.write_failure(
+            {
+                "reason": reason,
+                "epoch": epochs,
+                "step": steps,
+                "failed_at": datetime.now(UTC).isoformat(),
+                "log_tail": tail[-_TAIL_LINES:],
+                "notes": self.job.notes() if self.job is not None else self.notes,
+            }
+        )
+
+    def _hung(self, stack: list[str]) -> None:
+        """Called by the watchdog, while the thread that trains hangs."""
+        epochs, steps = self.job.position() if self.job is not None else (0, 0)
+        text = (
+            f"a step hung: in epoch {epochs + 1}, after step {steps}, none ended for {self.trial.train.step_timeout:g} s "
+            "(train.step_timeout)"
+        )
+        logger.error("trial %s: %s\n%s", self.directory.trial_id, text, "\n".join(stack))
+        if self.lead:
+            self._write_failure(text, stack)
+        if self.on_hang is not None:
+            self.on_hang()
 
 
 def _plain(trial: TrialSpec) -> dict[str, Any]:
@@ -92,33 +231,36 @@ def _plain(trial: TrialSpec) -> dict[str, Any]:
     return dataclasses.asdict(trial) if dataclasses.is_dataclass(trial) else trial.model_dump(mode="json")
 
 
-def _failure(error: Exception, job: _Job | None) -> dict[str, Any]:
-    rows = job.progress.rows if job is not None and job.progress is not None else []
-    expected = isinstance(error, (TrialFailed, UserError))
-    return {
-        "reason": str(error) if expected else f"{type(error).__name__}: {error}",
-        "epoch": rows[-1]["epoch"] if rows else 0,
-        "step": rows[-1]["step"] if rows else 0,
-        "failed_at": datetime.now(UTC).isoformat(),
-        "log_tail": "".join(traceback.format_exception(error)).splitlines()[-_TAIL_LINES:],
-    }
-
-
 class _Job:
-    """The parts that one trial needs, made once for training and test."""
+    """The parts that one attempt needs, made once for training and test."""
 
-    def __init__(self, trial: TrialSpec, directory: TrialDirectory, report: Report, lead: bool, prunable: bool) -> None:
-        self.trial, self.directory, self.report, self.lead, self.prunable = trial, directory, report, lead, prunable
-        self.progress: Progress | None = None
+    def __init__(self, run: _Run, watchdog: Watchdog) -> None:
+        trial = run.trial
+        self.run, self.trial, self.directory, self.lead, self.watchdog = run, trial, run.directory, run.lead, watchdog
+        self.fit: Fit | None = None
         self.device = pick_device(trial.resources.gpus)
         self.precision = pick_precision(trial.train.precision, self.device)
         self.autocast = autocast_for(self.precision, self.device)
         self.dataset: Dataset = dataset_for(trial.data)
+        self.batch_size = trial.train.batch_size or default_batch_size(self.dataset)
+        self.micro_batch = micro_batch(self.batch_size, run.world, run.micro_batches)
+        self.batch_evaluated = self.batch_size if run.micro_batches == 1 else self.micro_batch
         model = create_model(trial.model, self.dataset.info)
         initialise(model, trial.seed)
         self.model: Forecaster = model.to(self.device)
-        self.checkpoints = Checkpoints(directory)
-        self.batch_size = trial.train.batch_size or default_batch_size(self.dataset)
+        self.checkpoints = Checkpoints(run.directory)
+
+    @property
+    def progress(self) -> Progress | None:
+        return None if self.fit is None else self.fit.progress
+
+    def position(self) -> tuple[int, int]:
+        """Epochs that have ended, and steps done."""
+        return (0, 0) if self.fit is None else (self.fit.progress.epoch, self.fit.steps)
+
+    def notes(self) -> list[str]:
+        """What the user should know, of attempts before this one too."""
+        return list(dict.fromkeys([*(self.fit.progress.notes if self.fit is not None else ()), *self.run.notes]))
 
     def windows(self, segment: str) -> Windows:
         return self.dataset.windows(segment, self.device)
@@ -138,32 +280,39 @@ class _Job:
                     "precision": self.precision,
                     "device": device_name(self.device),
                     "started_at": started_at,
+                    "micro_batch": self.micro_batch,
+                    "notes": self.notes(),
                 }
             )
 
     def _optimise(self) -> dict[str, Any]:
         train = self.trial.train
-        fit = Fit(
-            self.model, self.dataset, train, self.trial.seed, self.device, self.autocast, self.checkpoints, self.report, self.prunable
-        )
-        self.progress = fit.progress
+        run = self.run
+        self.fit = fit = Fit(
+            self.model, self.dataset, train, self.trial.seed, self.device, self.autocast, self.checkpoints, run.report, run.prunable,
+            run.stop, self.watchdog, run.micro_batches,
+        )  # fmt: skip
+        progress = fit.progress
+        if self.lead and self.checkpoints.note is not None:
+            run.note(self.checkpoints.note)
+        progress.notes = self.notes()
         best = fit.run()
-        rows = self.progress.rows
+        rows = progress.rows
         load_trainable_state(self.model, best)
         if self.lead:
             self.checkpoints.save_best(best)
             self.directory.write_epochs(rows)
         seconds = sum(row["seconds"] for row in rows)
-        chosen = rows[self.progress.best_epoch - 1]
+        chosen = rows[progress.best_epoch - 1]
         return {
             "val_mae": chosen["val_mae"],
             "val_rmse": chosen["val_rmse"],
-            "best_epoch": self.progress.best_epoch,
-            "epochs": self.progress.epoch,
-            "stopped": f"no better validation {train.select_by.upper()}" if self.progress.epoch < train.max_epochs else "max_epochs",
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epoch,
+            "stopped": f"no better validation {train.select_by.upper()}" if progress.epoch < train.max_epochs else "max_epochs",
             "wall_seconds": seconds,
             "device_seconds": seconds * self.trial.resources.workers,
-            "peak_memory_bytes": self.progress.peak_memory_bytes,
+            "peak_memory_bytes": progress.peak_memory_bytes,
             "samples_per_second": float(np.mean([row["samples_per_second"] for row in rows])),
         }
 
@@ -171,7 +320,8 @@ class _Job:
         """Models without a trainable parameter: fitted in closed form, if at all."""
         memory, started = PeakMemory(self.device), time.perf_counter()
         self.model.fit(self.windows("train"))
-        errors = evaluate(self.model, self.dataset, self.windows("validation"), self.batch_size, self.autocast)
+        with self.watchdog.watching():
+            errors = self._evaluate("validation", None, self.watchdog.tick)
         if self.lead:
             self.checkpoints.save_best(trainable_state(self.model))
         seconds = time.perf_counter() - started
@@ -188,78 +338,37 @@ class _Job:
         """Measure the selected checkpoint on the test segment: once, after all selection."""
         self.checkpoints.load_best(self.model)
         self.model.fit(self.windows("train"))
-        validation = evaluate(self.model, self.dataset, self.windows("validation"), self.batch_size, self.autocast, keep=_ignore)
         windows = self.windows("test")
-        kept = _Kept(self.dataset, windows)
-        errors = evaluate(self.model, self.dataset, windows, self.batch_size, self.autocast, keep=kept)
-        horizon = [*_by_horizon("validation", validation), *_by_horizon("test", errors)]
+        kept = KeptPredictions(self.dataset, windows)
+        with self.watchdog.watching():
+            validation = self._evaluate("validation", ignore, self._measured)
+            errors = self._evaluate("test", kept, self._measured)
+        horizon = [*by_horizon("validation", validation), *by_horizon("test", errors)]
         summary = {key: errors[key] for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
         view = view_of_window(self.model, self.dataset, windows, kept.busiest(), self.autocast)
         if view is not None:
             self.directory.write_view(view)
-        self.directory.write_test({**summary, "windows": len(windows), "tested_at": datetime.now(UTC).isoformat()}, horizon, kept.table())
+        told = {"windows": len(windows), "tested_at": datetime.now(UTC).isoformat(), "notes": self.run.notes}
+        self.directory.write_test({**summary, **told}, horizon, kept.table())
 
+    def has_selected(self) -> bool:
+        """Whether the selected weights of a finished trial are still whole."""
+        try:
+            self.checkpoints.load_best(self.model)
+        except (FileNotFoundError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            if self.lead:
+                self.run.note(f"the selected weights cannot be used ({error}): taken from the last checkpoint again")
+            return False
+        return True
 
-def _by_horizon(segment: str, errors: Errors) -> list[dict[str, Any]]:
-    return [{"segment": segment, **row} for row in errors["horizon"]]
+    def _evaluate(self, segment: str, keep: Keep | None, ended: Callable[[], None]) -> Errors:
+        windows = self.windows(segment)
+        return evaluate(self.model, self.dataset, windows, self.batch_evaluated, self.autocast, keep, ended)
 
-
-def _ignore(index: Tensor, forecast: Tensor, truth: Tensor) -> None:
-    """Nothing is kept of this segment."""
-
-
-class _Kept:
-    """Forecasts and truth of the test windows, as rows of ``predictions.parquet``."""
-
-    def __init__(self, dataset: Dataset, windows: Windows) -> None:
-        self.dataset, self.windows = dataset, windows
-        values_a_window = dataset.info.horizon * int(np.prod(dataset.info.shape))
-        self.stride = max(1, -(-len(windows) * values_a_window // _MAX_PREDICTED_VALUES))
-        self.parts: list[dict[str, Any]] = []
-
-    def __call__(self, index: Tensor, forecast: Tensor, truth: Tensor) -> None:
-        chosen = index % self.stride == 0
-        if not bool(chosen.any()):
-            return
-        index, forecast, truth = index[chosen], forecast[chosen], truth[chosen]
-        horizon = self.dataset.info.horizon
-        times = self.windows.times(index)
-        self.parts.append(
-            {
-                "number": index.cpu().numpy(),
-                "window": np.repeat(self.windows.starts[index].cpu().numpy(), horizon),
-                "horizon": np.tile(np.arange(1, horizon + 1, dtype=np.int32), len(index)),
-                "time": None if times is None else times.reshape(-1),
-                "truth": truth.flatten(0, 1).flatten(1).float().cpu().numpy(),
-                "forecast": forecast.flatten(0, 1).flatten(1).float().cpu().numpy(),
-            }
-        )
-
-    def busiest(self) -> int:
-        """Number of the kept window with the largest total truth; the first of equals."""
-        total = np.concatenate([part["truth"].reshape(len(part["number"]), -1).sum(1, dtype=np.float64) for part in self.parts])
-        return int(np.concatenate([part["number"] for part in self.parts])[total.argmax()])
-
-    def table(self) -> pa.Table:
-        """The table; its metadata name the shape of a step and of how many windows one was kept."""
-
-        def joined(name: str) -> Any:
-            return np.concatenate([part[name] for part in self.parts])
-
-        rows = sum(len(part["window"]) for part in self.parts)
-        has_times = self.parts[0]["time"] is not None
-        table = pa.table(
-            {
-                "window": joined("window"),
-                "horizon": joined("horizon"),
-                "time": pa.array(joined("time").astype("datetime64[s]")) if has_times else pa.nulls(rows, pa.timestamp("s")),
-                "truth": _lists(joined("truth")),
-                "forecast": _lists(joined("forecast")),
-            }
-        )
-        return table.replace_schema_metadata({"shape": json.dumps(self.dataset.info.shape), "every_nth_window": str(self.stride)})
-
-
-def _lists(rows: np.ndarray[Any, Any]) -> pa.Array:
-    offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1), pa.float32()))
+    def _measured(self) -> None:
+        """A batch was measured by this worker alone."""
+        self.watchdog.tick()
+        if self.run.stop is not None and self.run.stop():
+            raise TrialStopped

@@ -39,7 +39,7 @@ def work_off(job: Mapping[str, Any]) -> None:
 
         def report(event: Mapping[str, Any], taken: Assignment = assignment) -> str | None:
             board.say.remote({**event, "trial_id": taken.trial_id})
-            if not taken.prunable:
+            if not taken.prunable or event["kind"] != "epochs":
                 return None
             stop: str | None = ray.get(board.report.remote(job["pack"], event["rows"]))
             return stop
