@@ -17,6 +17,7 @@ from stlab.cli.cluster import stop, submit
 from stlab.cli.data import inspect
 from stlab.cli.image import image
 from stlab.cli.replay import replay
+from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
 from stlab.cli.tracking import sync, ui
 from stlab.errors import UserError
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before anything trains.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-for command in (run, plan, report, replay, submit, stop, ui, sync, image, schema):
+for command in (run, plan, report, replay, submit, status, logs, stop, ui, sync, image, schema):
     app.command()(command)
 data_app.command()(inspect)
 

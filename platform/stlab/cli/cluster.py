@@ -15,7 +15,7 @@ from stlab.cli.options import SetOption, StudyArgument, TrackingOption, console_
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.execution.ray.jobs import Job
+    from stlab.execution.ray.jobs import Job, Jobs
 
 AddressOption = Annotated[
     str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard: http://head:8265.")
@@ -69,13 +69,18 @@ def submit(
     if not wait:
         _say_how_to_go_on(console, job_id, name, jobs.address)
         return
+    raise typer.Exit(follow_to_end(console, jobs, job_id, name))
+
+
+def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
+    """Show a job's log as it comes; its exit code. Ctrl-C leaves the job running, and is 130."""
     try:
         job = jobs.follow(job_id, _write)
     except KeyboardInterrupt:
         console.print(f"\nThe job {job_id} goes on.", highlight=False)
-        _say_how_to_go_on(console, job_id, name, jobs.address)
-        raise typer.Exit(130) from None
-    raise typer.Exit(_say_end(console, job))
+        _say_how_to_go_on(console, job_id, study, jobs.address)
+        return 130
+    return _say_end(console, job)
 
 
 def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or the id of its job.")], address: AddressOption) -> None:

@@ -132,10 +132,9 @@ def _tried(store: Store, name: str) -> tuple[list[dict[str, Any]], int]:
     """The points that a search has chosen so far, and how many arms it has."""
     folder = f"studies/{name}/search"
     tried = []
-    entries = {arm: [n for n in store.names(f"{folder}/{arm}") if n.removesuffix(".json").isdigit()] for arm in store.names(folder)}
-    arms = [arm for arm, numbers in entries.items() if numbers]
+    arms = [arm for arm in store.names(folder) if not arm.endswith(".json")]  # beside them lie the search's own files
     for arm in arms:
-        for number in entries[arm]:
+        for number in (name for name in store.names(f"{folder}/{arm}") if name.removesuffix(".json").isdigit()):
             entry = store.read_json(f"{folder}/{arm}/{number}")
             if entry.get("trial_id"):
                 tried.append({"trial_id": entry["trial_id"], "label": f"{arm} #{entry['number']}"})

@@ -1,0 +1,189 @@
+"""Commands that look on: how far a study is, and what a trial or a job has said."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stlab.cli.options import StorageOption, console_for_output, myself
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.execution.ray.jobs import Job
+    from stlab.execution.status import StudyState, TrialState
+    from stlab.results import Store
+
+_LOG_LINES = 30
+_EPOCHS = 12
+
+JobAddressOption = Annotated[
+    str | None,
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard, http://head:8265, to ask after jobs too."),
+]
+
+
+def status(
+    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was begun, or its file.")],
+    storage: StorageOption = "runs",
+    address: JobAddressOption = None,
+    every: Annotated[bool, typer.Option("--all", help="List the finished trials and those to do as well.")] = False,
+) -> None:
+    """Tell how far a study is: trials by state, from its directories; with an address also the job that runs it."""
+    from stlab.execution.status import study_state
+    from stlab.results import Store
+    from stlab.study_file import load_study_source
+
+    if name.endswith((".yaml", ".yml")):
+        name = load_study_source(name).data["name"]
+    console = console_for_output()
+    state = study_state(Store(storage), name)
+    _say_state(console, state, every)
+    if address is not None:
+        from stlab.execution.ray.jobs import Jobs
+
+        jobs = Jobs(address)
+        found = jobs.of_study(name)
+        shown = [job for job in found if not job.is_over] or found[:1]
+        if not shown:
+            console.print(f"job      none of {name} at {jobs.address}", highlight=False, soft_wrap=True)
+        for job in shown:
+            console.print(f"job      {_job_line(job)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def logs(
+    target: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="A trial's id or the beginning of it; with --address also a study or a job.")
+    ],
+    storage: StorageOption = "runs",
+    address: JobAddressOption = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Of a job: go on until it ends, with its exit code.")] = False,
+) -> None:
+    """Show what a trial or a job has said: epochs, failures with their log's tail; with an address the job's log."""
+    from stlab.errors import UserError
+    from stlab.execution.status import find_trial
+    from stlab.results import Store
+
+    console = console_for_output()
+    if address is not None:
+        from stlab.execution.ray.jobs import Jobs
+
+        jobs = Jobs(address)
+        if found := jobs.of_study(target):
+            if follow and not found[0].is_over:
+                from stlab.cli.cluster import follow_to_end
+
+                raise typer.Exit(follow_to_end(console, jobs, found[0].job_id, found[0].study or target))
+            sys.stdout.write(jobs.log(found[0].job_id))
+            console.print(f"job      {_job_line(found[0])}", markup=False, highlight=False, soft_wrap=True)
+            return
+    store = Store(storage)
+    trial_id = find_trial(store, target)
+    if trial_id is None:
+        where = f"no trial of {store.location} begins with '{target}'"
+        also = f", nor does a job of {address}." if address else ". The log of a study or a job is had with --address http://head:8265."
+        raise UserError(f"{where}{also} {myself()} status STUDY --all lists the ids.")
+    study = _say_trial(console, store, trial_id)
+    if address is not None and study and (running := jobs.of_study(study)):
+        console.print(f"job      {_job_line(running[0])}; the end of its log:", markup=False, highlight=False, soft_wrap=True)
+        for line in jobs.log(running[0].job_id).splitlines()[-_LOG_LINES:]:
+            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_state(console: Console, state: StudyState, every: bool) -> None:
+    from stlab.execution.status import STATES
+
+    counts = [f"{state.count(name)} {name}" for name in STATES if state.count(name)]
+    total = len(state.trials) + state.to_come
+    console.print(f"{state.name}: {total} trials: {', '.join(counts) or 'none yet'}", highlight=False, soft_wrap=True)
+    shown = state.trials if every else state.in_state("running", "stopped", "failed")
+    if shown:
+        console.print(_table(shown))
+    if state.in_state("failed"):
+        failed = state.in_state("failed")[0].trial_id
+        console.print(f"why      {myself()} logs {failed}", highlight=False, soft_wrap=True)
+
+
+def _table(trials: Sequence[TrialState]) -> object:
+    from rich import box
+    from rich.table import Table
+
+    from stlab.execution.status import STATES
+
+    table = Table("id", "trial", "state", "epoch", "last sign", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    for trial in sorted(trials, key=lambda trial: STATES.index(trial.state)):
+        epoch = "" if trial.epoch is None else f"{trial.epoch}/{trial.max_epochs}" if trial.max_epochs else str(trial.epoch)
+        quiet = "" if trial.quiet_seconds is None else f"{_ago(trial.quiet_seconds)} ago"
+        colour = {"failed": "red", "stopped": "yellow"}.get(trial.state, "")
+        state = f"[{colour}]{trial.state}[/]" if colour else trial.state
+        table.add_row(trial.trial_id, _plain(trial.label), state, epoch, quiet, _plain(trial.reason or ""))
+    return table
+
+
+def _say_trial(console: Console, store: Store, trial_id: str) -> str | None:
+    """What the trial's directory says; the study that began it."""
+    from stlab.execution.status import trial_state
+    from stlab.results import TrialDirectory
+
+    directory = TrialDirectory(store, trial_id)
+    trial = directory.read("trial.json") or {}
+    train = trial.get("train") or {}
+    label = f"{trial.get('study')}: {trial.get('variant')}, seed {trial.get('seed')}"
+    state = trial_state(store, {"trial_id": trial_id, "label": label, "max_epochs": train.get("max_epochs")})
+    quiet = f", last sign {_ago(state.quiet_seconds)} ago" if state.quiet_seconds is not None else ""
+    console.print(f"{trial_id}  {label}: {state.state}{quiet}", markup=False, highlight=False, soft_wrap=True)
+    _say_epochs(console, directory.read_epochs())
+    earlier = [name for name in store.names(directory.prefix) if name.startswith("failed-")]
+    for name in [*sorted(earlier), "failed.json", "pruned.json"]:
+        end = directory.read(name)
+        if end is None:
+            continue
+        before = "earlier: " if name in earlier else ""
+        epoch = f" (epoch {end['epoch']})" if end.get("epoch") is not None else ""
+        console.print(f"{before}{end.get('reason')}{epoch}", style="red", markup=False, highlight=False, soft_wrap=True)
+        for line in end.get("log_tail") or []:
+            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    return trial.get("study")
+
+
+def _say_epochs(console: Console, rows: Sequence[dict[str, object]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    if not rows:
+        console.print("no epoch is written yet.")
+        return
+    columns = [name for name in ("epoch", "loss", "val_rmse", "val_mae", "lr", "seconds") if name in rows[-1]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in rows[-_EPOCHS:]:
+        table.add_row(*(f"{row[name]:.5g}" if isinstance(row[name], float) else str(row[name]) for name in columns))
+    console.print(table)
+    if len(rows) > _EPOCHS:
+        console.print(f"the last {_EPOCHS} of {len(rows)} epochs.", style="dim")
+
+
+def _job_line(job: Job) -> str:
+    from datetime import UTC, datetime
+
+    since = ""
+    if job.started_at is not None:
+        end = job.ended_at or datetime.now(UTC)
+        since = f", {'for' if job.is_over else 'since'} {_ago((end - job.started_at).total_seconds())}"
+    return f"{job.job_id} {job.status.lower()}{since}{'' if job.exit_code is None else f', exit code {job.exit_code}'}"
+
+
+def _ago(seconds: float) -> str:
+    from stlab.execution.progress import duration
+
+    return duration(seconds)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
