@@ -262,6 +262,30 @@ def test_the_line_in_the_readme_writes_an_env_file_with_all_that_compose_reads(t
     assert ignored.returncode == 0
 
 
+def test_the_buckets_are_made_and_made_again(s3_server: Any) -> None:
+    """The few lines that both files run, against a real server, twice: a restart finds its buckets there."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    job = next(d for d in of_kind("Job") if d["metadata"]["name"] == "buckets")
+    code = services["bucket"]["command"][2]
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][2] == code
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=s3_server.environment, check=True)
+    made = set(re.findall("<Name>([^<]*)</Name>", s3_server.request("GET", "").decode()))
+    assert made >= {"stlab", "mlflow"}
+
+
+def test_mlflow_answers_to_the_names_it_is_called_by() -> None:
+    """It refuses requests with another `Host` than it was told of (403), so the name in the studies' tracking URI has to be among them."""
+    compose = yaml.safe_load(COMPOSE.read_text())["services"]["mlflow"]["command"]
+    kubernetes = next(d for d in of_kind("Deployment") if d["metadata"]["name"] == "mlflow")
+    arguments = " ".join(kubernetes["spec"]["template"]["spec"]["containers"][0]["args"])
+    (used,) = {uri for path in CLUSTER.rglob("*.[my][da]*") for uri in re.findall(r"--tracking-uri http://(mlflow:\d+)", path.read_text())}
+    for command in (compose, arguments):
+        allowed = re.search(r"--allowed-hosts[ =](\S+)", command)
+        assert allowed is not None
+        assert {used, "127.0.0.1:5000", "localhost:5000"} == set(allowed[1].split(","))
+
+
 def test_composes_own_schema_takes_both_files() -> None:
     files = [str(COMPOSE), str(COMPOSE.parent / "compose.gpu.yaml")]
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *files]
