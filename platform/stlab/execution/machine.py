@@ -56,6 +56,11 @@ def check_address(address: str | None) -> None:
     if address is None or ":" not in address:
         return  # this machine's own, or `auto`
     parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.scheme in ("http", "https"):
+        raise ResourceError(
+            f"{address} is a Ray dashboard, which takes jobs: stlab submit STUDY --address {address} …. stlab run joins a cluster "
+            "from within: --address auto on one of its nodes, or host:6379."
+        )
     try:
         target = (parts.hostname or "", parts.port or 10001)
         socket.create_connection(target, timeout=_CONNECT_SECONDS).close()

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from stlab.errors import ResourceError
+from stlab.execution.ray import token
 from stlab.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
         try:
             ray.init(address=address, **options)
             return
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ResourceError(token.perhaps(address)) from error
+        except ValueError as error:
             raise ResourceError(
                 f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
             ) from error

@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from stlab.errors import ResourceError
+from stlab.execution.ray import token
 
 # Ray's client tells of every package it sends, on the terminal.
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
@@ -158,7 +159,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise ResourceError(token_trouble(self.address)) from error
+            raise ResourceError(token.refused(self.address)) from error
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise ResourceError(f"the Ray dashboard at {self.address} does not answer: {_first_line(error)}") from error
         except RuntimeError as error:
@@ -195,25 +196,6 @@ def check_dashboard(address: str) -> None:
         ) from error
 
 
-def token_trouble(address: str) -> str:
-    """What to do about a cluster that wants another token, or one at all."""
-    found = _token_source()
-    line = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE   # FILE holds the token that the head was started with"
-    if found is None:
-        return f"the cluster at {address} asks for a token, and there is none here. Give it:\n  {line}"
-    return f"the cluster at {address} refuses the token of {found}. Give the one that its head was started with:\n  {line}"
-
-
-def _token_source() -> str | None:
-    """Where Ray finds the token, by its own order."""
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN"
-    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return f"RAY_AUTH_TOKEN_PATH={path}"
-    path = str(Path("~/.ray/auth_token").expanduser())
-    return path if Path(path).is_file() else None
-
-
 def _token_header() -> dict[str, Any]:
     """The token as a header, if there is one here; Ray itself sends it only where RAY_AUTH_MODE says so."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
@@ -222,7 +204,7 @@ def _token_header() -> dict[str, Any]:
         loader = AuthenticationTokenLoader.instance()
         return dict(loader.get_token_for_http_header(ignore_auth_mode=True))
     except AuthenticationError as error:
-        raise ResourceError(f"the cluster's token cannot be read from {_token_source()}: {error.message}") from error
+        raise ResourceError(f"the cluster's token cannot be read from {token.found_in()}: {error.message}") from error
 
 
 @contextlib.contextmanager
