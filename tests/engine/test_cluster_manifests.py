@@ -21,7 +21,8 @@ KUBERAY = sorted((CLUSTER / "kuberay").glob("*.yaml"))
 COMPOSE = CLUSTER / "compose" / "compose.yaml"
 EVERY_YAML = sorted(CLUSTER.rglob("*.yaml"))
 PINNED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-STLAB = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+STLAB = PROJECT["project"]["version"]
 
 # Of KubeRay's `ray.io/v1` (https://ray-project.github.io/kuberay/reference/api/, 1.7): the fields, and those that are required.
 RAY_FIELDS = {
@@ -145,10 +146,12 @@ def test_rays_own_schema_takes_the_cloud() -> None:
 
 
 def test_versions_are_those_of_the_constraints() -> None:
-    tags = dict(image.rsplit("/", 1)[-1].split("@")[0].split(":") for image in images())
-    assert tags["stlab"] == STLAB
-    assert tags["stlab-mlflow"] == PINNED["mlflow"]
-    assert tags["python"].startswith("3.11.")
+    tags = {tuple(image.rsplit("/", 1)[-1].split(":")) for image in images()}
+    of = {name: {tag for other, tag in tags if other == name} for name, _ in tags}
+    assert of["stlab"] == {STLAB}
+    assert of["stlab-mlflow"] == {PINNED["mlflow"]}
+    assert [tag.rsplit(".", 1)[0] for tag in of["python"]] == [PROJECT["tool"]["mypy"]["python_version"]]
+    assert all(len(found) == 1 for found in of.values())  # the same everywhere
     assert {spec["rayVersion"] for spec in ray_specs()} == {PINNED["ray"]}
     dockerfile = (CLUSTER / "Dockerfile").read_text()
     for install in re.findall(r"pip (?:install|wheel).*", dockerfile.replace("\\\n", " ")):
