@@ -109,6 +109,43 @@ def test_the_caption_says_what_the_figure_says(store: Store) -> None:
     assert not [line for line in axis_figure(PATH, [far]).axes[0].lines if line.get_label() == "ridge"]
 
 
+def test_what_stands_in_the_legend_stands_in_the_picture(store: Store) -> None:
+    """A baseline near the curve's level but beyond what is drawn is said, not drawn."""
+    panel = panel_of(store, study(store))
+    seeds = [error for point in panel.curves[0].points for error in point.seeds]
+    span = max(seeds) - min(seeds)
+    for level in (min(seeds) - 0.9 * span, min(seeds) - 1.1 * span, max(seeds) + 0.9 * span, max(seeds) + 1.1 * span):
+        shown = AxisPanel("", panel.curves, ("week", ((0.0, level),)))
+        errors = axis_figure(PATH, [shown]).axes[0]
+        low, high = errors.get_ylim()
+        drawn = [line.get_ydata()[0] for line in errors.lines if line.get_label() == "week"]
+        assert all(low <= value <= high for value in drawn)
+        assert bool(drawn) != ("Beyond the picture: week" in axis_caption(PATH, [shown]))
+
+
+def test_a_value_without_a_result_is_said(store: Store) -> None:
+    rows = study(store)
+    for row in rows:
+        if row[f"param.{PATH}"] == 0.5:
+            row |= {"status": "failed", "test_rmse": None, "val_rmse": None, "error": "out of memory"}
+    panel = panel_of(store, rows)
+    assert [point.value for point in panel.curves[0].points] == [0.0, 0.05, 0.1, 0.2, 1.0, 2.0]
+    assert "No result of full at λ = 0.5: the curve passes over it." in axis_caption(PATH, [panel])
+    assert "No result" not in axis_caption(PATH, [panel_of(store, study(store))])
+
+
+def test_more_panels_than_fit_abreast_stand_in_rows_on_one_axis(store: Store) -> None:
+    panel = panel_of(store, study(store, variants=("full", "no adapter")))
+    swapped = AxisPanel("e", panel.curves[::-1])
+    figure = axis_figure(PATH, [*(AxisPanel(name, panel.curves) for name in "abcd"), swapped])
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == list("abcde")
+    assert len({axes.get_xlim() for axes in shown}) == 1
+    assert [axes.get_xlabel() for axes in shown] == ["", "", "λ", "λ", "λ"]
+    colours = [{line.get_label(): line.get_color() for line in axes.lines if line.get_label() in ("full", "no adapter")} for axes in shown]
+    assert all(found == colours[0] for found in colours), "a variant looks the same in each"
+
+
 def test_several_variants_and_several_data_sets(store: Store) -> None:
     panel = panel_of(store, study(store, variants=("full", "no adapter")))
     assert [curve.label for curve in panel.curves] == ["full", "no adapter"]

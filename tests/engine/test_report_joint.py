@@ -35,7 +35,8 @@ def trial(store: Store, dataset: str, variant: str, value: float, seed: int, **m
     directory.write_trial({"seed": seed, "baseline": False, "dataset": dataset, "data_sha256": dataset, "protocol": protocol,
                            "code_version": "1", "weights": "random", "model": {"name": variant}})  # fmt: skip
     directory.write_epochs([{"epoch": e, "step": e, "loss": 1.0, "val_rmse": rmse} for e in (1, 2)])
-    directory.write_result({"val_rmse": rmse - 0.5, "val_mae": 3.0, "best_epoch": 2, "epochs": 2, "wall_seconds": 9.0, "device": "cpu"})
+    result = {"val_rmse": rmse - 0.5, "val_mae": 3.0, "best_epoch": 2, "epochs": 2, "wall_seconds": 9.0 + value, "device": "cpu"}
+    directory.write_result(result)
     store.write_json(f"trials/{trial_id}/test.json", {"rmse": rmse, "mae": rmse / 2})
     return {**directory.row(), "variant": variant, f"param.{LAMBDA}": value, "param.model.name": variant, **more}
 
@@ -84,7 +85,7 @@ def test_shared_trials_stand_once(written: tuple[Path, JointSection]) -> None:
     path, part = written
     table = pd.read_csv(path.parent / "tables/ablation.csv")
     assert table["label"].tolist() == [
-        *(f"full · flow_loss_weight={value:g}" for value in VALUES), "simple", "slot_of_week_mean"
+        *(f"full · λ={value:g}" for value in VALUES), "simple", "slot_of_week_mean"
     ]  # fmt: skip
     assert table["finished"].tolist() == [3] * 5 + [1]
     assert len({row["trial_id"] for row in part.rows}) == len(part.rows) == 3 * 5 + 1
@@ -97,22 +98,22 @@ def test_shared_trials_stand_once(written: tuple[Path, JointSection]) -> None:
 def test_every_line_stands_against_the_one_point_of_the_reference(store: Store, written: tuple[Path, JointSection]) -> None:
     path, part = written
     found = {one.label: one for one in compare(part.rows, list(part.study["axes"]), part.study, store)}
-    assert set(found) == {"full · flow_loss_weight=0", "full · flow_loss_weight=1", "full · flow_loss_weight=2", "simple"}
-    assert {one.reference for one in found.values()} == {"full · flow_loss_weight=0.5"}
+    assert set(found) == {"full · λ=0", "full · λ=1", "full · λ=2", "simple"}
+    assert {one.reference for one in found.values()} == {"full · λ=0.5"}
     assert {one.family for one in found.values()} == {4}
     errors = {(row["variant"], row[f"param.{LAMBDA}"], row["seed"]): row["test_rmse"] for row in part.rows}
     own = stats.ttest_rel([errors["full", 2.0, s] for s in SEEDS], [errors["full", 0.5, s] for s in SEEDS])
-    beside = found["full · flow_loss_weight=2"].rmse
+    beside = found["full · λ=2"].rmse
     assert beside
     assert beside.p == pytest.approx(own.pvalue)
-    assert "vs full · flow_loss_weight=0.5" in text_of(path.read_text())
+    assert "vs full · λ=0.5" in text_of(path.read_text())
 
 
 def test_each_published_table_stands_beside_the_studies_that_name_it(written: tuple[Path, JointSection]) -> None:
     path, part = written
     assert [one.table for one in part.papers] == ["supplement_figure1", "table3"]
     figure, table = part.papers
-    assert [entry.label for entry in figure.entries] == [f"full · flow_loss_weight={value:g}" for value in VALUES]
+    assert [entry.label for entry in figure.entries] == [f"full · λ={value:g}" for value in VALUES]
     assert [(entry.label, entry.method, entry.seeds) for entry in table.entries] == [
         ("simple", "#1 (simple)", 3), ("full", "Ours (full)", 3)
     ]  # fmt: skip
@@ -162,7 +163,7 @@ def test_an_axis_that_another_studys_model_lacks_keeps_its_curve(store: Store) -
     assert panel
     assert [(curve.label, len(curve.points)) for curve in panel.curves] == [("full", len(VALUES))]
     found = compare(part.rows, list(part.study["axes"]), part.study, store)
-    assert {one.label: one.reference for one in found}["other"] == "full · flow_loss_weight=0.5"
+    assert {one.label: one.reference for one in found}["other"] == "full · λ=0.5"
 
 
 def test_variants_of_one_name_that_are_not_the_same_are_told_apart(store: Store) -> None:

@@ -20,7 +20,7 @@ SYMBOLS: dict[State, str] = {
 MEANINGS: dict[State, str] = {
     "here": "filled by this study",
     "stand-in": "run by this study, on data that is not the paper's",
-    "other data": "by this study on that data set",
+    "other data": "for this study to fill, run on that data set",
     "other study": "a model that is here, but no variant of this study",
     "no model": "no such model here",
     "not printed": "not printed in the paper",

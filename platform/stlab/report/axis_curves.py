@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stlab.report.comparisons import Comparison, compare_lines
-from stlab.report.statistics import Interval, Row, Summary, anchor, plain
+from stlab.report.statistics import SYMBOLS, Interval, Row, Summary, anchor, plain
 from stlab.results import Store, TrialDirectory
 
 _LAST = 3  # gradient norms are means over the last third of the epochs
@@ -129,7 +129,8 @@ def _over(compared: Sequence[Comparison]) -> str:
 
 
 def _label(line: Summary, unsaid: Set[str]) -> str:
-    others = [f"{name.rpartition('.')[2]}={plain(value)}" for name, value in line.axis_values.items() if name not in unsaid]
+    said = {name: value for name, value in line.axis_values.items() if name not in unsaid}
+    others = [f"{SYMBOLS.get(name, name.rpartition('.')[2])}={plain(value)}" for name, value in said.items()]
     return " · ".join([line.variant, *others])
 
 

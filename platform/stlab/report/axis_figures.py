@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stlab.report.axis_curves import AxisCurve, AxisPanel
 from stlab.report.figures import MAX_LINES
+from stlab.report.statistics import SYMBOLS
 from stlab.report.style import PALETTE, baseline_style, legend_label, line_style, paper_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SYMBOLS = {"train.flow_loss_weight": "λ"}
 _WIDE = 8  # largest over smallest positive value from which on an axis is logarithmic
 _ABREAST = 3  # panels in a row at the most
-_FAR = 1.5  # a baseline whose error is more than this many times the curves' largest (or that much below) would flatten them
 
 
 def axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
@@ -67,7 +66,7 @@ def _finish(figure: Figure, grid: Any, rows: int, path: str, panels: int) -> Non
     lowest = list(grid[-1]) if len(grid) > rows else grid.flat[max(0, panels - columns) : panels]
     for axes in lowest:
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(axis_name(path) if panels == 1 else _SYMBOLS.get(path, path))
+        axes.set_xlabel(axis_name(path) if panels == 1 else SYMBOLS.get(path, path))
     for row in grid[:rows]:
         row[0].set_ylabel("test RMSE (data unit)")
     if len(grid) > rows:
@@ -81,7 +80,7 @@ def _finish(figure: Figure, grid: Any, rows: int, path: str, panels: int) -> Non
 
 def axis_name(path: str) -> str:
     """The axis in a word: its symbol where it has one."""
-    return f"{_SYMBOLS[path]} ({path})" if path in _SYMBOLS else path
+    return f"{SYMBOLS[path]} ({path})" if path in SYMBOLS else path
 
 
 def axis_caption(path: str, panels: Sequence[AxisPanel]) -> str:
@@ -112,8 +111,10 @@ def norm_curve(panel: AxisPanel) -> AxisCurve | None:
 
 
 def _told(curve: AxisCurve, path: str) -> str:
-    symbol = _SYMBOLS.get(path, path.rpartition(".")[2])
+    symbol = SYMBOLS.get(path, path.rpartition(".")[2])
     said = f"{curve.label}: best at {symbol} = {curve.best:g}"
+    if curve.best in (ends := (curve.points[0].value, curve.points[-1].value)):
+        said += f", the {'smallest' if curve.best == ends[0] else 'largest'} tried"
     if curve.span is None:
         return f"{said}; too few pairs to say what differs from it"
     low, high = curve.span
@@ -129,7 +130,7 @@ def _lost(curve: AxisCurve, where: str, path: str) -> str:
     if not curve.lost:
         return ""
     values = ", ".join(f"{value:g}" for value in curve.lost)
-    return f" No result of {where}{curve.label} at {_SYMBOLS.get(path, path.rpartition('.')[2])} = {values}: the curve passes over it."
+    return f" No result of {where}{curve.label} at {SYMBOLS.get(path, path.rpartition('.')[2])} = {values}: the curve passes over it."
 
 
 def _shown(panels: Sequence[AxisPanel]) -> str:
@@ -151,18 +152,20 @@ def _errors(axes: Axes, panel: AxisPanel, labels: Sequence[str], alone: bool) ->
             axes.axhline(points[0][1], label=legend_label(name), **style)
         else:
             axes.plot(*zip(*points, strict=True), label=legend_label(name), **style)
-    _limits(axes, curves)
+    bottom, top = axes.get_ylim()
+    low, high = _range(curves)
+    axes.set_ylim(max(bottom, low), min(top, high))
     if not alone:
         axes.set_title(panel.title)
 
 
-def _limits(axes: Axes, curves: Sequence[AxisCurve]) -> None:
-    """Bands of two or three seeds may be many times wider than all that was measured: they are cut, and would flatten the curve."""
+def _range(curves: Sequence[AxisCurve]) -> tuple[float, float]:
+    """What is drawn at the most: thrice what the seeds span. Bands of two or three seeds may be many times wider, and a baseline far off:
+    they would flatten the curve, so the one is cut and the other left out."""
     seen = [error for curve in curves for point in curve.points for error in point.seeds]
     low, high = min(seen), max(seen)
     room = max(high - low, 0.02 * high)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(max(bottom, low - room, 0.0), min(top, high + room))
+    return max(low - room, 0.0), high + room
 
 
 def _draw(axes: Axes, curve: AxisCurve, style: dict[str, Any], bar: int | None) -> None:
@@ -193,9 +196,9 @@ def _far_anchor(panel: AxisPanel) -> str:
     """The sentence for a baseline that is left out of the picture, empty for one that is in it."""
     if panel.anchor is None:
         return ""
-    means = [point.rmse.mean for curve in panel.curves for point in curve.points]
+    low, high = _range(panel.curves[:MAX_LINES])
     errors = [error for _, error in panel.anchor[1]]
-    if min(errors) < _FAR * max(means) and max(errors) * _FAR > min(means):
+    if low <= min(errors) and max(errors) <= high:
         return ""
     span = f"{min(errors):.4g}" if min(errors) == max(errors) else f"{min(errors):.4g} to {max(errors):.4g}"
     return f"Beyond the picture: {panel.anchor[0]}, {span}."
@@ -210,7 +213,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         axes.plot(*zip(*points, strict=True), label=f"gradient of {term}", marker="o", **style)
         weighted = [(value, value * norm) for value, norm in points if value > 0]
         if path == f"train.{term}_loss_weight" and weighted:
-            label = f"{_SYMBOLS.get(path, 'weight')} × that of {term}"
+            label = f"{SYMBOLS.get(path, 'weight')} × that of {term}"
             axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
     norms = [float(norm) for line in axes.lines for norm in np.asarray(line.get_ydata())]
     if norms and min(norms) > 0:

@@ -82,5 +82,5 @@ def _gpus(row: Row) -> float:
     workers = float(row.get("param.resources.workers") or 1)
     gpus = row.get("param.resources.gpus")
     if gpus is None:  # one where there was one; a CPU is named with its threads
-        gpus = 0.0 if str(row.get("device") or "threads").endswith("threads") else 1.0
+        gpus = 0.0 if str(row.get("device") or "threads").endswith(("thread", "threads")) else 1.0
     return float(gpus) * workers

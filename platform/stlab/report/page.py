@@ -14,7 +14,17 @@ from stlab.report.paper_tables import coverage_frame, paper_content, paper_frame
 from stlab.report.pictures import Picture, Pictures, draw
 from stlab.report.search_figures import draw_search, read_search
 from stlab.report.search_words import search_content
-from stlab.report.statistics import Row, Summary, anchor, best_variant, has_slot_of_week, lowest_mae, outcome, summarise
+from stlab.report.statistics import (
+    Row,
+    Summary,
+    anchor,
+    best_variant,
+    has_slot_of_week,
+    lowest_mae,
+    outcome,
+    summarise,
+    symbols_words,
+)
 from stlab.report.style import render
 from stlab.report.tables import (
     ablation_table,
@@ -160,6 +170,7 @@ def _content(
         "has_missing": has_missing(lines),
         "against": against_title(lines),
         "anchor": _anchor_words(lines),
+        "symbols": symbols_words(lines),
         "verdicts": wording.verdicts(lines),
         "notes": [*notes, *pictures.left_out, *_version_notes(rows)],
         "pictures": [inline(picture) for picture in pictures.made],

@@ -201,7 +201,7 @@ def _states(cells: Sequence[Cell]) -> list[State]:
 
 
 def coverage_words(cells: Sequence[Cell]) -> str:
-    """``5 of its 30 cells are filled by this study; 20 by this study on that data set; 5 no such model here``."""
+    """``5 of its 30 cells are filled by this study; 20 for this study to fill, run on that data set; 5 no such model here``."""
     counts = {state: sum(cell.state == state for cell in cells) for state in _states(cells)}
     rest = [f"{count} {MEANINGS[state]}" for state, count in counts.items() if state != "here"]
     return "; ".join([f"{counts.get('here', 0)} of its {len(cells)} cells are filled by this study", *rest])

@@ -21,7 +21,7 @@ from stlab.report.statistics import (
     slot_of_week,
     strongest_baseline,
 )
-from stlab.report.tradeoff import tradeoff_caption, tradeoff_figure, tradeoffs
+from stlab.report.tradeoff import differing, tradeoff_caption, tradeoff_figure, tradeoffs
 from stlab.report.view import THRESHOLD, Choice, WindowView, choose_nodes, node_scores, read_view
 from stlab.report.wording import image_channel
 from stlab.results import Store, TrialDirectory
@@ -122,6 +122,9 @@ def _costs(rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> No
     points = tradeoffs(rows, shown)
     if sum(point.error is not None for point in points) < 2:
         found.left_out.append("No trade-off: fewer than two variants have been tested.")
+        return
+    if not differing(points):
+        found.left_out.append("No trade-off: the variants cost the same.")
         return
     text = tradeoff_caption(points) + _only_best(lines, shown)
     found.made.append(Picture("tradeoff", "What accuracy costs", text, tradeoff_figure(points)))

@@ -16,6 +16,9 @@ _SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the 
 
 Row = Mapping[str, Any]
 
+SYMBOLS = {"train.flow_loss_weight": "λ"}
+"""What papers call a field, by its dotted path."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -262,10 +265,16 @@ def _axis_values(row: Row, axes: Sequence[str]) -> dict[str, Any]:
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """The last segment of each dotted path, or all of it where two paths end alike."""
+    """The symbol or the last segment of each dotted path, or all of it where two paths end alike."""
     paths = list(paths)
-    last = [path.rsplit(".", 1)[-1] for path in paths]
+    last = [SYMBOLS.get(path, path.rsplit(".", 1)[-1]) for path in paths]
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def symbols_words(summaries: Sequence[Summary]) -> str:
+    """What the symbols in the labels stand for: ``λ: train.flow_loss_weight.``; empty where there are none."""
+    paths = dict.fromkeys(path for line in summaries for path in line.axis_values if f"{SYMBOLS.get(path)}=" in line.label)
+    return "; ".join(f"{SYMBOLS[path]}: {path}" for path in paths) + ("." if paths else "")
 
 
 def plain(value: Any) -> str:

@@ -16,6 +16,7 @@ from stlab.report.statistics import (
     has_slot_of_week,
     lowest_mae,
     summarise,
+    symbols_words,
 )
 from stlab.report.wording import caveats, count, decimals, duration, headline, number, protocol_words, seeds
 from stlab.results import single_protocol
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-_NAME_WIDTH = 18  # of the variants' column in a terminal; longer names are folded
+_NAME_WIDTH = (18, 32)  # of the variants' column in a terminal: longer names are folded, between words where these are no longer
 _LATEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -194,18 +195,19 @@ def terminal_table(
     name = reference_label(list(compared.values()))
     versus = f"vs {name}" if len(name) <= 10 else "vs ref."
     legend = comparison_words.legend(list(compared.values()), versus, name)
-    notes = [headline(lines), *([legend] if legend else []), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
-    told = Text("\n".join(notes))
+    notes = [headline(lines), legend, symbols_words(lines), *(caveat.sentence for caveat in caveats(rows, single_protocol(rows)))]
+    told = Text("\n".join(note for note in notes if note))
+    wide = _name_width(lines)
     table = Table(box=box.SIMPLE_HEAD, caption=told, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     columns = _columns(lines, digits)
     if legend:
         columns[versus] = [comparison_words.cell(compared.get(line.label), digits) for line in lines]
-        if not _fits(columns, width):
+        if not _fits(columns, width - wide):
             columns[versus] = [comparison_words.cell(compared.get(line.label), digits, short=True) for line in lines]
     for title in ("params", "MAPE, %", "val RMSE", "time"):
-        if not _fits(columns, width):
+        if not _fits(columns, width - wide):
             columns.pop(title, None)
-    table.add_column("variant", min_width=_NAME_WIDTH, overflow="fold")
+    table.add_column("variant", min_width=wide, overflow="fold")
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for index, line in enumerate(lines):
@@ -230,9 +232,14 @@ def _columns(lines: Sequence[Summary], digits: int) -> dict[str, list[str]]:
     return columns
 
 
+def _name_width(lines: Sequence[Summary]) -> int:
+    longest = max((len(word) for line in lines for word in line.label.split()), default=0)
+    return max(_NAME_WIDTH[0], min(_NAME_WIDTH[1], longest))
+
+
 def _fits(columns: Mapping[str, Sequence[str]], width: int) -> bool:
-    """Whether the columns stand beside names of the least width: a margin at both ends, two spaces between columns."""
-    return 2 + _NAME_WIDTH + sum(2 + max(map(len, (title, *cells))) for title, cells in columns.items()) <= width
+    """Whether the columns stand beside the names, which leave ``width``: a margin at both ends, two spaces between columns."""
+    return 2 + sum(2 + max(map(len, (title, *cells))) for title, cells in columns.items()) <= width
 
 
 def reference_label(comparisons: Sequence[Comparison]) -> str:

@@ -76,15 +76,21 @@ def pareto_front(points: Sequence[Tradeoff], kind: str) -> list[Tradeoff]:
     return [p for _, _, p in sorted(front, key=lambda item: item[:2])]
 
 
+def differing(points: Sequence[Tradeoff]) -> list[str]:
+    """The kinds of cost that the tested variants differ in; of the same number of parameters there is nothing to weigh."""
+    return [kind for kind in COSTS if len({p.costs[kind].mean for p in points if kind in p.costs and p.error is not None}) > 1]
+
+
 def tradeoff_figure(points: Sequence[Tradeoff]) -> Figure:
-    """A panel a kind of cost: test RMSE against it, intervals as bars, the front joined by a line, what is off it hollow."""
+    """A panel a kind of cost (``differing``): test RMSE against it, intervals as bars, the front joined by a line, others hollow."""
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in COSTS if sum(kind in p.costs and p.error is not None for p in points) > 1]
+    kinds = differing(points)
     with paper_style():
-        rows = math.ceil(len(kinds) / 2)
-        figure = Figure(figsize=(7.2, 2.5 * rows + 0.3), layout="constrained")
-        grid = figure.subplots(rows, 2, sharey=True, squeeze=False)
+        columns = min(2, len(kinds))
+        rows = math.ceil(len(kinds) / columns)
+        figure = Figure(figsize=(7.2 if columns == 2 else 5.2, 2.5 * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes in grid.flat[len(kinds) :]:
             axes.set_axis_off()
         for axes, kind in zip(grid.flat, kinds, strict=False):
