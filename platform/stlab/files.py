@@ -10,12 +10,13 @@ import re
 import shutil
 import uuid
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
-
-import pyarrow as pa
-import pyarrow.fs as pafs
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from stlab.errors import StorageError
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
 PATIENT = 10
 """Attempts of a request to S3 that a server answers with 5xx or not at all: with pyarrow's growing pauses some 50 s."""
@@ -73,6 +74,15 @@ def shown(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
 
 
+def secrets_of(uri: str) -> list[str]:
+    """The passwords and keys in a URI, as written and as meant."""
+    parts = urlsplit(uri)
+    user, _, word = parts.netloc.rpartition("@")[0].partition(":")
+    found = [word] if word else [user] if user and parts.scheme == "s3" else []
+    found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
+    return [secret for value in found for secret in dict.fromkeys((value, unquote(value))) if secret]
+
+
 def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URI, and the path within it.
 
@@ -82,6 +92,9 @@ def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem
     Raises:
         StorageError: the URI cannot be understood, or it holds keys.
     """
+    import pyarrow as pa
+    import pyarrow.fs as pafs
+
     if not is_uri(location):
         return pafs.LocalFileSystem(), str(Path(location).expanduser().resolve())
     parts = urlsplit(location)
@@ -131,6 +144,8 @@ def local_copy(uri: str, *, folders: bool = True) -> Path:
         IsADirectoryError: a folder, where only a file is wanted.
         StorageError: the URI cannot be understood, or the store refuses.
     """
+    import pyarrow.fs as pafs
+
     system, path = file_system(uri)
     try:
         info = system.get_file_info(path)
@@ -155,6 +170,8 @@ def local_copy(uri: str, *, folders: bool = True) -> Path:
 
 def _fetch(system: pafs.FileSystem, path: str, files: list[str], place: Path) -> None:
     """Copy into a folder beside ``place`` and move that there, so that a copy is whole or not there."""
+    import pyarrow.fs as pafs
+
     beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         for name in files:

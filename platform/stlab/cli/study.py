@@ -21,6 +21,8 @@ from stlab.cli.options import (
 )
 from stlab.cli.paper import say_coverage, say_paper
 from stlab.cli.search import say_found, say_search
+from stlab.errors import UserError
+from stlab.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,6 +83,10 @@ def run(
             again = f"go on with {myself()} run {store.address(f'studies/{spec.name}/study.yaml')} --storage {store.location}"
         console.print(f"Interrupted. What is trained stays: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
+    except UserError:  # a full disk, say: MLflow should not show the study as running
+        if tracking:
+            tracking.interrupt()
+        raise
     finally:
         progress.stop()
     _say_outcome(console, outcome, store.location, uri, tracking.failure if tracking else None)
@@ -137,7 +143,7 @@ def _say_outcome(
     else:
         default = uri.startswith("sqlite:///") and not tracking_failure
         console.print(
-            f"MLflow   {myself()} ui --storage {storage}" if default else f"MLflow   {myself()} ui --tracking-uri {uri}",
+            f"MLflow   {myself()} ui --storage {storage}" if default else f"MLflow   {myself()} ui --tracking-uri {shown(uri)}",
             highlight=False,
             soft_wrap=True,
         )

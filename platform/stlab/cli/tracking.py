@@ -11,6 +11,7 @@ import typer
 
 from stlab.cli.options import StorageOption, TrackingOption, console_for_output
 from stlab.errors import UserError
+from stlab.files import shown
 
 
 def ui(
@@ -36,6 +37,7 @@ def ui(
             trials = address.replace("=variants", "=trials")
             console.print(f"{' ' * len(study)}  trials side by side at {trials}", highlight=False, soft_wrap=True)
     command = ui_command(uri, port)
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # where it holds a password it is not on the command line
     os.execvp(command[0], command)
 
 
@@ -56,4 +58,4 @@ def sync(
         count = tracking.sync(store, name, uri)
     except tracking.TrackingUnavailable as error:
         raise UserError(f"MLflow does not answer: {error}") from error
-    typer.echo(f"{count} trials in {uri}")
+    typer.echo(f"{count} trials in {shown(uri)}")

@@ -20,6 +20,14 @@ logger = logging.getLogger(__name__)
 
 _EPOCHS_AT_ONCE_SECONDS = 2.0  # epochs of fast trials are written together
 
+# A study that ends waits for MLflow as long as it gets on, but neither longer than this for one answer, nor longer in all.
+_ANSWER_SECONDS = 60.0
+_END_SECONDS = 600.0
+
+_Task = Callable[[], None]
+
+_STUDY, _EPOCHS, _END = "study", "epochs", "end"  # what a task is about, where it is no trial
+
 
 class TrackingObserver:
     """Passes a study on to MLflow, in order, from a thread of its own."""
@@ -33,13 +41,14 @@ class TrackingObserver:
         self._tracker = Tracker(uri, store, study_name)
         self._trials: dict[str, PlannedTrial] = {}
         self._epochs: dict[str, list[dict[str, Any]]] = {}
-        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._work: queue.Queue[tuple[str, _Task] | None] = queue.Queue()
+        self._missed: dict[str, _Task] = {}  # by what it is about (a trial's id, or the study): the last that could not be written
         self._thread = threading.Thread(target=self._write, name="stlab-tracking", daemon=True)
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         self._trials = {trial.trial_id: trial for trial in plan.unique()}
         self._thread.start()
-        self._work.put(lambda: self._tracker.open(dump_study(plan.study)))
+        self._work.put((_STUDY, lambda: self._tracker.open(dump_study(plan.study))))
 
     def event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "planned":  # a search's trials are known as they begin
@@ -50,16 +59,22 @@ class TrackingObserver:
         if trial is None:
             return
         if event["kind"] == "started":
-            self._work.put(lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
+            self._put(trial, lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
         elif event["kind"] == "epochs":
-            self._work.put(lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"]))
+            self._work.put((_EPOCHS, lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"])))
         elif event["kind"] == "ended":
-            self._work.put(lambda: self._finish(trial_row(trial, self.store)))
+            self._put(trial, lambda: self._finish(trial_row(trial, self.store)))
+
+    def _put(self, trial: PlannedTrial, task: _Task) -> None:
+        self._work.put((trial.trial_id, task))
 
     def end(self, outcome: Outcome) -> None:
         """Bring everything up to date, trials of earlier runs too, and wait for it."""
 
         def finish() -> None:
+            self._tracker.try_again()
+            if _STUDY in self._missed:
+                self._missed[_STUDY]()
             rows = {row["trial_id"]: row for row in outcome.rows}
             for row in rows.values():
                 if row["status"] != "missing":
@@ -68,6 +83,7 @@ class TrackingObserver:
             self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
             self._tracker.attach_best(outcome.rows)
             self._tracker.close("failed" if outcome.ended_as("failed", "missing") else "finished")
+            self._missed.clear()
             self.failure = None  # all of it is there now, whatever was missed on the way
 
         self._stop_after(finish)
@@ -77,11 +93,20 @@ class TrackingObserver:
         if self._thread.is_alive():
             self._stop_after(lambda: self._tracker.close("interrupted"))
 
-    def _stop_after(self, last: Callable[[], None]) -> None:
-        """Write the epochs that wait, then ``last``, then nothing more."""
-        for task in (self._flush_epochs, last, None):
-            self._work.put(task)
-        self._thread.join()
+    def _stop_after(self, last: _Task) -> None:
+        """Write the epochs that wait, then ``last``, then nothing more. Give up where MLflow hangs."""
+        self._work.put((_EPOCHS, self._flush_epochs))
+        self._work.put((_END, last))
+        self._work.put(None)
+        until = time.monotonic() + _END_SECONDS
+        while self._thread.is_alive():
+            self._thread.join(timeout=0.1)
+            if self._tracker.waits_for > _ANSWER_SECONDS or time.monotonic() > until:
+                self.failure = (
+                    f"MLflow at {self._tracker.shown_uri} has not answered for {self._tracker.waits_for:.0f} s, "
+                    f"and was not waited for any longer."
+                )
+                return
 
     def _finish(self, row: dict[str, Any]) -> None:
         self._tracker.trial(row)  # its tags say how it stands, and it was running when they were written
@@ -91,26 +116,49 @@ class TrackingObserver:
         flushed = time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
-                task = self._work.get(timeout=_EPOCHS_AT_ONCE_SECONDS)
-                if task is None:
+                item = self._work.get(timeout=_EPOCHS_AT_ONCE_SECONDS)
+                if item is None:
                     return
-                self._try(task)
+                self._try(*item)
             if time.monotonic() - flushed >= _EPOCHS_AT_ONCE_SECONDS:
-                self._try(self._flush_epochs)
+                self._make_up()
+                self._try(_EPOCHS, self._flush_epochs)
                 flushed = time.monotonic()
 
-    def _flush_epochs(self) -> None:
-        waiting, self._epochs = self._epochs, {}
-        for trial_id, rows in waiting.items():
-            self._tracker.epochs(trial_id, rows)
+    def _make_up(self) -> None:
+        """Write what was missed, as soon as MLflow is back."""
+        for about, task in list(self._missed.items()):
+            if self._tracker.is_paused or not self._try(about, task):
+                return
+        if self.failure is not None and not self._missed and not self._tracker.is_paused:
+            logger.info("MLflow is back, and has what it missed")
+            self.failure = None
 
-    def _try(self, task: Callable[[], None]) -> None:
+    def _flush_epochs(self) -> None:
+        """Pass on the epochs told since the last time; the tracker keeps those that it cannot write."""
+        waiting, self._epochs = self._epochs, {}
+        failure = None
+        for trial_id, rows in waiting.items():
+            try:
+                self._tracker.epochs(trial_id, rows)
+            except TrackingUnavailable as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _try(self, about: str, task: _Task) -> bool:
+        """Whether it was written; what MLflow was not there for is kept for later."""
         try:
             task()
         except TrackingUnavailable as error:
             if self.failure is None:
                 logger.warning("MLflow does not answer, training goes on: %s", error)
             self.failure = str(error)
+            if about not in (_EPOCHS, _END):
+                self._missed[about] = task
+            return False
         except Exception as error:  # whatever is wrong with MLflow, the study goes on; it is said here and at the end
             logger.exception("MLflow could not be written, training goes on")
             self.failure = f"{type(error).__name__}: {error}"
+        self._missed.pop(about, None)
+        return True

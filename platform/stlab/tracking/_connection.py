@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from stlab.errors import UserError
+from stlab.files import secrets_of, shown
 from stlab.results import Store
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
+    "PGCONNECT_TIMEOUT": "5",  # seconds; libpq's own is none at all
 }
 
 
@@ -58,17 +59,20 @@ def default_uri(store: Store) -> str | None:
 def ui_command(uri: str, port: int = 5000) -> list[str]:
     """The command (argv) that opens MLflow's pages.
 
-    A database gets a server on 127.0.0.1; a tracking server has pages of its own, which the browser opens.
+    A database gets a server on 127.0.0.1; a tracking server has pages of its own, which the browser opens. A URI with a password is
+    not in the command, which every user of the machine can list: pass it on as MLFLOW_BACKEND_STORE_URI.
 
     Raises:
         UserError: the URI is of a kind that MLflow does not track to.
     """
     scheme = check_uri(uri)
     if scheme in _SERVERS:
-        return [sys.executable, "-m", "webbrowser", uri]
+        return [sys.executable, "-m", "webbrowser", shown(uri)]
     # Without job execution it is one process, not ten of 240 MB each: nothing here runs jobs.
     environment = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"]
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    server = [sys.executable, "-m", "mlflow", "server"]
+    if not secrets_of(uri):
+        server += ["--backend-store-uri", uri]
     return [*environment, *server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
@@ -80,7 +84,7 @@ def check_uri(uri: str | None) -> str:
     if scheme not in (*_DATABASES, *_SERVERS):
         allowed = ", ".join(f"{name}://" for name in (*_DATABASES, *_SERVERS))
         raise UserError(
-            f"tracking URI {without_password(uri)}: it must begin with one of {allowed}. "
+            f"tracking URI {shown(uri)}: it must begin with one of {allowed}. "
             "MLflow has given up folders of files; sqlite:////path/mlflow.db takes their place."
         )
     return scheme
@@ -90,13 +94,12 @@ def is_database(uri: str) -> bool:
     return check_uri(uri) in _DATABASES
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{parts.netloc.rpartition('@')[2]}"))
+def _told(error: Exception, uri: str) -> str:
+    """What an error says, in one line and without the URI's password."""
+    text = str(error).replace(uri, shown(uri)).replace(uri.rstrip("/"), shown(uri).rstrip("/"))
+    for secret in secrets_of(uri):
+        text = text.replace(secret, "***")
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:300]
 
 
 @contextlib.contextmanager
@@ -109,9 +112,13 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        shown = without_password(uri)
-        reason = next((line for line in str(error).replace(uri, shown).splitlines() if line.strip()), "")
-        raise TrackingUnavailable(f"MLflow at {shown}: {type(error).__name__}: {reason[:300]}") from error
+        raise TrackingUnavailable(f"MLflow at {shown(uri)}: {type(error).__name__}: {_told(error, uri)}{_remedy(error)}") from error
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, ImportError) and "boto" in str(error):
+        return ". MLflow keeps files on S3 through boto3: pip install 'stlab[s3]'"
+    return ""
 
 
 def prepare() -> None:
@@ -156,10 +163,7 @@ def _check_database(uri: str) -> None:
         url = make_url(uri)
         engine = create_engine(url)
     except (ModuleNotFoundError, ArgumentError) as error:  # ArgumentError: malformed, or an unknown driver
-        reason = str(error).replace(uri, without_password(uri))
-        raise UserError(
-            f"tracking URI {without_password(uri)}: {reason}. Correct it, or install the driver (pip install)."
-        ) from error
+        raise UserError(f"tracking URI {shown(uri)}: {_told(error, uri)}. Correct it, or install the driver (pip install).") from error
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -37,7 +37,10 @@ class Run:
 
     def log(self, tags: Mapping[str, str] | None = None, params: Mapping[str, str] | None = None,
             metrics: Mapping[str, float] | None = None) -> None:
-        """Log what the run does not have yet, in one round trip. A parameter stays as it was first logged."""
+        """Log what the run does not have yet, in one round trip. A parameter stays as it was first logged.
+
+        A metric's first value bears the time of the run's start: sent again because an answer was lost, the server recognises it.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
         now = time.time_ns() // 1_000_000
@@ -48,7 +51,8 @@ class Run:
         if not (new_tags or new_params or new_metrics):
             return
         self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in new_tags.items()],
-                               metrics=[Metric(key, value, now, 0) for key, value in new_metrics.items()],
+                               metrics=[Metric(key, value, now if key in self._metrics else self.start_time, 0)
+                                        for key, value in new_metrics.items()],
                                params=param_list[:_PARAMS_PER_BATCH])
         for first in range(_PARAMS_PER_BATCH, len(param_list), _PARAMS_PER_BATCH):
             self._client.log_batch(self.id, params=param_list[first : first + _PARAMS_PER_BATCH])

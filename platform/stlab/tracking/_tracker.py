@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from stlab.errors import UserError
+from stlab.files import shown
 from stlab.results import Store, TrialDirectory, best_trial
 from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, reaching
 from stlab.tracking._experiment import NOTE, find_or_create_experiment
@@ -31,17 +32,18 @@ from stlab.tracking._rows import (
     trial_tags,
 )
 from stlab.tracking._run import Run, files_below
+from stlab.tracking._runs import PARENT, runs_by_key
 from stlab.tracking._views import view_tags
+from stlab.tracking._watch import Watch
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _log = logging.getLogger(__name__)
 
-_KEYS = {"study": "study", "trial": "trial_id", "summary": "label"}  # kind of run → the tag it is found again by
-
 # After a call that failed in t seconds, none is tried for this many times t: a dead server costs a tenth of the time.
 _PATIENCE = 10.0
+_LONGEST_PAUSE = 30.0  # seconds; so that what came back is found again
 
 # Epochs of a trial are written this often at most: a call costs some 3 ms however many epochs it brings.
 _SECONDS_BETWEEN_WRITES = 2.0
@@ -64,7 +66,7 @@ def _guarded(method: Callable[Concatenate[Tracker, _P], _T]) -> Callable[Concate
         except TrackingUnavailable as error:
             now = time.monotonic()
             self._runs = None
-            self._closed_until = now + _PATIENCE * (now - begun)
+            self._closed_until = now + min(_PATIENCE * (now - begun), _LONGEST_PAUSE)
             self._last_failure = str(error)
             raise
 
@@ -103,6 +105,28 @@ class Tracker:
         self._runs: dict[tuple[str, str], Run] | None = None  # (kind, trial id or label) → run
         self._closed_until = 0.0
         self._last_failure = ""
+        self._watch = Watch()
+
+    @property
+    def shown_uri(self) -> str:
+        """Where MLflow is, without a password."""
+        return shown(self.uri)
+
+    @property
+    def waits_for(self) -> float:
+        """Seconds for which the call to MLflow that is under way has not been answered; 0 where there is none."""
+        return self._watch.seconds()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether calls are refused for a while, because the last one failed."""
+        return time.monotonic() < self._closed_until
+
+    def try_again(self) -> None:
+        """End the pause after a failure, and find out afresh what MLflow has: what it did late, too."""
+        self._closed_until = 0.0
+        if self._last_failure:
+            self._runs = None
 
     def open(self, study_text: str) -> None:
         """Create what is absent: the database, the experiment, the parent run.
@@ -127,17 +151,21 @@ class Tracker:
         self._rows[str(row["trial_id"])] = row  # so that it can be made up for, should this call fail
         self._log_trial(row)
 
-    @_guarded
     def epochs(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
         """Metrics by epoch (rows of ``epochs.parquet``), step = epoch. What the run has is not logged again.
 
-        Rows of fast epochs are gathered and written together, by ``finish`` or ``close`` at the latest.
+        Rows of fast epochs are gathered and written together, by ``finish`` or ``close`` at the latest; so are those that could not
+        be written when they were told.
 
         Raises:
             KeyError: ``trial`` was never called with a row of this trial.
         """
         row = self._rows[trial_id]
         self._pending.setdefault(trial_id, {}).update((int(epoch["epoch"]), epoch) for epoch in rows)
+        self._log_epochs(row, trial_id)
+
+    @_guarded
+    def _log_epochs(self, row: Row, trial_id: str) -> None:
         if time.monotonic() - self._written_at.get(trial_id, -math.inf) >= _SECONDS_BETWEEN_WRITES:
             self._write_epochs(self._trial(row), trial_id)
 
@@ -271,7 +299,9 @@ class Tracker:
 
     def _mlflow(self) -> MlflowClient:
         if self._client is None:
-            self._client = connect(self.uri)
+            with self._watch.calling():
+                client = connect(self.uri)
+            self._client = self._watch.watched(client)
         return self._client
 
     def _opened(self) -> dict[tuple[str, str], Run]:
@@ -281,17 +311,7 @@ class Tracker:
         if self._runs is None:
             client = self._mlflow()
             self._experiment_id = find_or_create_experiment(client, self.uri, self._store, self._name, self._description)
-            runs: dict[tuple[str, str], Run] = {}
-            token: str | None = None
-            while True:
-                page = client.search_runs([self._experiment_id], max_results=500, page_token=token)
-                for found in page:
-                    kind = found.data.tags.get("kind", "")
-                    runs[kind, found.data.tags.get(_KEYS.get(kind, ""), "")] = Run(client, found)
-                token = page.token
-                if not token:
-                    break
-            self._runs = runs
+            self._runs = runs_by_key(client, self._experiment_id)
         return self._runs
 
     def _parent(self) -> Run:
@@ -311,7 +331,7 @@ class Tracker:
         if (kind, key) not in runs:
             tags = tags | {"kind": kind}
             if kind != "study":
-                tags["mlflow.parentRunId"] = self._parent().id
+                tags[PARENT] = self._parent().id
             client = self._mlflow()
             created = client.create_run(self._experiment_id, start_time=start_time, tags=tags, run_name=name)
             runs[kind, key] = Run(client, created, is_new=True)

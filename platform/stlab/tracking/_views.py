@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 
 from stlab.errors import UserError
+from stlab.files import shown
 from stlab.tracking._connection import connect, is_database, reaching
 
 _PREFIX = "mlflow.sharedViewState."
@@ -48,7 +49,7 @@ def study_url(uri: str, study_name: str, server: str = "http://127.0.0.1:5000") 
         experiment = connect(uri).get_experiment_by_name(study_name)
     if experiment is None:
         raise UserError(f"MLflow has no study '{study_name}' yet. Bring it there: stlab sync {study_name}")
-    base = server if is_database(uri) else uri
+    base = server if is_database(uri) else shown(uri)
     return f"{base.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=variants"
 
 
