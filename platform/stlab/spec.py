@@ -167,6 +167,14 @@ class ResourcesSpec(Spec):
     """CPU cores a worker; its threads are pinned to as many."""
     gpus: float | None = Field(default=None, ge=0.0)
     """GPUs a worker, fractions allowed. Unset: 1 where the cluster has any, else 0."""
+    max_gpus: float | None = Field(default=None, gt=0.0)
+    """GPUs that the study takes at once, of a cluster it shares with others. Unset: all there are."""
+    max_cpus: float | None = Field(default=None, gt=0.0)
+    """CPU cores that the study takes at once. Unset: all there are."""
+    infrastructure_retries: int = Field(default=3, ge=0)
+    """How often a trial goes on after its workers or their node died. A preemption that is announced does not count."""
+    trial_retries: int = Field(default=0, ge=0)
+    """How often a trial that failed by an error of its own is run again in the same run, from its last checkpoint."""
     price_per_gpu_hour: float | None = Field(default=None, ge=0.0)
     """What a GPU costs an hour, in any currency: `stlab plan --probe` and the report tell what a study costs."""
 

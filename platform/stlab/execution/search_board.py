@@ -1,7 +1,6 @@
 """Who trains what in a search: worker groups take points that Optuna chooses, and hear when a trial is to stop.
 
-Plain Python, with the methods of :class:`~stlab.execution.board.Board`; ``stlab.execution.ray`` runs it as an actor beside the
-driver. A worker group takes the baselines first, then points of the arms in turn; when an arm's budget is spent, its best
+A worker group takes the baselines first, then points of the arms in turn; when an arm's budget is spent, its best
 configuration is measured on the test segment, once, and trained with the study's other seeds.
 """
 
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stlab.execution.board import WAIT, Assignment, Wait
+from stlab.execution.worker_groups import WAIT, Assignment, Wait, WorkerGroups
 from stlab.plan import Arm, PlannedTrial
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.search.history import WALL, wall_seconds
@@ -55,10 +54,11 @@ class _Arm:
     is_selected: bool = False
 
 
-class SearchBoard:
+class SearchBoard(WorkerGroups[_Task]):
     """The board of a search."""
 
     def __init__(self, store: Store, work: SearchWork) -> None:
+        super().__init__(work.groups)
         self._store, self._work = store, work
         self._owner = uuid.uuid4().hex
         self._prefix = f"studies/{work.study.name}/search"
@@ -66,44 +66,49 @@ class SearchBoard:
         store.write_json(f"{self._prefix}/owner.json", {"owner": self._owner})
         self._arms = [_Arm(ArmSearch(store, work.study, arm), arm.template.spec.resources) for arm in work.arms]
         self._tasks = deque(_Task(trial, True, trial.spec.resources) for trial in work.measured)
-        self._running: dict[int, _Task] = {}
-        self._attempts: dict[tuple[str, bool], int] = {}
         told = sum(entry.told for arm in self._arms for entry in arm.search.entries)
-        self._events: list[dict[str, Any]] = [{"kind": "history", "trial_id": "", "told": told}]
+        self._events = [{"kind": "history", "trial_id": "", "told": told}]
         self._wall_before, self._began = wall_seconds(store, work.study.name), time.monotonic()
         self._kept_at = self._began
 
-    def take(self, pack: int) -> Assignment | Wait | None:
-        """The next trial for a worker group, the same one again if the group died over it; WAIT: perhaps later; None: nothing."""
-        task = self._running.get(pack)
-        if task is None:
-            if self._is_taken_over():
-                return None
-            task = self._next(self._work.groups[pack])
-            if task is None:
-                return WAIT if self._may_have_work(self._work.groups[pack]) else None
-            self._running[pack] = task
-        trial_id = task.trial.trial_id
-        attempt = self._attempts[trial_id, task.test] = self._attempts.get((trial_id, task.test), 0) + 1
-        self.say({"kind": "started", "trial_id": trial_id, "attempt": attempt})
+    def _next(self, group: int) -> _Task | Wait | None:
+        if self._is_taken_over():
+            return None
+        task = self._next_for(self._work.groups[group])
+        if task is None and self._may_have_work(self._work.groups[group]):
+            return WAIT
+        return task
+
+    def _key(self, task: _Task) -> tuple[str, bool]:
+        return task.trial.trial_id, task.test
+
+    def _assignment(self, task: _Task) -> Assignment:
         spec = task.trial.spec.model_copy(update={"resources": task.resources})
         prunable = task.number is not None and self._work.study.search is not None and self._work.study.search.pruner != "none"
-        return Assignment(trial_id, attempt, spec.model_dump(), task.trial.identity, task.test, prunable)
+        return Assignment(task.trial.trial_id, 1, spec.model_dump(), task.trial.identity, task.test, prunable)
 
-    def _next(self, resources: ResourcesSpec) -> _Task | None:
+    def _again(self, group: int, task: _Task, *, first: bool) -> None:
+        self._tasks.insert(0 if first else len(self._tasks), task)
+
+    def _next_for(self, resources: ResourcesSpec) -> _Task | None:
         mine = [arm for arm in self._arms if arm.resources == resources]
         while True:
-            for task in self._tasks:
-                if task.resources == resources:
-                    self._tasks.remove(task)
-                    return task
+            if (task := self._waiting(resources, deferred=False)) is not None:
+                return task
             # The arm with the fewest points begun: they grow together.
             searching = sorted((arm for arm in mine if not arm.is_spent), key=lambda arm: len(arm.search.entries))
             for arm in searching:
                 if (begun := self._begin(arm)) is not None:
                     return begun
             if not any(self._select(arm) for arm in mine):
-                return None
+                return self._waiting(resources, deferred=True)
+
+    def _waiting(self, resources: ResourcesSpec, *, deferred: bool) -> _Task | None:
+        for task in self._tasks:
+            if task.resources == resources and (self._key(task) in self._deferred) == deferred:
+                self._tasks.remove(task)
+                return task
+        return None
 
     def _begin(self, arm: _Arm) -> _Task | None:
         """A point of an arm that is to be trained; those that need no training are told on the way. None: none is left."""
@@ -135,11 +140,7 @@ class SearchBoard:
         self._tasks.extend(_Task(trial, True, arm.resources) for trial in todo)
         return bool(todo)
 
-    def end(self, pack: int, status: str) -> None:
-        """The group's trial ended, in whatever way."""
-        task = self._running.pop(pack, None)
-        if task is None:
-            return
+    def _ended(self, group: int, task: _Task, status: str) -> None:
         self.say({"kind": "ended", "trial_id": task.trial.trial_id, "status": status})
         if task.arm is None:
             return
@@ -148,22 +149,17 @@ class SearchBoard:
             self._tell(task.arm, number, task.trial.trial_id, is_old=number != task.number)
         self._keep_wall(now=True)
 
-    def report(self, pack: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    def report(self, group: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
         """Epochs of the group's trial, when a pruner is on: why it is to stop now, or None."""
-        task = self._running.get(pack)
+        task = self._running.get(group)
         if task is None or task.arm is None or task.number is None or not rows:
             return None
         return task.arm.search.hear(task.number, rows)
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Keep an event for the driver: ``history`` (once, first), ``planned``, ``started``, ``epochs``, ``ended`` or ``told``."""
-        self._events.append(dict(event))
+        super().say(event)
         self._keep_wall()
-
-    def hear(self) -> list[dict[str, Any]]:
-        """All events since the last call."""
-        events, self._events = self._events, []
-        return events
 
     def _tell(self, arm: _Arm, number: int, trial_id: str, *, is_old: bool) -> None:
         outcome = arm.search.tell(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from stlab.errors import StudyError
 from stlab.execution import search as searching
+from stlab.execution.holding import Holder, study_held
 from stlab.execution.machine import check_address, check_machine
 from stlab.execution.models import build_model
 from stlab.execution.switches import refuse_dead_switches
@@ -90,21 +92,38 @@ def run_study(
     """Run what is left of a study, and write its results and report.
 
     Raises:
-        UserError: the study, its data, its weights or its resources cannot be used; nothing was trained.
+        UserError: the study, its data, its weights or its resources cannot be used, or it is being run already; nothing was trained.
         KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
     """
     plan = plan_study(study, source)
     check_protocol(plan)
     store = Store(storage)
     store.make()
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    check_address(address)
+    with contextlib.ExitStack() as held:
+        held.enter_context(study_held(store, study.name, Holder.myself()))
+        if address is not None and _may_train(plan, store, retry_failed):
+            from stlab.execution import ray
+
+            held.enter_context(ray.connection(address))
+            held.enter_context(ray.study_held(store, study.name, Holder.myself()))
+        return _run_alone(plan, store, address, retry_failed, observers)
+
+
+def _may_train(plan: Plan, store: Store, retry_failed: bool) -> bool:
+    """Whether anything may be left to do; what a search has left shows only once the entries of another are out of the way."""
+    return bool(plan.arms) or retry_failed or any(not is_done(trial, store) for trial in plan.unique())
+
+
+def _run_alone(plan: Plan, store: Store, address: str | None, retry_failed: bool, observers: Sequence[Observer]) -> Outcome:
+    """A study that nobody else runs at this moment; where there is an ``address``, its cluster is connected already."""
     if retry_failed:
         for trial in plan.unique():
             TrialDirectory(store, trial.trial_id).clear_failure()
     set_aside = searching.prepare(plan, store, retry_failed=retry_failed)
     is_searching = searching.is_searching(plan, store)
     todo = [trial for trial in plan.unique() if not is_done(trial, store)]
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    check_address(address)
     if address is None:
         check_machine({trial.spec.resources for trial in todo} | {arm.template.spec.resources for arm in plan.arms if is_searching})
     _check_models([*todo, *(searching.corner_trials(plan) if is_searching else ())])
@@ -115,34 +134,42 @@ def run_study(
     if todo or is_searching:
         from stlab.execution import ray  # seconds: what is wrong with the study is said before
 
-        with ray.connection(address):
-            todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
-            slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
-            packs = make_packs(todo, slots)
-            kept = _write_study(store, study, plan)
-
-            def begin(concurrency: int) -> None:
-                for observer in observers:
-                    observer.begin(plan, todo, concurrency)
-
-            def listen(events: list[dict[str, Any]]) -> None:
-                for event in events:
-                    for observer in observers:
-                        observer.event(event)
-
-            if is_searching:
-                troubles = searching.run(plan, todo, store, ray, begin, listen)
-            else:
-                begin(len(packs))
-                troubles = ray.run_packs(packs, store.location, study.name, test=True, listen=listen)
+        with ray.connection(None) if address is None else contextlib.nullcontext():
+            kept, troubles = _train(plan, todo, store, is_searching, observers)
     else:
-        kept = _write_study(store, study, plan)
+        kept = _write_study(store, plan.study, plan)
         for observer in observers:
             observer.begin(plan, [], 0)
     outcome = Outcome(plan, *_collect(plan, store), kept=kept or set_aside, troubles=troubles)
     for observer in observers:
         observer.end(outcome)
     return outcome
+
+
+def _train(
+    plan: Plan, todo: Sequence[PlannedTrial], store: Store, is_searching: bool, observers: Sequence[Observer]
+) -> tuple[str | None, list[str]]:
+    """Run trials on the connected cluster: where an earlier study of this name was moved to, and what went wrong outside of trials."""
+    from stlab.execution import ray
+
+    todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
+    slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
+    packs = make_packs(todo, slots)
+    kept = _write_study(store, plan.study, plan)
+
+    def begin(concurrency: int) -> None:
+        for observer in observers:
+            observer.begin(plan, todo, concurrency)
+
+    def listen(events: list[dict[str, Any]]) -> None:
+        for event in events:
+            for observer in observers:
+                observer.event(event)
+
+    if is_searching:
+        return kept, searching.run(plan, todo, store, ray, begin, listen)
+    begin(len(packs))
+    return kept, ray.run_packs(packs, store.location, plan.study.name, test=True, listen=listen)
 
 
 def _write_study(store: Store, study: StudySpec, plan: Plan) -> str | None:

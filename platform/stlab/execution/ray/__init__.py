@@ -4,21 +4,29 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Ray reads these when it is imported. A report of a Train worker waits for the controller's next look: 2 s by default.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it ends the study, what is trained stays
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks for huge pages: page faults are a third of an ST-VLM step on a CPU
+# Ray reads these when it is imported, and on a cluster that was started without them the workers are given them.
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report of a Train worker waits for the controller's next look: 2 s by default
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # between two looks at whether a node is drained: 5 s by default, of a grace of 30
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the study, what is trained stays
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages: page faults are a third of an ST-VLM step on a CPU
+}
+for _name, _value in SETTINGS.items():
+    os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
-    from stlab.execution.ray.cluster import connection, slots, with_gpus
+    from stlab.execution.ray.cluster import cluster_amounts, connection, slots, with_gpus
+    from stlab.execution.ray.names import study_held
     from stlab.execution.ray.sweep import Listener, run_packs, run_search
 
-__all__ = ["Listener", "connection", "run_packs", "run_search", "slots", "with_gpus"]
-_HOME = dict.fromkeys(("connection", "slots", "with_gpus"), "cluster") | dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
+__all__ = ["Listener", "cluster_amounts", "connection", "run_packs", "run_search", "slots", "study_held", "with_gpus"]
+_HOME = dict.fromkeys(("cluster_amounts", "connection", "slots", "with_gpus"), "cluster")
+_HOME |= dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
+_HOME["study_held"] = "names"
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,11 +13,14 @@ from typing import Any
 import ray
 
 from stlab.errors import ResourceError
-from stlab.execution.ray import token
+from stlab.execution.quota import limits, needs
+from stlab.execution.ray import SETTINGS, token
 from stlab.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
 
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""A sliver of what every head has: for what must outlive all other nodes."""
 _STARTS = 4  # tries to start Ray on this machine
 
 
@@ -30,11 +35,20 @@ def connection(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options["include_dashboard"] = True  # it brings job submission; without it a sweep over Train can hang
+    else:
+        options["runtime_env"] = {"env_vars": _settings()}
     try:
         _start(address, options)
         yield
     finally:
         ray.shutdown()
+
+
+def _settings() -> dict[str, str]:
+    """What our processes on a cluster, which others started, are to have in their environment; on one of our own they inherit it."""
+    # A job that was submitted has its environment already, and Ray takes no variable twice.
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
+    return {name: os.environ[name] for name in SETTINGS if name not in given}
 
 
 def _start(address: str, options: Mapping[str, Any]) -> None:
@@ -69,11 +83,18 @@ def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:
 
 
 def slots(resources: ResourcesSpec) -> int:
-    """How many trials with these resources the cluster runs at once, now.
+    """How many trials with these resources the cluster runs at once, now, within the study's quota.
 
     Raises:
         ResourceError: not even one fits, nor would it after scaling up; names the resource.
     """
+    quota, group = limits([resources]), needs(resources)
+    for name, most in quota.items():
+        if group[name] > most:
+            raise ResourceError(
+                f"a trial takes {group[name]:g} {name}, and resources.max_{name.lower()}s is {most:g}. Raise it, or lower "
+                f"resources.{name.lower()}s or resources.workers."
+            )
     worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     have, reach = ray.cluster_resources(), _reachable()
     for name, amount in worker.items():
@@ -91,7 +112,15 @@ def slots(resources: ResourcesSpec) -> int:
         raise ResourceError(
             f"a worker asks for {asked}, and no single node has that. Lower resources.cpus or resources.gpus; a worker lives on one node."
         )
-    return max(1, min(int(have.get(name, 0) // (amount * resources.workers)) for name, amount in worker.items()))
+    free = {name: min(have.get(name, 0), quota.get(name, math.inf)) for name in worker}
+    return max(1, min(int(free[name] // (amount * resources.workers)) for name, amount in worker.items()))
+
+
+def cluster_amounts() -> dict[str, float]:
+    """CPUs, GPUs, memory (GiB) and nodes of the connected cluster, as they are shown."""
+    have = ray.cluster_resources()
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0), "GiB of memory": round(have.get("memory", 0) / 2**30), "nodes": nodes}
 
 
 def _reachable() -> dict[str, float]:

@@ -8,6 +8,7 @@ import io
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import ray.tune
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from stlab.execution.board import Board
-from stlab.execution.ray.cluster import last_line
+from stlab.execution.ray.cluster import ON_THE_HEAD, last_line
+from stlab.execution.ray.falls import Falls
+from stlab.execution.ray.notice import HeedingTorchConfig
 from stlab.execution.ray.worker import work_off
 from stlab.plan import Pack
 from stlab.results import Store
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
-_WORKER_FAILURES = 10  # restarts of one worker group; a single trial is given up after MAX_ATTEMPTS
+_ADMISSION_SECONDS = 1.0  # between two questions of a worker group that the study's quota keeps out
+_NO_LIMIT = -1  # of restarts: the board counts them, a trial at a time
 
 Listener = Callable[[list[dict[str, Any]]], None]
 
@@ -45,9 +49,7 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
         What went wrong outside of any trial, a line a pack.
     """
     groups = list(dict.fromkeys(pack.resources for pack in packs))
-    board = ray.remote(num_cpus=0)(Board).remote(
-        [[t.trial_id for t in pack.trials] for pack in packs], [groups.index(p.resources) for p in packs]
-    )
+    board = _on_the_head(Board).remote([[t.trial_id for t in pack.trials] for pack in packs], [p.resources for p in packs])
     work = {
         group: {
             t.trial_id: (t.spec.model_copy(update={"resources": group}).model_dump(), t.identity)
@@ -69,7 +71,7 @@ def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
     """Run a search to its end, and measure what it selects; see :func:`run_packs`."""
     from stlab.execution.search_board import SearchBoard
 
-    board = ray.remote(num_cpus=0)(SearchBoard).remote(Store(storage), work)
+    board = _on_the_head(SearchBoard).remote(Store(storage), work)
     jobs = [
         {
             "pack": number, "board": board, "storage": storage, "test": False, "work": {},
@@ -78,6 +80,11 @@ def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
         for number, resources in enumerate(work.groups)
     ]  # fmt: skip
     return _run(board, jobs, storage, work.study.name, listen)
+
+
+def _on_the_head(board: type) -> Any:
+    """A board as an actor that no other node takes down with it."""
+    return ray.remote(num_cpus=0, resources=ON_THE_HEAD)(board)
 
 
 def _scratch(storage: str) -> str:
@@ -91,7 +98,7 @@ def _scratch(storage: str) -> str:
 def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str, listen: Listener) -> list[str]:
     tuner = ray.tune.Tuner(
         # A trial that only drives a trainer must not take a CPU from it; every cluster has this sliver.
-        ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), {"node:__internal_head__": 0.001}),
+        ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), ON_THE_HEAD),
         param_space={"pack": ray.tune.grid_search(list(range(len(jobs))))},
         tune_config=ray.tune.TuneConfig(metric=None),
         run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=_scratch(storage), verbose=0),
@@ -138,11 +145,17 @@ def _drive(config: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None
             use_gpu=use_gpu,
             resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
+        torch_config=HeedingTorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
             name=job["name"],
             storage_path=job["scratch"],
-            failure_config=ray.train.FailureConfig(max_failures=_WORKER_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=_NO_LIMIT),
+            callbacks=[Falls(job["board"], job["pack"])],  # type: ignore[list-item]  # Ray names the old Train's class
         ),
     )
-    trainer.fit()
+    while not ray.get(job["board"].admit.remote(job["pack"])):
+        time.sleep(_ADMISSION_SECONDS)
+    try:
+        trainer.fit()
+    finally:
+        ray.get(job["board"].leave.remote(job["pack"]))

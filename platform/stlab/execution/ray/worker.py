@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,64 +12,127 @@ from typing import Any
 import ray
 import ray.train
 
-from stlab.execution.board import MAX_ATTEMPTS, Assignment, Wait
+from stlab.execution.holding import Holder, lock, trial_lock
+from stlab.execution.ray.names import name_held
+from stlab.execution.ray.notice import Preempted, is_told_to_go
+from stlab.execution.worker_groups import WAIT, Assignment, Wait
 from stlab.results import Store, TrialDirectory
 from stlab.spec import ResourcesSpec, TrialSpec
 
+logger = logging.getLogger(__name__)
+
 _WAIT_SECONDS = 0.5  # between two questions of a worker group that has nothing to do
+_LAST_WORDS_SECONDS = 5.0  # to tell the board of a hung trial
 
 
 def work_off(job: Mapping[str, Any]) -> None:
-    """Work off a pack, and help with others. Called on every worker of the group."""
-    import torch
+    """Work off a pack, and help with others. Called on every worker of the group.
 
-    from stlab.training import run_trial
+    Raises:
+        Preempted: the worker is to go; what it trained has a checkpoint.
+    """
+    import torch
 
     resources = ResourcesSpec(**job["resources"])
     # One thread more than cores is costly: the pools of several workers would fight over them.
     torch.set_num_threads(max(1, int(resources.cpus)))
-    board, store = job["board"], Store(job["storage"])
-    lead = ray.train.get_context().get_world_rank() == 0
-    while (assignment := _take(board, job["pack"], lead)) is not None:
-        if isinstance(assignment, Wait):
+    worker = _Worker(job)
+    while (taken := worker.take()) is not None:
+        if isinstance(taken, Wait):
             time.sleep(_WAIT_SECONDS)
-            continue
-        if assignment.spec is None:
-            spec, identity = job["work"][assignment.trial_id]
         else:
-            spec, identity = assignment.spec, assignment.identity or {}
-        directory = TrialDirectory(store, assignment.trial_id)
-
-        def report(event: Mapping[str, Any], taken: Assignment = assignment) -> str | None:
-            board.say.remote({**event, "trial_id": taken.trial_id})
-            if not taken.prunable or event["kind"] != "epochs":
-                return None
-            stop: str | None = ray.get(board.report.remote(job["pack"], event["rows"]))
-            return stop
-
-        if assignment.attempt > MAX_ATTEMPTS:
-            status = "failed"
-            if lead:
-                directory.write_failure(
-                    {
-                        "reason": f"its workers died {MAX_ATTEMPTS} times, out of memory perhaps; see the logs of Ray",
-                        "log_tail": [],
-                    }
-                )
-        else:
-            test = job["test"] if assignment.spec is None else assignment.test
-            trial = TrialSpec(**spec)
-            status = run_trial(trial, identity, directory, test=test, report=report, prunable=assignment.prunable).value
-        if lead:
-            ray.get(board.end.remote(job["pack"], status))
+            worker.run(taken)
     ray.train.report({"pack": job["pack"]})
 
 
-def _take(board: Any, pack: int, lead: bool) -> Assignment | Wait | None:
-    """The next trial, the same on every worker of the group."""
-    import torch.distributed as dist
+class _Worker:
+    """One worker of a group; the first of them speaks with the board, and holds the trial that all train."""
 
-    box: list[Assignment | Wait | None] = [ray.get(board.take.remote(pack)) if lead else None]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.job, self.board, self.group = job, job["board"], job["pack"]
+        self.store = Store(job["storage"])
+        self.is_lead = ray.train.get_context().get_world_rank() == 0
+        self.held = contextlib.ExitStack()
+
+    def take(self) -> Assignment | Wait | None:
+        """The next trial, the same on every worker of the group."""
+        import torch.distributed as dist
+
+        box: list[Assignment | Wait | Preempted | None] = [self._take() if self.is_lead else None]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast_object_list(box, src=0)
+        if isinstance(box[0], Preempted):
+            raise box[0]
+        return box[0]
+
+    def _take(self) -> Assignment | Wait | Preempted | None:
+        if is_told_to_go():
+            return Preempted("told to go between two trials")
+        taken: Assignment | Wait | None = ray.get(self.board.take.remote(self.group))
+        if not isinstance(taken, Assignment):
+            return taken
+        held_by = self.held.enter_context(self._hold(taken.trial_id))
+        if held_by is not None:
+            logger.info("trial %s is being trained by %s", taken.trial_id, held_by)
+            self.held.close()
+            ray.get(self.board.defer.remote(self.group))
+            return WAIT
+        if taken.failed_before:
+            TrialDirectory(self.store, taken.trial_id).clear_failure()
+        return taken
+
+    def _hold(self, trial_id: str) -> contextlib.AbstractContextManager[Holder | None]:
+        """The trial's lock: another study on the same storage may have the same trial, and a driver's death may be news to its workers."""
+        holder = Holder.myself()
+        if self.store.is_local:
+            return lock(self.store, trial_lock(trial_id), holder)
+        return name_held(self.store, trial_lock(trial_id), holder)
+
+    def run(self, taken: Assignment) -> None:
+        """Train a trial, or record why it is not to be trained any more."""
+        directory = TrialDirectory(self.store, taken.trial_id)
+        if taken.given_up is not None:
+            if self.is_lead:
+                directory.write_failure({"reason": taken.given_up, "log_tail": []})
+            status = "failed"
+        else:
+            status = self._train(taken, directory)
+        self.held.close()
+        if status == "started":
+            if self.is_lead:
+                ray.get(self.board.hand_back.remote(self.group))
+            raise Preempted(f"told to go while it trained {taken.trial_id}")
+        if self.is_lead:
+            ray.get(self.board.end.remote(self.group, status))
+
+    def _train(self, taken: Assignment, directory: TrialDirectory) -> str:
+        from stlab.training import run_trial
+
+        if taken.spec is None:
+            spec, identity = self.job["work"][taken.trial_id]
+        else:
+            spec, identity = taken.spec, taken.identity or {}
+
+        def report(event: Mapping[str, Any]) -> str | None:
+            self.board.say.remote({**event, "trial_id": taken.trial_id})
+            if not taken.prunable or event["kind"] != "epochs":
+                return None
+            stop: str | None = ray.get(self.board.report.remote(self.group, event["rows"]))
+            return stop
+
+        return run_trial(
+            TrialSpec(**spec), identity, directory,
+            test=self.job["test"] if taken.spec is None else taken.test,
+            report=report,
+            prunable=taken.prunable,
+            stop=is_told_to_go,
+            on_hang=self._end_process,
+            micro_batches=2 * directory.micro_batches() if taken.needs_less_memory else 1,
+        ).value  # fmt: skip
+
+    def _end_process(self) -> None:
+        """A step hangs, which nothing but the end of the process can end. That is on record."""
+        if self.is_lead:
+            with contextlib.suppress(ray.exceptions.RayError):  # whatever becomes of it, the controller sees the process die
+                ray.get(self.board.end.remote(self.group, "failed"), timeout=_LAST_WORDS_SECONDS)
+        os._exit(1)

@@ -1,0 +1,72 @@
+"""How often a trial may be run: what the infrastructure did to it and what it did itself are counted apart."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How often more than once, by what ended a trial."""
+
+    infrastructure: int = 3
+    """Workers and nodes that died under it (``resources.infrastructure_retries``)."""
+    trial: int = 0
+    """Errors of its own (``resources.trial_retries``)."""
+
+
+@dataclass
+class _Tally:
+    deaths: int = 0
+    failures: int = 0
+    ran_out_of_memory: bool = False
+    cause: str = ""
+
+
+class Attempts:
+    """The tallies of a run's trials. A worker that left at a preemption notice costs nothing."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[Hashable, _Tally] = {}
+
+    def _tally(self, trial: Hashable) -> _Tally:
+        return self._tallies.setdefault(trial, _Tally())
+
+    def number(self, trial: Hashable) -> int:
+        """The how-manieth attempt the next is, from 1."""
+        tally = self._tally(trial)
+        return 1 + tally.deaths + tally.failures
+
+    def ran_out_of_memory(self, trial: Hashable) -> bool:
+        """Whether the attempt before was killed for want of memory."""
+        return self._tally(trial).ran_out_of_memory
+
+    def died(self, trial: Hashable, cause: str, *, of_memory: bool) -> None:
+        """Its workers died, for ``cause``."""
+        tally = self._tally(trial)
+        tally.deaths += 1
+        tally.cause, tally.ran_out_of_memory = cause, of_memory
+
+    def failed(self, trial: Hashable, budget: Budget) -> bool:
+        """It ended with an error of its own; whether it is to be run again."""
+        tally = self._tally(trial)
+        if tally.failures >= budget.trial:
+            return False
+        tally.failures += 1
+        return True
+
+    def has_failed(self, trial: Hashable) -> bool:
+        """Whether an attempt before ended with an error of its own."""
+        return self._tally(trial).failures > 0
+
+    def given_up(self, trial: Hashable, budget: Budget) -> str | None:
+        """Why it is not to be run again, where its workers died too often."""
+        tally = self._tally(trial)
+        if tally.deaths <= budget.infrastructure:
+            return None
+        times = "once" if tally.deaths == 1 else f"{tally.deaths} times"
+        return (
+            f"its workers died {times} (resources.infrastructure_retries: {budget.infrastructure}); the last time: {tally.cause} "
+            "`stlab run --retry-failed` goes on from its last checkpoint"
+        )

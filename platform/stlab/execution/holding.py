@@ -1,0 +1,127 @@
+"""Who holds what: a study is run by one driver at a time, a trial trained by one worker group.
+
+On a local or shared folder a lock of the file system says so, which the kernel lifts when its holder dies, however it dies. An
+object store has no locks: there a name on the Ray cluster does it (``stlab.execution.ray.names``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from stlab.errors import StorageError, UserError
+from stlab.results import Store
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = ".locks"  # beside the studies: their folders are moved when a study is changed
+
+
+class StudyRunning(UserError):
+    """The study is being run by another driver; says which."""
+
+    def __init__(self, study: str, holder: Holder) -> None:
+        super().__init__(
+            f"the study {study} is being run already: {holder}. Wait for its end or stop it; or give this one another name "
+            "(--set name=…): trials they share are trained once."
+        )
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who runs or trains it."""
+
+    host: str
+    pid: int
+    since: str
+    """UTC, ISO."""
+    job: str | None = None
+    """The Ray job that was submitted, if it is one."""
+
+    @classmethod
+    def myself(cls) -> Holder:
+        # Ray tells a job that was submitted to it who it is.
+        submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(socket.gethostname(), os.getpid(), now, submitted.get("job_submission_id"))
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+
+@contextlib.contextmanager
+def lock(store: Store, name: str, holder: Holder) -> Iterator[Holder | None]:
+    """Hold the lock ``name`` of a local store for the block; gives who holds it instead, None where it is ``holder`` now.
+
+    A file system without locks is said in the log, and the block is entered.
+    """
+    path = Path(store.path(f"{_FOLDER}/{name}"))
+    with _opened(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield _read(file.read())
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+                raise
+            logger.warning("%s: this file system has no locks (%s); make sure that no two runs share a study", path, error)
+            yield None
+            return
+        file.truncate(0)
+        file.write(json.dumps(asdict(holder)))
+        file.flush()
+        yield None
+        file.truncate(0)
+
+
+def _opened(path: Path) -> TextIO:
+    """A lock's file. It is never deleted: whoever opened it before would hold a lock that nobody else sees."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}. Give a --storage that can be written.") from error
+
+
+def _read(text: str) -> Holder:
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):  # between taking the lock and saying so
+        return Holder("?", 0, "just now")
+
+
+def study_lock(study: str) -> str:
+    return f"study-{study}"
+
+
+def trial_lock(trial_id: str) -> str:
+    return f"trial-{trial_id}"
+
+
+@contextlib.contextmanager
+def study_held(store: Store, study: str, holder: Holder) -> Iterator[None]:
+    """Hold a study for the block, where its store is a folder.
+
+    Raises:
+        StudyRunning: another process does.
+    """
+    if not store.is_local:
+        yield
+        return
+    with lock(store, study_lock(study), holder) as other:
+        if other is not None:
+            raise StudyRunning(study, other)
+        yield
