@@ -40,7 +40,7 @@ def submit(
 ) -> None:
     """Run a study on a cluster: sends stlab and the study, follows the log, and ends with the job's exit code."""
     from stlab.execution.shipment import package_folders, size
-    from stlab.execution.submission import Order, check_order, shown
+    from stlab.execution.submission import Order, check_order
 
     console = console_for_output()
     order = Order(study, list(overrides or ()), storage, tracking_uri, trials, retry_failed, add_seeds)
@@ -63,7 +63,7 @@ def submit(
         jobs.submit(
             job_id,
             ["-m", "stlab", *order.arguments(name if checked.text is None else f"{name}.yaml")],
-            packages=packages, working_dir=working_dir, study=name, storage=shown(storage), environment=order.environment(),
+            packages=packages, working_dir=working_dir, study=name, storage=storage, environment=order.environment(),
         )  # fmt: skip
     console.print(f"job      {job_id}", highlight=False, soft_wrap=True)
     if not wait:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from stlab.errors import StudyError, UserError
 from stlab.execution.study import check_protocol, data_facts
+from stlab.files import is_uri, secrets_of, shown
 from stlab.plan import DataFacts, make_plan
 from stlab.spec import DataSpec
 from stlab.study_file import find_study, load_study_source, parse
@@ -18,7 +19,6 @@ from stlab.study_source import Key, StudySource
 
 _DATA_FILES = ("path", "node_ids", "distances")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
-_SECRET_QUERY = re.compile("secret|password|token|access_key", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class Order:
 
     def arguments(self, study: str) -> list[str]:
         """The words after ``stlab``. Whoever may ask the cluster can read them, so that no password stands in them."""
-        words = ["run", study]
-        if not has_secret(self.storage):
-            words += ["--storage", self.storage]
-        if self.tracking_uri and not has_secret(self.tracking_uri):
+        words = ["run", study, "--storage", self.storage]
+        if self.tracking_uri and not secrets_of(self.tracking_uri):
             words += ["--tracking-uri", self.tracking_uri]
         for override in self.overrides:
             words += ["--set", override]
@@ -51,9 +49,8 @@ class Order:
         return words
 
     def environment(self) -> dict[str, str]:
-        """Addresses with a password in them: these are kept out of the command, which is logged and shown."""
-        told = {"STLAB_STORAGE": self.storage, "MLFLOW_TRACKING_URI": self.tracking_uri}
-        return {name: uri for name, uri in told.items() if uri and has_secret(uri)}
+        """A tracking URI with a password in it: it is kept out of the command, which is logged and shown."""
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri and secrets_of(self.tracking_uri) else {}
 
 
 @dataclass
@@ -89,7 +86,7 @@ def check_order(order: Order) -> Checked:
     elsewhere: list[str] = []
 
     def facts(data: DataSpec) -> DataFacts:
-        if not data.path.startswith("synthetic:") and ("://" in data.path or not Path(data.path).exists()):
+        if not data.path.startswith("synthetic:") and (is_uri(data.path) or not Path(data.path).exists()):
             elsewhere.append(data.path)
             raise _Elsewhere
         return data_facts(data)
@@ -115,7 +112,12 @@ def _extension(order: Order, notes: list[str]) -> Checked:
 
 
 def _check_places(order: Order) -> None:
-    if "://" not in order.storage and not Path(order.storage).is_absolute():
+    if secrets_of(order.storage):
+        raise UserError(
+            f"--storage {shown(order.storage)}: keys do not belong in a URI. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on the "
+            "cluster's nodes."
+        )
+    if not is_uri(order.storage) and not Path(order.storage).is_absolute():
         raise UserError(
             f"--storage {order.storage}: a folder of this machine is no place for a cluster. Give one that all nodes reach: "
             "--storage s3://bucket/runs, or an absolute path of a shared folder: /shared/runs."
@@ -166,19 +168,3 @@ def _leaves(value: Any, loc: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...],
             yield from _leaves(inner, (*loc, index))
     elif isinstance(value, str):
         yield loc, value
-
-
-def has_secret(uri: str) -> bool:
-    """Whether a URI holds a password or a key."""
-    return shown(uri) != uri
-
-
-def shown(uri: str) -> str:
-    """A URI as it may be shown."""
-    parts = urlsplit(uri)
-    if parts.password:
-        parts = parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
-    if _SECRET_QUERY.search(parts.query):
-        query = [(key, "***" if _SECRET_QUERY.search(key) else value) for key, value in parse_qsl(parts.query)]
-        parts = parts._replace(query=urlencode(query, safe="*:/"))
-    return urlunsplit(parts) if parts != urlsplit(uri) else uri

@@ -120,7 +120,7 @@ def cluster_amounts() -> dict[str, float]:
     """CPUs, GPUs, memory (GiB) and nodes of the connected cluster, as they are shown."""
     have = ray.cluster_resources()
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    return {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0), "GiB of memory": round(have.get("memory", 0) / 2**30), "nodes": nodes}
+    return {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0), "memory (GiB)": round(have.get("memory", 0) / 2**30), "nodes": nodes}
 
 
 def _reachable() -> dict[str, float]:

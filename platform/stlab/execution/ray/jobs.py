@@ -71,6 +71,11 @@ class Jobs:
         with self._answers(), _without_ray_address():
             self._client = JobSubmissionClient(self.address, headers=_token_header())
 
+    @property
+    def ray_version(self) -> str:
+        """The cluster's."""
+        return str(self._client._server_ray_version)
+
     def submit(
         self,
         job_id: str,
