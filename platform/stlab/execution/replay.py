@@ -95,7 +95,8 @@ def replay(
     identity = {name: value for name, value in trial.items() if name not in TrialSpec.model_fields}
     with tempfile.TemporaryDirectory(prefix="stlab-replay-") as scratch, threads_of(spec.resources):
         again = TrialDirectory(Store(scratch), directory.trial_id)
-        status = run_trial(spec, identity, again, test=directory.is_tested(), report=report)
+        parts = directory.micro_batches()
+        status = run_trial(spec, identity, again, test=directory.is_tested(), report=report, micro_batches=parts)
         conditions = tuple(_conditions(spec, trial, directory, again))
         failure = again.read("failed.json") or {}
         if status is not TrialStatus.FINISHED or (directory.is_tested() and not again.is_tested()):
@@ -177,7 +178,7 @@ def _conditions(
     recorded = trial.get("libraries")
     for name, version in library_versions().items():
         found.append(Condition(name, "not recorded" if recorded is None else recorded.get(name, "none"), version))
-    for name in ("device", "precision"):
+    for name in ("device", "precision", "micro_batch"):
         found.append(Condition(name, str(then.get(name)), str(now.get(name, then.get(name)))))
     found.append(Condition("workers", str(spec.resources.workers), "1"))
     return found

@@ -184,13 +184,13 @@ class Fit:
         means = log.means() | {name: norm.item() for name, norm in norms.items()}
         trained = before + time.perf_counter() - started
         errors = self._validate(log, norms, trained)
-        progress.epoch, progress.step = epoch, self.steps
         if not math.isfinite(errors["rmse"]):
             # A step's loss is taken before its update: what the last update broke shows here, and would be selected below.
             last = self.optimiser.param_groups[0]["lr"]
             raise NonFiniteLoss(
-                f"the validation RMSE is {errors['rmse']} after step {progress.step}, learning rate {last:.3g}"
+                f"the validation RMSE is {errors['rmse']} after step {self.steps}, learning rate {last:.3g}", self.steps
             )
+        progress.epoch, progress.step = epoch, self.steps
         return {
             "epoch": epoch,
             "step": progress.step,

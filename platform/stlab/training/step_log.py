@@ -14,7 +14,15 @@ CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the d
 
 
 class NonFiniteLoss(TrialFailed):
-    """The loss became infinite or NaN; says at which step and learning rate."""
+    """The loss became infinite or NaN; says at which step and learning rate.
+
+    Args:
+        step: the first that was broken, from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StepLog:
@@ -73,6 +81,6 @@ class StepLog:
         if len(bad):
             step = self.first_step + len(self) - len(rows) + int(bad[0])
             value = rows[int(bad[0]), 0].item()
-            raise NonFiniteLoss(f"the loss is {value} at step {step + 1}, learning rate {self.learning_rate(step):.3g}")
+            raise NonFiniteLoss(f"the loss is {value} at step {step + 1}, learning rate {self.learning_rate(step):.3g}", step + 1)
         self.read.append(rows.cpu())
         self.waiting = []

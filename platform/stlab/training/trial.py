@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from stlab.catalog import create_model
 from stlab.data import Dataset, Windows, load_dataset
-from stlab.errors import TrialFailed, UserError
+from stlab.errors import StorageError, TrialFailed, UserError
 from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
@@ -27,6 +27,7 @@ from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible
 from stlab.training.metrics import Errors, Keep, evaluate
 from stlab.training.pauses import TrialStopped
 from stlab.training.predictions import KeptPredictions, by_horizon, ignore
+from stlab.training.step_log import NonFiniteLoss
 from stlab.training.view import view_of_window
 from stlab.training.watchdog import HungStep, Watchdog
 from stmodels.forecaster import Forecaster
@@ -77,6 +78,7 @@ def run_trial(
             memory. What the directory says (:meth:`TrialDirectory.micro_batches`) holds where that is more: ask for twice that.
 
     Raises:
+        StorageError: the directory cannot be read or written; the trial stays as it last was.
         NeedsSmallerBatches: memory ran out on one of several workers; they all have to be started anew, and go on with smaller ones.
     """
     if prunable and directory.status() is TrialStatus.PRUNED:
@@ -135,6 +137,8 @@ class _Run:
         except TrialStopped:
             logger.info("trial %s stopped where it is to go on from", self.directory.trial_id)
             return TrialStatus.STARTED
+        except StorageError:  # no fault of the trial's, and nothing could be written down: it goes on from its last checkpoint
+            raise
         except TrialPruned as reason:
             self._pruned(str(reason))
         except HungStep as error:
@@ -155,6 +159,8 @@ class _Run:
         if self.lead and self.directory.read("trial.json") is None:
             self.directory.write_trial({**_plain(self.trial), **self.identity})
         self.job = job = _Job(self, watchdog)
+        if self.micro_batches > 1 and not is_divisible(job.batch_size, self.world, self.micro_batches // 2):
+            raise MemoryError("its workers were killed")
         is_trained = self.directory.status() is TrialStatus.FINISHED
         if is_trained and self.test and not job.has_selected():
             self.job = job = _Job(self, watchdog)
@@ -194,18 +200,19 @@ class _Run:
                 self.directory.write_epochs(self.job.progress.rows)
             expected = isinstance(error, (TrialFailed, UserError))
             tail = "".join(traceback.format_exception(error)).splitlines()
-            self._write_failure(str(error) if expected else f"{type(error).__name__}: {error}", tail)
+            step = error.step if isinstance(error, NonFiniteLoss) else None
+            self._write_failure(str(error) if expected else f"{type(error).__name__}: {error}", tail, step)
         logger.error("trial %s failed: %s", self.directory.trial_id, error)
         if self.world > 1 and (anywhere or not isinstance(error, TrialFailed)):
             raise error  # it may have happened here alone, and the other workers wait: the whole group has to start anew
 
-    def _write_failure(self, reason: str, tail: list[str]) -> None:
+    def _write_failure(self, reason: str, tail: list[str], step: int | None = None) -> None:
         epochs, steps = self.job.position() if self.job is not None else (0, 0)
         self.directory.write_failure(
             {
                 "reason": reason,
                 "epoch": epochs,
-                "step": steps,
+                "step": steps if step is None else step,
                 "failed_at": datetime.now(UTC).isoformat(),
                 "log_tail": tail[-_TAIL_LINES:],
                 "notes": self.job.notes() if self.job is not None else self.notes,
