@@ -64,6 +64,7 @@ class WorkerGroups(ABC, Generic[Task]):
         self._deferred: set[Hashable] = set()  # somebody else was training them when they were last taken
         self._deaths_without_trial = [0] * len(resources)
         self._events: list[dict[str, Any]] = []
+        self._halted: str | None = None
 
     @abstractmethod
     def _next(self, group: int) -> Task | Wait | None:
@@ -95,6 +96,8 @@ class WorkerGroups(ABC, Generic[Task]):
 
     def take(self, group: int) -> Assignment | Wait | None:
         """The next trial for a worker group. WAIT: perhaps later; None: nothing is left."""
+        if self._halted is not None:
+            return None
         if group in self._running:
             self.fall(group, "nobody could say why.")
         task = self._next(group)
@@ -148,6 +151,15 @@ class WorkerGroups(ABC, Generic[Task]):
             return True
         self._deaths_without_trial[group] += 1
         return self._deaths_without_trial[group] <= _DEATHS_WITHOUT_TRIAL
+
+    def halt(self, group: int, reason: str) -> None:
+        """The storage failed the group: nobody is given another trial. The trial is neither failed nor lost; its checkpoint stays."""
+        self._running.pop(group, None)
+        self._halted = self._halted or reason
+
+    def halted(self) -> str | None:
+        """Why the run ends before its time, where it does."""
+        return self._halted
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Keep an event for the driver: ``started``, ``epochs`` or ``ended``."""

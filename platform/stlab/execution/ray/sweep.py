@@ -18,6 +18,7 @@ import ray.train
 import ray.tune
 from ray.train.torch import TorchTrainer
 
+from stlab.errors import StorageError
 from stlab.execution.board import Board
 from stlab.execution.ray.cluster import ON_THE_HEAD, last_line
 from stlab.execution.ray.falls import Falls
@@ -106,6 +107,8 @@ def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str
     # Tune prints a banner of its own, whatever its verbosity; what a study says, its observers say.
     with _listening(board, listen), contextlib.redirect_stdout(io.StringIO()):
         results = tuner.fit()
+    if (reason := ray.get(board.halted.remote())) is not None:
+        raise StorageError(f"the study ended before its time: {reason}")
     return [f"pack {index}: {last_line(error)}" for index, error in enumerate(results.errors)]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.train
 
+from stlab.errors import StorageError
 from stlab.execution.holding import Holder, lock, trial_lock
 from stlab.execution.ray.names import name_held
 from stlab.execution.ray.notice import Preempted, is_told_to_go
@@ -40,8 +41,11 @@ def work_off(job: Mapping[str, Any]) -> None:
     while (taken := worker.take()) is not None:
         if isinstance(taken, Wait):
             time.sleep(_WAIT_SECONDS)
-        else:
+            continue
+        try:
             worker.run(taken)
+        except StorageError as error:  # full, or away: another trial would fare no better
+            worker.halt(str(error))
     ray.train.report({"pack": job["pack"]})
 
 
@@ -64,6 +68,19 @@ class _Worker:
         if isinstance(box[0], Preempted):
             raise box[0]
         return box[0]
+
+    def halt(self, reason: str) -> None:
+        """Have the whole run end: what is trained cannot be written.
+
+        Raises:
+            StorageError: other workers of the group wait for this one; they all end so.
+        """
+        import torch.distributed as dist
+
+        self.held.close()
+        ray.get(self.board.halt.remote(self.group, reason))
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            raise StorageError(reason)
 
     def _take(self) -> Assignment | Wait | Preempted | None:
         if is_told_to_go():
