@@ -225,11 +225,19 @@ class Results:
             raise UserError(f"trial {trial_id} has no forecasts in {self.storage}: it has not been measured on the test segment.")
         return found
 
-    def figures(self) -> dict[str, Figure]:
-        """The report's figures by name."""
-        from stlab.report import report_figures
+    def figures(self, beside: Sequence[str] = ()) -> dict[str, Figure]:
+        """The report's figures by name.
 
-        return report_figures(self._store, self.name)
+        Args:
+            beside: other studies of the storage: the figures of their joint page with this one, a panel a data set along an axis.
+
+        Raises:
+            UserError: a study was not run, or is named twice.
+            ProtocolMismatch: the trials were made by different protocols.
+        """
+        from stlab.report import joint_figures, report_figures
+
+        return joint_figures(self._store, [self.name, *beside]) if beside else report_figures(self._store, self.name)
 
     @property
     def report_path(self) -> str:

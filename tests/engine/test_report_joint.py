@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import stlab
 from stlab.errors import ProtocolMismatch, UserError
 from stlab.report import compare, summarise
 from stlab.report.axis_curves import axis_panel, numeric_axes
@@ -149,7 +150,7 @@ def test_several_data_sets_are_panels_of_one_figure(store: Store) -> None:
 
 def test_of_one_data_set_the_figures_are_the_pages(store: Store, written: tuple[Path, JointSection]) -> None:
     drawn = {file.stem for file in (written[0].parent / "figures").iterdir()}
-    assert set(joint_figures(store, ["weights", "parts"])) == drawn
+    assert set(stlab.results(store.location, "weights").figures(beside=["parts"])) == drawn
     assert drawn == {ALONG, "learning_curves", "tradeoff"}
 
 

@@ -4,6 +4,7 @@ Slow imports (matplotlib, pandas, scipy, jinja2) wait until they are used.
 """
 
 from stlab.report.comparisons import Comparison, compare
+from stlab.report.joint import joint_figures
 from stlab.report.page import report_figures, write_report
 from stlab.report.statistics import Interval, Summary, summarise
 from stlab.report.tables import ablation_table, terminal_table, to_latex
@@ -14,6 +15,7 @@ __all__ = [
     "Summary",
     "ablation_table",
     "compare",
+    "joint_figures",
     "report_figures",
     "summarise",
     "terminal_table",

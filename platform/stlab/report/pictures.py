@@ -78,16 +78,22 @@ def _axes(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pi
 
 
 def _shown(lines: Sequence[Summary]) -> list[Summary]:
-    """The variants of a figure: those with a finished trial, and of too many the best, in the table's order."""
+    """The lines of a figure: those with a finished trial, in the table's order. Of too many the best point of each variant, by validation,
+    then the best of the others: an axis has a figure of its own."""
     variants = [line for line in lines if not line.baseline and line.n]
-    order = sorted(variants, key=lambda line: (line.rank_rmse, line.val_rmse.mean if line.val_rmse else 0.0))
-    kept = order[: figures.MAX_LINES]
+    by_validation = sorted(variants, key=lambda line: line.val_rmse.mean if line.val_rmse else math.inf)
+    first = {line.variant: line.label for line in reversed(by_validation)}
+    kept = sorted(variants, key=lambda line: (first[line.variant] != line.label, line.rank_rmse))[: figures.MAX_LINES]
     return [line for line in variants if line in kept]
 
 
 def _only_best(lines: Sequence[Summary], shown: Sequence[Summary]) -> str:
-    every = sum(not line.baseline and line.n > 0 for line in lines)
-    return f" Of {every} variants the {len(shown)} best are drawn." if every > len(shown) else ""
+    every = [line.variant for line in lines if not line.baseline and line.n]
+    if len(every) <= len(shown):
+        return ""
+    if len(set(every)) == len(every):
+        return f" Of {len(every)} variants the {len(shown)} best are drawn."
+    return f" Of {len(every)} lines {len(shown)} are drawn: each variant's best by validation first."
 
 
 def _reference_lines(lines: Sequence[Summary], shown: Sequence[Summary]) -> list[Summary]:

@@ -13,7 +13,7 @@ _LISTED = 10
 def search_content(found: SearchResult) -> dict[str, Any]:
     """What the page's block on the search prints."""
     return {
-        "sentences": [sentence(found, arm) for arm in found.arms],
+        "sentences": [sentence(found, arm) for arm in found.arms] or ["No trial has begun."],
         "sealed": sealed(found),
         "objectives": [OBJECTIVES[name] for name in found.objectives],
         "fields": [path.rpartition(".")[2] for path in found.space],
@@ -42,10 +42,14 @@ def sentence(found: SearchResult, arm: str) -> str:
 
 def sealed(found: SearchResult) -> str:
     """What of the search has seen the test segment."""
-    plain = (
-        "All trials were compared on the validation segment. The test segment was read once, at the end, by the selected "
-        "configuration: its test figures stand in the table of results."
-    )
+    selected = [row for row in found.rows if row["selected"]]
+    plain = "Trials are compared on the validation segment alone."
+    if not selected:
+        plain += " Nothing was selected, so the search has not read the test segment."
+    elif not all(row["tested"] for row in selected):
+        plain += " The test segment is read once, at the end, by the selected configuration; that has not been done yet."
+    else:
+        plain += " The test segment was read once, at the end, by the selected configuration: its figures stand in the table of results."
     more = [(arm, sum(bool(r["tested"]) for r in _distinct(found, arm))) for arm in found.arms]
     if beyond := [f"{count} configurations of '{arm}'" for arm, count in more if count > 1]:
         plain += (
