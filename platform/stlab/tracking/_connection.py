@@ -163,7 +163,10 @@ def _check_database(uri: str) -> None:
         url = make_url(uri)
         engine = create_engine(url)
     except (ModuleNotFoundError, ArgumentError) as error:  # ArgumentError: malformed, or an unknown driver
-        raise UserError(f"tracking URI {shown(uri)}: {_told(error, uri)}. Correct it, or install the driver (pip install).") from error
+        remedy = "Correct it, or install the driver (pip install)."
+        if getattr(error, "name", None) == "psycopg":
+            remedy = "Install it (pip install 'psycopg[binary]') or, for psycopg2, write postgresql+psycopg2://."
+        raise UserError(f"tracking URI {shown(uri)}: {_told(error, uri)}. {remedy}") from error
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     try:
