@@ -154,6 +154,7 @@ def grid() -> dict[str, np.ndarray]:
     return {"data": data, "timestamps": np.datetime64("2024-01-01", "s") + np.arange(steps) * np.timedelta64(3600, "s")}
 
 
+_STARTS = 4
 START_SECONDS = 180
 """For Ray to come up, on a busy machine."""
 
@@ -180,7 +181,17 @@ class RayNodes:
         return environment(str(self.folder)) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def add(self, cpus: int = 1, *options: str, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a node, the head first, and wait until it answers."""
+        """Start a node, the head first, and wait until it answers. Ray gives it 30 s, which is short on a busy machine."""
+        for attempt in range(_STARTS):
+            node, said = self._start(cpus, *options, variables=variables)
+            if said is None:
+                self.nodes.append(node)
+                return node
+            assert attempt < _STARTS - 1, said
+        raise AssertionError
+
+    def _start(self, cpus: int, *options: str, variables: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], str | None]:
+        """A node, and what it said if it did not come up."""
         if self.nodes:
             role = ["--address", self.address]
         else:
@@ -189,7 +200,7 @@ class RayNodes:
             # The job server runs on the head alone; 0 keeps two clusters on one machine apart.
             role = ["--head", "--port", str(port), "--ray-client-server-port", str(free_port()), "--temp-dir", str(self.folder)]
             role += ["--include-dashboard", str(self.dashboard_port is not None)]
-            role += ["--dashboard-port", str(self.dashboard_port)] if self.dashboard_port else []
+            role += ["--dashboard-port", str(self.dashboard_port or free_port())]  # a little of it runs in any case
         log = self.folder / f"node{len(self.nodes)}.log"
         node = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *role, "--node-ip-address", "127.0.0.1", "--num-cpus", str(cpus),
@@ -197,13 +208,15 @@ class RayNodes:
              "--disable-usage-stats", "--block", *options],
             env=self.environment | dict(variables or {}), start_new_session=True, stdout=log.open("wb"), stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.nodes.append(node)
         until = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in (said := log.read_text()):
-            assert node.poll() is None, said
-            assert time.monotonic() < until, said
+            if node.poll() is not None:
+                return node, said
+            if time.monotonic() > until:
+                self.kill(node)
+                return node, said
             time.sleep(0.2)
-        return node
+        return node, None
 
     def processes(self, node: subprocess.Popen[bytes]) -> dict[int, list[str]]:
         """A node's processes, its workers too, by pid: their command lines."""
