@@ -120,6 +120,7 @@ print(run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_in_mid_epoch_it_goes_on_from_there(make_trial: MakeTrial, tmp_path: Path, steps_made: list[int]) -> None:
     """A single epoch of 79 steps: beyond the 50 after which the losses are read."""
     trial = make_trial(model={"dropout": 0.2}, max_epochs=1, batch_size=2, checkpoint_seconds=1e-6)
@@ -130,7 +131,7 @@ def test_killed_in_mid_epoch_it_goes_on_from_there(make_trial: MakeTrial, tmp_pa
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while worker.poll() is None and time.monotonic() < deadline:
             if any(int(state.parent.name.partition(".")[2] or 0) > 52 for state in saved.glob("*/state.json")):
                 break
@@ -326,12 +327,13 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_allocation_that_really_fails(make_trial: MakeTrial, tmp_path: Path) -> None:
     """Address space is limited to 200 MiB more than there is: 32 windows at 16 MiB don't fit, 8 may."""
     trial = make_trial(model={"name": "lstm", "hidden": 8}, data={"family": "sensors"}, max_epochs=2)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, trial.model_dump_json(), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     (status, whole, _, whole_test), (limited_status, limited, failure, limited_test) = json.loads(done.stdout.splitlines()[-1])
@@ -402,12 +404,13 @@ module.run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_validation_that_never_ends_ends_the_process(make_trial: MakeTrial, tmp_path: Path) -> None:
     """After all steps of the first epoch, which are 4 with this model's longer windows."""
     trial = make_trial(model={"name": "lstm", "hidden": 8}, data={"family": "sensors"}, step_timeout=6.0)
     done = subprocess.run(
         [sys.executable, "-c", HANGS, trial.model_dump_json(), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 70, done.stderr[-4000:]
     failure = TrialDirectory(Store(tmp_path), "a").read("failed.json") or {}

@@ -41,7 +41,7 @@ class Notice:
 def work(rank, world, folder, dropout, missing):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=250)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=700)
     )
     store = Store(f"{folder}/runs")
     trial = TrialSpec.model_validate_json(dropout)
@@ -70,6 +70,7 @@ def timeless(row: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_stop_together_and_go_on_exactly(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     dropout = make_trial(model={"dropout": 0.2}, max_epochs=2, checkpoint_seconds=1e9)
     missing = make_trial(model={"name": "lstm", "hidden": 8}, data={"family": "sensors", "null": 5.0}, max_epochs=2, batch_size=39)
@@ -77,7 +78,7 @@ def test_two_workers_stop_together_and_go_on_exactly(make_trial: Callable[..., T
     script.write_text(WORKERS)
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), dropout.model_dump_json(), missing.model_dump_json()],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     store = Store(tmp_path / "runs")
