@@ -139,6 +139,9 @@ def test_training_waits_for_nothing_but_its_checkpoints(tmp_path: Path, make_tri
     assert during[-1] <= (checkpoints + 1) * 4 * often.seconds, "four files a checkpoint, and checkpoints no more often than asked"
 
 
+_OF_A_CONNECTION = ("host", "connection", "transfer-encoding", "expect", "content-length")
+
+
 class _Flaky(http.server.BaseHTTPRequestHandler):
     """Passes requests on to a server, or does what the test says instead."""
 
@@ -146,12 +149,24 @@ class _Flaky(http.server.BaseHTTPRequestHandler):
     target = ""
     fault: Callable[[http.server.BaseHTTPRequestHandler], bool] = staticmethod(lambda request: False)
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass  # trailers
+        return b"".join(parts)
+
     def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         if type(self).fault(self):
             return
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
-        call = urllib.request.Request(self.target + self.path, data=body or None, method=self.command, headers=headers)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_A_CONNECTION}
+        data = body if self.command in ("PUT", "POST") else None
+        call = urllib.request.Request(self.target + self.path, data=data, method=self.command, headers=headers)
         try:
             answer = urllib.request.urlopen(call, timeout=60)
         except urllib.error.HTTPError as error:
@@ -206,7 +221,14 @@ def _reset(request: http.server.BaseHTTPRequestHandler) -> bool:
     return True
 
 
-@pytest.mark.parametrize("fault", [_answer(500), _answer(503), _reset], ids=["500", "503", "reset"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(_answer(500), id="500", marks=pytest.mark.slow),
+        pytest.param(_answer(503), id="503"),
+        pytest.param(_reset, id="reset", marks=pytest.mark.slow),
+    ],
+)
 def test_a_store_that_is_away_for_seconds_is_asked_again(flaky: Any, s3: Any, fault: Any) -> None:
     store = Store(f"s3://{s3.make_bucket(f'flaky-{next(_number)}')}/runs")
     store.write("before", b"1")

@@ -137,7 +137,9 @@ def store(tmp_path: Path) -> Store:
     rows = []
     for seed in range(3):
         directory = TrialDirectory(store, f"trial-{seed}")
-        directory.write_trial({"seed": seed, "baseline": False, "model": {"name": "st_vfm"}, "train": {"lr": 3e-4}})
+        directory.write_trial(
+            {"seed": seed, "baseline": False, "data": {"path": "gone.npz"}, "model": {"name": "st_vfm"}, "train": {"lr": 3e-4}}
+        )
         directory.write_epochs(
             [{"epoch": e, "step": e, "loss": 1 / e, "val_mae": 3.0, "val_rmse": 4.0, "lr": 1e-3, "seconds": 1.0} for e in range(1, 8)]
         )
