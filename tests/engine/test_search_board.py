@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,26 @@ def test_a_pruned_trial_can_be_trained_to_its_end(
     ours, theirs = (d.read("result.json") or {} for d in (directory, undisturbed))
     assert (ours["val_rmse"], ours["epochs"]) == (theirs["val_rmse"], theirs["epochs"])
     assert math.isfinite(ours["val_rmse"])
+
+
+def test_captions_keep_capitals_and_no_ordinary_trial_is_cut_off(tmp_path: Path) -> None:
+    """Late in a search many points are chosen again; they must not narrow the picture to themselves."""
+    plan, store = helpers.planned("search.objectives=[val_mae]", "search.max_trials=12"), Store(tmp_path)
+    run_all(store, board_of(store, plan))
+    collect(plan, store, trial_row)
+    found = read_search(store, "bikes")
+    assert found is not None
+    again = [dict(min(found.complete(), key=found.value)) for _ in range(30)]
+    values = [2.155, 2.157, 2.159, 2.163, 2.164, 2.173, 2.19, 2.212, 2.23, 2.24]
+    for row, value in zip(found.rows, values, strict=False):
+        row["value.val_mae"] = value
+    for row in again:
+        row["value.val_mae"] = values[0]
+    crowded = replace(found, rows=[*found.rows[: len(values)], *again])
+    pictures = {picture.name: picture for picture in draw_search(crowded)}
+    assert pictures["search_history"].caption.startswith("Validation MAE")
+    low, high = pictures["search_history"].figure.axes[0].get_ylim()
+    assert low < values[0] < values[-1] < high
+    crowded.rows[9]["value.val_mae"] = 900.0
+    low, high = draw_search(crowded)[0].figure.axes[0].get_ylim()
+    assert values[-2] < high < 900

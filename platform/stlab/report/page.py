@@ -42,6 +42,7 @@ from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FULL_WIDTH = 7.2  # inches of a figure that fills the page; narrower ones are not blown up, so that all have one size of type
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 
 
@@ -290,5 +291,6 @@ def inline(picture: Picture) -> dict[str, str]:
         "name": picture.name,
         "title": picture.title,
         "caption": picture.caption,
+        "share": f"{min(1.0, picture.figure.get_figwidth() / _FULL_WIDTH):.2f}",
         "source": f"data:{_MEDIA[picture.inline]};base64,{content}",
     }

@@ -71,13 +71,14 @@ def draw_search(found: SearchResult) -> list[Picture]:
     if not found.complete():
         return []
     error = OBJECTIVES[found.objectives[0]]
+    begins = error[0].upper() + error[1:]  # str.capitalize would write "Validation mae"
     made = [
         _picture(
             "search_history", "Search: history", history,
-            f"{error.capitalize()} of every trial in the order they began; the line is the best so far. Hollow: pruned, at the error it "
+            f"{begins} of every trial in the order they began; the line is the best so far. Hollow: pruned, at the error it "
             "had then. Crosses at the top edge: failed. Errors far above the rest are cut off, here and below.", found,
         ),
-        _picture("search_slices", "Search: slices", slices, f"{error.capitalize()} by each searched field. Hollow: pruned.", found),
+        _picture("search_slices", "Search: slices", slices, f"{begins} by each searched field. Hollow: pruned.", found),
         _picture(
             "search_parallel", "Search: parallel coordinates", parallel,
             f"A line a finished trial, from field to field; the darker, the lower its {error}. The selected one is orange.", found,
@@ -90,7 +91,7 @@ def draw_search(found: SearchResult) -> list[Picture]:
         )
         made.append(_picture("search_importance", "Search: importance", importance, caption, found))
     if len(found.objectives) == 2:
-        caption = f"{error.capitalize()} against {OBJECTIVES[found.objectives[1]]}. On the line: no other trial is better in both."
+        caption = f"{begins} against {OBJECTIVES[found.objectives[1]]}. On the line: no other trial is better in both."
         made.append(_picture("search_front", "Search: trade-off", front, caption, found))
     return made
 
@@ -139,10 +140,13 @@ def _hollow(axes: Axes, at: Sequence[Any], found: SearchResult, rows: Sequence[R
 
 
 def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
-    """Diverged trials would flatten the rest: errors beyond thrice the median's distance from the best are cut off."""
-    ordered = sorted(values)
-    low, median = ordered[0], ordered[len(ordered) // 2]
-    top = low + 3 * (median - low)
+    """Diverged trials would flatten the rest: errors beyond four times the upper quartile's distance from the best are cut off.
+
+    Points that a sampler chose again count once: late in a search there are many of the best.
+    """
+    ordered = sorted(set(values))
+    low, upper = ordered[0], ordered[3 * len(ordered) // 4]
+    top = low + 4 * (upper - low)
     if top > low and ordered[-1] > top:
         axes.set_ylim(low - 0.1 * (top - low), top)
 
@@ -212,7 +216,13 @@ def _log_ticks(panel: Axes) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
+def choice_words(text: str) -> str:
+    """A choice as a reader writes it: a list without its brackets and quotes."""
+    return text.strip("[]").replace('"', "") if text.startswith("[") else text
+
+
 def _short(text: str, limit: int = 16) -> str:
+    text = choice_words(text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

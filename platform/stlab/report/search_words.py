@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stlab.report.search_figures import OBJECTIVES, Row, SearchResult
+from stlab.report.search_figures import OBJECTIVES, Row, SearchResult, choice_words
 
 _LISTED = 10
 
@@ -84,4 +84,4 @@ def _line(found: SearchResult, row: Row) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else choice_words(str(value))
