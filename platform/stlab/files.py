@@ -71,7 +71,8 @@ def shown(uri: str) -> str:
     if _SECRET.search(query):
         pairs = parse_qsl(query, keep_blank_values=True)
         query = urlencode([(name, "***" if _SECRET.search(name) else value) for name, value in pairs], safe="*/:")
-    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
+    masked = parts._replace(netloc=f"{user}{at}{host}", query=query)
+    return uri if masked == parts else urlunsplit(masked)  # it would write sqlite://// with two slashes less
 
 
 def secrets_of(uri: str) -> list[str]:

@@ -117,6 +117,7 @@ def test_keys_in_a_uri_are_refused_and_not_shown(text: str) -> None:
 def test_uris_are_shown_without_secrets() -> None:
     assert shown("postgresql+psycopg2://me:Hush@host/db?sslmode=require") == "postgresql+psycopg2://me:***@host/db?sslmode=require"
     assert shown("postgresql://host/db?user=me&password=Hush") == "postgresql://host/db?user=me&password=***"
+    assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
     assert shown("http://host:5000/mlflow") == "http://host:5000/mlflow"
     assert shown("/data/a@b:c") == "/data/a@b:c"
 

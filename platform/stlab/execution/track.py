@@ -26,7 +26,7 @@ _END_SECONDS = 600.0
 
 _Task = Callable[[], None]
 
-_STUDY, _EPOCHS, _END = "study", "epochs", "end"  # what a task is about, where it is no trial
+_STUDY, _TOLD, _EPOCHS, _END = "study", "told", "epochs", "end"  # what a task is about, where it is no trial
 
 
 class TrackingObserver:
@@ -61,7 +61,7 @@ class TrackingObserver:
         if event["kind"] == "started":
             self._put(trial, lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
         elif event["kind"] == "epochs":
-            self._work.put((_EPOCHS, lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"])))
+            self._work.put((_TOLD, lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"])))
         elif event["kind"] == "ended":
             self._put(trial, lambda: self._finish(trial_row(trial, self.store)))
 
@@ -127,10 +127,11 @@ class TrackingObserver:
 
     def _make_up(self) -> None:
         """Write what was missed, as soon as MLflow is back."""
-        for about, task in list(self._missed.items()):
+        missed = list(self._missed.items())
+        for about, task in missed:
             if self._tracker.is_paused or not self._try(about, task):
                 return
-        if self.failure is not None and not self._missed and not self._tracker.is_paused:
+        if missed:
             logger.info("MLflow is back, and has what it missed")
             self.failure = None
 
@@ -142,6 +143,7 @@ class TrackingObserver:
             try:
                 self._tracker.epochs(trial_id, rows)
             except TrackingUnavailable as error:
+                self._epochs[trial_id] = []  # asked again, though nothing new may be told
                 failure = error
         if failure is not None:
             raise failure
@@ -154,8 +156,8 @@ class TrackingObserver:
             if self.failure is None:
                 logger.warning("MLflow does not answer, training goes on: %s", error)
             self.failure = str(error)
-            if about not in (_EPOCHS, _END):
-                self._missed[about] = task
+            if about != _END:
+                self._missed[about] = self._flush_epochs if about == _EPOCHS else task
             return False
         except Exception as error:  # whatever is wrong with MLflow, the study goes on; it is said here and at the end
             logger.exception("MLflow could not be written, training goes on")

@@ -129,6 +129,7 @@ def prepare() -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)  # an ERROR or WARNING still shows
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs, with traceback, what it raises too
     # A signature is given; an example would be run once more at every upload.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("urllib3.connectionpool").addFilter(_is_not_a_retry)
