@@ -11,7 +11,7 @@ from typing import Any
 from stlab.report.statistics import Row
 from stlab.results import single_protocol
 
-_NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_seconds")
+_NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_seconds", "param.train.step_timeout")
 
 
 @dataclass(frozen=True)
