@@ -193,7 +193,8 @@ class RayNodes:
     def _start(self, cpus: int, *options: str, variables: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], str | None]:
         """A node, and what it said if it did not come up."""
         if self.nodes:
-            role = ["--address", self.address]
+            # Nodes of one folder would delete each other's unpacked jobs.
+            role = ["--address", self.address, "--temp-dir", str(self.folder / f"n{len(self.nodes)}")]
         else:
             port = free_port()
             self.address = f"127.0.0.1:{port}"
