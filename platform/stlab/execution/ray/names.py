@@ -51,11 +51,14 @@ def name_held(store: Store, name: str, holder: Holder, *, patience: float = 0.0)
 
 def _take(name: str, holder: Holder) -> Any:
     """The actor that bears the name now; who has it already; None where that is just changing."""
-    options = {"name": name, "namespace": _NAMESPACE, "num_cpus": 0, "resources": ON_THE_HEAD}
+    # DEFAULT: a Train worker's actors go into its own placement group otherwise, which has no room for it, or dies with the worker group.
+    options = {"name": name, "namespace": _NAMESPACE, "num_cpus": 0, "resources": ON_THE_HEAD, "scheduling_strategy": "DEFAULT"}
     try:
         mine: Any = ray.remote(_Name).options(**options).remote(holder)
         ray.get(mine.holder.remote())
-    except ValueError:  # the name is taken
+    except ValueError as error:  # the name is taken
+        if "Cannot schedule" in str(error):
+            raise
         try:
             bearer: Any = ray.get_actor(name, namespace=_NAMESPACE)
             other: Any = ray.get(bearer.holder.remote(), timeout=_ASK_SECONDS)
