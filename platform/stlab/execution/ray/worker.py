@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -49,6 +49,19 @@ def work_off(job: Mapping[str, Any]) -> None:
     ray.train.report({"pack": job["pack"]})
 
 
+Said = TypeVar("Said")
+
+
+def _as_the_lead(said: Said) -> Said:
+    """What the first worker of the group gives, on all of them."""
+    import torch.distributed as dist
+
+    box = [said]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 class _Worker:
     """One worker of a group; the first of them speaks with the board, and holds the trial that all train."""
 
@@ -60,14 +73,10 @@ class _Worker:
 
     def take(self) -> Assignment | Wait | None:
         """The next trial, the same on every worker of the group."""
-        import torch.distributed as dist
-
-        box: list[Assignment | Wait | Preempted | None] = [self._take() if self.is_lead else None]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.broadcast_object_list(box, src=0)
-        if isinstance(box[0], Preempted):
-            raise box[0]
-        return box[0]
+        taken = _as_the_lead(self._take() if self.is_lead else None)
+        if isinstance(taken, Preempted):
+            raise taken
+        return taken
 
     def halt(self, reason: str) -> None:
         """Have the whole run end: what is trained cannot be written.
@@ -113,7 +122,8 @@ class _Worker:
                 directory.write_failure({"reason": taken.given_up, "log_tail": []})
             status = "failed"
         else:
-            status = self._train(taken, directory)
+            # The others may look at the directory before the lead has written that it is done.
+            status = _as_the_lead(self._train(taken, directory))
         self.held.close()
         if status == "started":
             if self.is_lead:

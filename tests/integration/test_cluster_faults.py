@@ -1,0 +1,250 @@
+"""What dies on a cluster (a worker, a node, the driver) costs the time since the last checkpoint, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+EPOCHS = 24
+GRACE_SECONDS = 30  # what Slurm and Kubernetes give by default
+WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+WATCHED = """\
+import json, logging, sys
+from stlab.cli.options import load_study
+from stlab.errors import UserError
+from stlab.execution.study import run_study
+
+study, storage, address, log, *overrides = sys.argv[1:]
+
+class Log:
+    def begin(self, plan, todo, concurrency): self.event({"kind": "begin", "concurrency": concurrency})
+    def end(self, outcome): pass
+    def event(self, event):
+        with open(log, "a") as file:
+            file.write(json.dumps({k: v for k, v in event.items() if k != "trial"}, default=str) + "\\n")
+
+logging.basicConfig(level=logging.WARNING)
+spec, source = load_study(study, overrides)
+outcome = run_study(spec, storage, source=source, address=address, observers=[Log()])
+print(*outcome.troubles, sep="\\n")
+sys.exit(1 if outcome.troubles or outcome.ended_as("failed", "missing") else 0)
+"""
+"""A run that writes down what its observers hear."""
+
+HOLD = """\
+import sys, time
+from stlab.execution import ray
+from stlab.execution.holding import Holder
+from stlab.results import Store
+
+with ray.connection(sys.argv[1]), ray.study_held(Store("s3://bucket/runs?region=x"), "mine", Holder.myself()):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+"""A driver whose storage has no locks."""
+
+
+class Runs:
+    """Studies on a cluster, from a folder; a storage for each."""
+
+    def __init__(self, folder: Path, nodes: Any, study: str) -> None:
+        self.folder, self.nodes = folder, nodes
+        (folder / "watched.py").write_text(WATCHED)
+        (folder / "long.yaml").write_text(study)
+
+    def start(self, storage: str, *overrides: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{storage}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "watched.py", "long.yaml", storage, self.nodes.address, f"{storage}.jsonl", *overrides],
+                cwd=self.folder, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def said(self, storage: str) -> str:
+        return (self.folder / f"{storage}.log").read_text()
+
+    def ends_well(self, run: subprocess.Popen[bytes], storage: str) -> None:
+        assert run.wait(timeout=900) == 0, self.said(storage)
+
+    def wait_for(self, what: Callable[[], Any], run: subprocess.Popen[bytes], storage: str) -> Any:
+        until = time.monotonic() + WAIT_SECONDS
+        while not (found := what()):
+            assert run.poll() is None, self.said(storage)
+            assert time.monotonic() < until, self.said(storage)
+            time.sleep(0.1)
+        return found
+
+    def in_the_middle(self, storage: str, trials: int, *overrides: str) -> subprocess.Popen[bytes]:
+        """A run that has so many trials with a checkpoint and an end far away."""
+        run = self.start(storage, *overrides)
+        self.wait_for(lambda: len(self.checkpoints(storage)) == trials, run, storage)
+        assert max(self.checkpoints(storage).values()) < EPOCHS - 1, "too fast to be disturbed in the middle"
+        return run
+
+    def checkpoints(self, storage: str) -> dict[str, int]:
+        """The newest checkpoint of every trial that has not ended: its number."""
+        done: dict[str, int] = {}
+        for state in (self.folder / storage).glob("trials/*/checkpoint/*/state.json"):
+            directory = state.parents[2]
+            if not (directory / "result.json").exists():
+                done[directory.name] = max(done.get(directory.name, 0), int(state.parent.name.partition(".")[0]))
+        return done
+
+    def newest_checkpoint(self, storage: str) -> float:
+        """When it was written."""
+        return max(path.stat().st_mtime for path in (self.folder / storage).glob("trials/*/checkpoint/*/state.json"))
+
+    def trials(self, storage: str) -> pd.DataFrame:
+        table = pd.read_parquet(next((self.folder / storage).glob("studies/*/results/trials.parquet")))
+        return table.set_index("trial_id").sort_index()
+
+    def same_as_undisturbed(self, storage: str) -> None:
+        """The figures are those of a run left alone, to the last digit, and every epoch counts once."""
+        columns = ["status", "test_mae", "test_rmse", "val_mae", "val_rmse", "best_epoch", "epochs"]
+        rows = self.trials(storage)
+        pd.testing.assert_frame_equal(rows[columns], self.trials("undisturbed").loc[rows.index, columns], check_exact=True)
+        for trial, row in rows.iterrows():
+            files = [self.folder / name / "trials" / str(trial) / "epochs.parquet" for name in (storage, "undisturbed")]
+            mine, others = (pd.read_parquet(file) for file in files)
+            assert mine["epoch"].tolist() == list(range(1, int(row["epochs"]) + 1))
+            numbers = ["step", "loss", "val_mae", "val_rmse", "lr"]
+            pd.testing.assert_frame_equal(mine[numbers], others[numbers], check_exact=True)
+
+    def heard(self, storage: str, kind: str) -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in (self.folder / f"{storage}.jsonl").read_text().splitlines()]
+        return [event for event in events if event["kind"] == kind]
+
+    def attempts(self, storage: str) -> dict[str, int]:
+        """How often each trial was begun."""
+        return {event["trial_id"]: event["attempt"] for event in self.heard(storage, "started")}
+
+
+def study_of(text: str, seeds: str = "[0]") -> str:
+    """A study whose trials have EPOCHS epochs, and as many checkpoints."""
+    text = text.replace("name: tiny", "name: long").replace("max_epochs: 2", f"max_epochs: {EPOCHS}, patience: {EPOCHS}")
+    return text.replace("seeds: [0, 1]", f"seeds: {seeds}\nbaselines: []")
+
+
+@pytest.fixture(scope="module")
+def runs(two_nodes: Any, study_text: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The cluster, and a run that nobody disturbed."""
+    runs = Runs(tmp_path_factory.mktemp("faults"), two_nodes, study_of(study_text))
+    runs.ends_well(runs.start("undisturbed", "seeds=[0, 1]"), "undisturbed")
+    return runs
+
+
+def test_a_worker_that_is_killed(runs: Runs) -> None:
+    run = runs.in_the_middle("worker", 2)
+    os.kill(runs.nodes.trainers()[0], signal.SIGKILL)
+    runs.ends_well(run, "worker")
+    runs.same_as_undisturbed("worker")
+    assert sorted(runs.attempts("worker").values()) == [1, 2], "the other never noticed"
+
+
+def test_a_driver_that_is_killed(runs: Runs) -> None:
+    run = runs.in_the_middle("driver", 2)
+    run.kill()
+    runs.ends_well(runs.start("driver"), "driver")
+    runs.same_as_undisturbed("driver")
+    assert len(runs.heard("driver", "ended")) == 2, "no trial ended twice"
+
+
+def test_a_worker_that_is_told_to_go(runs: Runs) -> None:
+    run = runs.in_the_middle("notice", 2, "train.checkpoint_seconds=4")
+    pid, told = runs.nodes.trainers()[0], time.time()
+    os.kill(pid, signal.SIGTERM)
+    runs.wait_for(lambda: pid not in runs.nodes.trainers(), run, "notice")
+    assert time.time() - told < GRACE_SECONDS
+    assert runs.newest_checkpoint("notice") > told, "it leaves a checkpoint behind"
+    runs.ends_well(run, "notice")
+    runs.same_as_undisturbed("notice")
+    assert set(runs.attempts("notice").values()) == {1}, "a preemption is no failure"
+
+
+def test_a_study_that_is_run_twice(runs: Runs) -> None:
+    run = runs.in_the_middle("twice", 2)
+    again = runs.start("twice")
+    runs.wait_for(lambda: again.poll() is not None, run, "twice")
+    assert "StudyRunning: the study long is being run" in runs.said("twice")
+    assert f"process {run.pid}" in runs.said("twice")
+    runs.ends_well(run, "twice")
+    runs.same_as_undisturbed("twice")
+    assert set(runs.attempts("twice").values()) == {1}
+
+
+def test_a_name_on_the_cluster_where_the_storage_has_no_locks(runs: Runs) -> None:
+    def driver(seconds: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", HOLD, runs.nodes.address, str(seconds)], env=runs.nodes.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    first = driver(600)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    out, err = driver(0).communicate(timeout=300)
+    assert out == ""
+    assert f"the study mine is being run already: process {first.pid} on " in err
+    first.kill()
+    out, err = driver(0).communicate(timeout=300)
+    assert out == "held\n", err
+
+
+def test_a_node_with_two_trials_that_is_killed(runs: Runs) -> None:
+    lost = runs.nodes.add(2)
+    run = runs.in_the_middle("node", 4, "seeds=[0, 1]")
+    assert len(runs.nodes.trainers(lost)) == 2
+    runs.nodes.kill(lost)
+    runs.ends_well(run, "node")
+    runs.same_as_undisturbed("node")
+    assert sorted(runs.attempts("node").values()) == [1, 1, 2, 2]
+
+
+def test_a_node_that_is_told_to_go(runs: Runs) -> None:
+    leaving = runs.nodes.add(2)
+    run = runs.in_the_middle("drained", 4, "seeds=[0, 1]")
+    told = time.time()
+    leaving.terminate()  # as Kubernetes does: Ray drains the node for 30 s
+    runs.wait_for(lambda: leaving.poll() is not None or not runs.nodes.trainers(leaving), run, "drained")
+    assert time.time() - told < GRACE_SECONDS
+    runs.ends_well(run, "drained")
+    runs.same_as_undisturbed("drained")
+    assert set(runs.attempts("drained").values()) == {1}
+
+
+def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs) -> None:
+    half = runs.start("shared", "resources.max_cpus=1")
+    other = subprocess.Popen(
+        [sys.executable, "watched.py", "long.yaml", "shared", runs.nodes.address, "other.jsonl", "name=other", "resources.max_cpus=1"],
+        cwd=runs.folder, env=runs.nodes.environment, start_new_session=True,
+    )  # fmt: skip
+    runs.ends_well(half, "shared")
+    assert other.wait(timeout=900) == 0
+    tables = [runs.folder / "shared" / "studies" / name / "results" / "trials.parquet" for name in ("long", "other")]
+    mine, others = (pd.read_parquet(table).set_index("trial_id").sort_index() for table in tables)
+    assert mine.index.tolist() == others.index.tolist()
+    pd.testing.assert_frame_equal(mine[["test_mae", "val_rmse"]], others[["test_mae", "val_rmse"]], check_exact=True)
+    pd.testing.assert_series_equal(mine["val_rmse"], runs.trials("undisturbed").loc[mine.index, "val_rmse"], check_exact=True)
+    epochs = [(e["trial_id"], row["epoch"]) for name in ("shared", "other") for e in runs.heard(name, "epochs") for row in e["rows"]]
+    assert sorted(epochs) == sorted((trial, epoch) for trial in mine.index for epoch in range(1, EPOCHS + 1)), "each is trained once"
+    assert [runs.heard(name, "begin")[0]["concurrency"] for name in ("shared", "other")] == [1, 1]
+
+
+def test_two_workers_on_two_nodes_train_as_one(runs: Runs) -> None:
+    few = "train.max_epochs=3"
+    runs.ends_well(runs.start("one", few), "one")
+    runs.ends_well(runs.start("two", few, "resources.workers=2"), "two")
+    columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
+    pd.testing.assert_frame_equal(runs.trials("two")[columns], runs.trials("one")[columns], rtol=1e-5)
