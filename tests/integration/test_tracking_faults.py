@@ -216,7 +216,7 @@ def test_away_from_start_to_end_and_made_up_for_by_sync(server: Server, make_stu
     begun = time.monotonic()
     observer.end(outcome)
     assert time.monotonic() - begun < 30
-    assert study.slowest_event < 0.5
+    assert study.slowest_event < 3.0
     assert observer.failure is not None
     assert "MLflow at http://127.0.0.1" in observer.failure
     server.start()
@@ -276,7 +276,7 @@ def test_frozen_for_a_while_does_nothing_twice(server: Server, make_study: Any, 
 
     try:
         outcome = study.run(observer, {(1, 1): freeze}, pause=0.2)
-        assert study.slowest_event < 0.5
+        assert study.slowest_event < 3.0
         thaw.join()
         observer.end(outcome)
     finally:
@@ -297,7 +297,7 @@ def test_a_server_that_accepts_and_never_answers(server: Server, make_study: Any
         begun = time.monotonic()
         observer.end(outcome)
         assert time.monotonic() - begun < 60
-    assert study.slowest_event < 0.5
+    assert study.slowest_event < 3.0
     assert observer.failure is not None
     assert "hunter2" not in observer.failure
     assert sync(study.store, "silent", server.uri) == 3
