@@ -22,7 +22,7 @@ _EPOCHS_AT_ONCE_SECONDS = 2.0  # epochs of fast trials are written together
 
 # A study that ends waits for MLflow as long as it gets on, but neither longer than this for one answer, nor longer in all.
 _ANSWER_SECONDS = 60.0
-_END_SECONDS = 600.0
+_END_SECONDS = 1800.0
 
 _Task = Callable[[], None]
 
@@ -41,6 +41,7 @@ class TrackingObserver:
         self._tracker = Tracker(uri, store, study_name)
         self._trials: dict[str, PlannedTrial] = {}
         self._epochs: dict[str, list[dict[str, Any]]] = {}
+        self._written: dict[str, dict[str, Any]] = {}  # trial id → its row as MLflow has it, to the end
         self._work: queue.Queue[tuple[str, _Task] | None] = queue.Queue()
         self._missed: dict[str, _Task] = {}  # by what it is about (a trial's id, or the study): the last that could not be written
         self._thread = threading.Thread(target=self._write, name="stlab-tracking", daemon=True)
@@ -77,7 +78,7 @@ class TrackingObserver:
                 self._missed[_STUDY]()
             rows = {row["trial_id"]: row for row in outcome.rows}
             for row in rows.values():
-                if row["status"] != "missing":
+                if row["status"] != "missing" and self._written.get(row["trial_id"]) != row:
                     self._finish(row)
             self._tracker.summarise(outcome.rows)
             self._tracker.attach_report(StudyDirectory(self.store, self.study_name).report_path("").rstrip("/"))
@@ -111,6 +112,7 @@ class TrackingObserver:
     def _finish(self, row: dict[str, Any]) -> None:
         self._tracker.trial(row)  # its tags say how it stands, and it was running when they were written
         self._tracker.finish(row)
+        self._written[row["trial_id"]] = row
 
     def _write(self) -> None:
         flushed = time.monotonic()

@@ -130,7 +130,9 @@ def compare_lines(
     if len({row.get("seed") for row in trained}) == 1:
         found = _over_blocks(rows, pairs, store)
     else:
-        found = [_over_seeds(rows, line, reference) for line, reference in pairs]
+        planned = {int(row["seed"]) for row in trained if row.get("seed") is not None}
+        by_id = {str(row.get("trial_id")): row for row in trained}
+        found = [_over_seeds(by_id, planned, line, reference) for line, reference in pairs]
     return corrected(found)
 
 
@@ -188,10 +190,9 @@ def _base_values(study: Mapping[str, Any], lines: Sequence[Summary]) -> dict[str
     return {path: (base.get(section) or {}).get(field) for path, section, field in split}
 
 
-def _over_seeds(rows: Sequence[Row], line: Summary, reference: Summary) -> Comparison:
-    ours, theirs = _by_seed(rows, line), _by_seed(rows, reference)
+def _over_seeds(by_id: Mapping[str, Row], planned: set[int], line: Summary, reference: Summary) -> Comparison:
+    ours, theirs = _by_seed(by_id, line), _by_seed(by_id, reference)
     both = sorted(ours.keys() & theirs.keys())
-    planned = {int(row["seed"]) for row in rows if not row.get("baseline") and row.get("seed") is not None}
     tests: dict[str, Paired | None] = {}
     for error in _ERRORS:
         values = [(ours[seed].get(f"test_{error}"), theirs[seed].get(f"test_{error}")) for seed in both]
@@ -199,9 +200,9 @@ def _over_seeds(rows: Sequence[Row], line: Summary, reference: Summary) -> Compa
     return Comparison(line.label, reference.label, "seeds", tuple(sorted(planned - set(both))), tests["rmse"], tests["mae"])
 
 
-def _by_seed(rows: Sequence[Row], line: Summary) -> dict[int, Row]:
+def _by_seed(by_id: Mapping[str, Row], line: Summary) -> dict[int, Row]:
     """The line's finished and tested trials by seed."""
-    own = [row for row in rows if str(row.get("trial_id")) in line.trial_ids and outcome(row) == "finished"]
+    own = [by_id[trial_id] for trial_id in line.trial_ids if trial_id in by_id and outcome(by_id[trial_id]) == "finished"]
     return {int(row["seed"]): row for row in own if row.get("test_rmse") is not None}
 
 

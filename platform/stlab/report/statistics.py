@@ -166,8 +166,9 @@ def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary
 
 def has_slot_of_week(summaries: Sequence[Summary]) -> bool:
     """Whether every variant has the mean by slot of week among the baselines on its data."""
+    baselines = [line for line in summaries if line.baseline]
     variants = [line for line in summaries if not line.baseline]
-    return bool(variants) and all(slot_of_week(summaries, line) is not None for line in variants)
+    return bool(variants) and all(slot_of_week(baselines, line) is not None for line in variants)
 
 
 def is_slot_of_week(name: str) -> bool:
