@@ -129,6 +129,7 @@ def _importances(arm: Tried) -> list[dict[str, Any]]:
     if len(done) < _FEWEST_FOR_IMPORTANCE:
         return []
     search, space = arm.history.search, arm.history.space
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * len(search.objectives))
     for entry, values in done.values():
         study.add_trial(
