@@ -118,6 +118,7 @@ class SlowStore(Store):
         super().write(relative, content)
 
 
+@pytest.mark.slow
 def test_training_waits_for_nothing_but_its_checkpoints(tmp_path: Path, make_trial: Callable[..., Any]) -> None:
     store = SlowStore(tmp_path)
     trial = make_trial(max_epochs=8, checkpoint_seconds=1000)
