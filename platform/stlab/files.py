@@ -45,6 +45,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
 _NUMBERS = {
     errno.ENOSPC: "The disk is full. Free space there; what is written stays, and the same command goes on from it.",
     errno.EDQUOT: "The quota is used up. Free space there; what is written stays, and the same command goes on from it.",
+    errno.ENOENT: "Give another folder, or make the one that it is to lie in.",
     errno.EROFS: "It is read-only. Give another folder, or make it writable.",
     errno.EACCES: "No permission. Give another folder, or change its mode.",
     errno.EPERM: "It is not allowed. Give another folder, or change its mode.",

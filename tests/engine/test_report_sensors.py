@@ -221,7 +221,7 @@ def test_the_report_shows_the_whole_image_of_the_best_variant_that_sees_it(store
     ):  # fmt: skip
         assert says in text, says
     folder = Path(store.path("studies/s/report/figures"))
-    names = {"rmse_by_horizon", "tradeoff", "busiest_series", "error_by_node", "correlation_image", "outstanding_nodes"}
+    names = {"rmse_by_horizon", "busiest_series", "error_by_node", "correlation_image", "outstanding_nodes"}
     assert {path.stem for path in folder.iterdir()} == names
 
 

@@ -142,12 +142,13 @@ def test_more_seeds_train_only_what_is_new(folder: Path) -> None:
     directory = StudyDirectory(store, "tiny")
     before = directory.read_study()
     try:
-        assert _write_study(store, spec) is None  # nothing is moved away
+        assert _write_study(store, spec, plan_study(spec)) is None  # nothing is moved away
         assert parse(StudySource.from_text(directory.read_study() or "")) == spec
         assert directory.read_trials().num_rows
         with pytest.raises(UserError, match=r"4 trials of 'tiny' are left to do, seeds \[0, 1, 2\]"):
             extended("tiny", None, store, 1)
-        assert _write_study(store, parse(StudySource.from_text(before or ""))) is not None  # fewer seeds: another study
+        fewer = parse(StudySource.from_text(before or ""))
+        assert _write_study(store, fewer, plan_study(fewer)) is not None  # another study
     finally:
         record(planned(folder), store)
 
@@ -172,7 +173,7 @@ def test_what_another_study_trained_is_there_and_says_so(folder: Path, say: Call
     assert {row.get("reused_from") for row in StudyDirectory(store, "tiny").read_trials().to_pylist()} == {None}
 
 
-def written(store: Store, name: str, study: dict[str, Any], notes: list[str], *, directory: StudyDirectory) -> str:
+def written(store: Store, name: str, study: dict[str, Any], notes: list[str], *, directory: StudyDirectory, papers: Any) -> str:
     """In place of the report's figures, which take seconds: what it was told."""
     page = f"<body><main>{json.dumps([study['name'], notes])}</main></body>"
     store.write(directory.report_path(), page.encode())
@@ -184,9 +185,9 @@ def test_two_studies_on_one_page_share_their_trials(folder: Path, monkeypatch: p
     store = Store(folder / "runs")
     record(second(folder), store)
     path, sections = joint.write_joint_report(store, ["tiny", "again"])
-    [(study, rows)] = sections
-    assert [row["variant"] for row in rows] == ["last_value", "full", "plain", "plain (again)"]
-    assert study["several"] == ["tiny", "again"]
+    [section] = sections
+    assert [row["variant"] for row in section.rows] == ["last_value", "full", "plain", "plain (again)"]
+    assert section.study["several"] == ["tiny", "again"]
     assert "1 trial is of both tiny and again" in Path(path).read_text()
     with pytest.raises(UserError, match="named twice"):
         joint.write_joint_report(store, ["tiny", "tiny"])
@@ -200,7 +201,7 @@ def test_other_data_is_a_section_and_another_protocol_is_refused(
     np.savez(folder / "bigger.npz", **{**grid, "data": grid["data"] * 2})
     record(second(folder, f"data.path={folder}/bigger.npz"), store)
     path, sections = joint.write_joint_report(store, ["tiny", "again"])
-    assert [rows[0]["dataset"] for _, rows in sections] == ["small", "bigger"]
+    assert [section.rows[0]["dataset"] for section in sections] == ["small", "bigger"]
     assert Path(path).read_text().count("<main>") == 1
     assert "tiny" in Path(path).read_text()
     assert "again" in Path(path).read_text()
