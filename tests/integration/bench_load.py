@@ -1,7 +1,8 @@
 """Two thousand trials through the real scheduler, MLflow on, beside a hundred: all of them there once, and nothing that grows faster.
 
-Every trial is a real one (a tiny LSTM, one step, on four sensors), so that what is measured is what the engine adds. ``-s`` shows the
-figures that ``cluster/README.md`` gives.
+Every trial is a real one (a tiny LSTM, one step, on four sensors), so that what is measured is what the engine adds.
+
+    pytest tests/integration/bench_load.py -s -o python_files='bench_*.py'
 """
 
 from __future__ import annotations
