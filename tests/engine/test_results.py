@@ -107,6 +107,23 @@ def test_reading_and_writing_name_what_is_wrong(store: Store, tmp_path: Path) ->
         Store("nosuch://x")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc, which this system lacks")
+def test_reading_a_table_leaves_no_thread_behind(store: Store) -> None:
+    """Arrow's threads ask for Python's lock after the call, and abort a process that ends just then (seen once in many runs)."""
+    store.write_table("table.parquet", pa.table({name: np.arange(50_000) for name in "abcdefgh"}))
+    program = (
+        "import os, sys\n"
+        "from stlab.results import Store\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "assert Store(sys.argv[1]).read_table('table.parquet').num_rows == 50_000\n"
+        "print(before, threads())"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, store.location], capture_output=True, text=True, check=True)
+    before, after = answer.stdout.split()
+    assert before == after
+
+
 def test_a_store_survives_pickling_and_takes_urls(tmp_path: Path) -> None:
     store = Store(f"file://{tmp_path}/runs")
     store.write_json("a/b.json", {"x": [1, None]})

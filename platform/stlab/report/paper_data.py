@@ -7,9 +7,6 @@ import itertools
 import json
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from stlab.papers import DatasetFacts
 from stlab.report.statistics import Row
 from stlab.results import Store
@@ -35,10 +32,9 @@ class SeenData:
 def seen_data(store: Store, row: Row) -> SeenData | None:
     """From the kept forecasts of a tested trial; None without them."""
     try:
-        content = store.read(f"trials/{row['trial_id']}/predictions.parquet")
+        table = store.read_table(f"trials/{row['trial_id']}/predictions.parquet", ["window", "horizon", "time"])
     except FileNotFoundError:
         return None
-    table = pq.read_table(pa.BufferReader(content), columns=["window", "horizon", "time"])
     protocol = json.loads(row.get("protocol") or "{}")
     told = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW")}
     shape = tuple(told["shape"])

@@ -6,7 +6,8 @@ import contextlib
 import json
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ class Store:
             found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
         return {info.base_name: int(info.size) for info in found if info.type == pafs.FileType.File}
 
+    def last_written(self, relative: str) -> datetime | None:
+        """When a file in a folder, or in one within it, was last written (UTC); None where there is none."""
+        with self._reaching("list", relative):
+            found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True))
+        return max((info.mtime for info in found if info.type == pafs.FileType.File and info.mtime), default=None)
+
     def read(self, relative: str) -> bytes:
         """Raises FileNotFoundError where there is nothing."""
         with self._reaching("read", relative), self._fs.open_input_stream(self.path(relative)) as stream:
@@ -144,8 +151,14 @@ class Store:
     def write_json(self, relative: str, value: Any) -> None:
         self.write(relative, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def read_table(self, relative: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read(relative)))
+    def read_table(self, relative: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet table, or some columns of it.
+
+        Read in this thread alone: Arrow's own threads let go of Python's bytes after the call, and abort a process that ends at that
+        moment (apache/arrow#34314).
+        """
+        with pq.ParquetFile(pa.BufferReader(self.read(relative)), pre_buffer=False) as file:
+            return file.read(columns=columns, use_threads=False)
 
     def write_table(self, relative: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
