@@ -14,7 +14,7 @@ import pytest
 from stlab.execution.board import WAIT, Assignment
 from stlab.execution.search import collect, histories, is_searching, prepare
 from stlab.execution.search_board import SearchBoard, SearchWork
-from stlab.execution.study import is_done, trial_row
+from stlab.execution.study import trial_row
 from stlab.plan import Plan
 from stlab.report.search_figures import draw_search, read_search
 from stlab.report.search_words import search_content
@@ -33,7 +33,7 @@ VARIANTS = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt
 
 def board_of(store: Store, plan: Plan, groups: int = 2) -> SearchBoard:
     resources = plan.arms[0].template.spec.resources
-    todo = tuple(trial for trial in plan.trials if not is_done(trial, store))
+    todo = tuple(trial for trial in plan.trials if not TrialDirectory(store, trial.trial_id).is_over())
     return SearchBoard(store, SearchWork(plan.study, plan.arms, todo, (resources,) * groups))
 
 

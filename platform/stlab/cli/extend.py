@@ -24,8 +24,8 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     Raises:
         UserError: it was not run, or trials of it are left to do.
     """
-    from stlab.execution.study import is_done, plan_study
-    from stlab.results import StudyDirectory
+    from stlab.execution.study import plan_study
+    from stlab.results import StudyDirectory, TrialDirectory
     from stlab.study_file import parse
     from stlab.study_source import StudySource
 
@@ -38,7 +38,7 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     spec = parse(source)
     if spec.search is not None:
         raise UserError("--add-seeds: a search trains its selected configuration with the study's seeds; set them: --set seeds=[0, 1, 2].")
-    left = [trial for trial in plan_study(spec, source).unique() if not is_done(trial, store)]
+    left = [trial for trial in plan_study(spec, source).unique() if not TrialDirectory(store, trial.trial_id).is_over()]
     if left:
         raise UserError(
             f"--add-seeds: {len(left)} trials of '{name}' are left to do, seeds {spec.seeds}.{_other_code(store, name, left)} First: "

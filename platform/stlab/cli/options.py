@@ -46,6 +46,15 @@ def console_for_output() -> Console:
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
 
 
+def study_name(name: str) -> str:
+    """A study's name, given that or its file."""
+    if not name.endswith((".yaml", ".yml")):
+        return name
+    from stlab.study_file import load_study_source
+
+    return str(load_study_source(name).data["name"])
+
+
 def load_study(study: str, overrides: list[str] | None) -> tuple[StudySpec, StudySource]:
     from stlab.study_file import load_study_source, parse
 

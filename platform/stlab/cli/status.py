@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlab.cli.options import StorageOption, console_for_output, myself
+from stlab.cli.options import StorageOption, console_for_output, myself, study_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,10 +35,8 @@ def status(
     """Tell how far a study is: trials by state, from its directories; with an address also the job that runs it."""
     from stlab.execution.status import study_state
     from stlab.results import Store
-    from stlab.study_file import load_study_source
 
-    if name.endswith((".yaml", ".yml")):
-        name = load_study_source(name).data["name"]
+    name = study_name(name)
     console = console_for_output()
     state = study_state(Store(storage), name)
     _say_state(console, state, every)

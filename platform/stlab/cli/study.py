@@ -18,6 +18,7 @@ from stlab.cli.options import (
     console_for_output,
     load_study,
     myself,
+    study_name,
 )
 from stlab.cli.paper import say_coverage, say_paper
 from stlab.cli.search import say_found, say_search
@@ -170,12 +171,11 @@ def plan(
 def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) -> None:
     from rich.table import Table
 
-    from stlab.execution.study import is_done
     from stlab.plan import make_packs
     from stlab.results import Store, TrialDirectory
 
     console, store = console_for_output(), Store(storage)
-    todo = [trial for trial in plan.unique() if not is_done(trial, store)]
+    todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
     slots = {
         t.spec.resources: concurrency
         or max(1, int((os.cpu_count() or 1) / (t.spec.resources.cpus * t.spec.resources.workers)))
@@ -235,9 +235,8 @@ def report(
 
     from stlab.report import compare, terminal_table, write_report
     from stlab.results import Store, StudyDirectory, table_rows
-    from stlab.study_file import load_study_source
 
-    names = [load_study_source(name).data["name"] if name.endswith((".yaml", ".yml")) else name for name in names]
+    names = [study_name(name) for name in names]
     store = Store(storage)
     if len(names) > 1:
         say_joint(console_for_output(), store, names)

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from stlab.plan import Arm, Plan, PlannedTrial, plan_point
-from stlab.results import Store, TrialDirectory, TrialStatus
+from stlab.results import Store, TrialDirectory
 from stlab.search.history import Entry, History, Outcome, located, wall_seconds
 from stlab.search.space import Space, check_space, without_dead_fields
 from stlab.search.table import Tried, write_search
@@ -52,7 +52,7 @@ def is_over(history: History, wall: float) -> bool:
     seconds = history.device_seconds({entry.trial_id: o for entry, o in tried if entry.trial_id and o is not None})
     if history.has_budget(len(tried), seconds, wall):
         return False
-    return all(_is_measured(TrialDirectory(history.store, trial.trial_id)) for trial in selected(history))
+    return all(TrialDirectory(history.store, trial.trial_id).is_over() for trial in selected(history))
 
 
 def state_of(history: History) -> list[tuple[Entry, Outcome | None]]:
@@ -141,11 +141,6 @@ def _with_gpus(arm: Arm, ray: ModuleType) -> Arm:
     template = arm.template
     spec = template.spec.model_copy(update={"resources": ray.with_gpus(template.spec.resources)})
     return replace(arm, template=replace(template, spec=spec))
-
-
-def _is_measured(directory: TrialDirectory) -> bool:
-    status = directory.status()
-    return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and directory.is_tested())
 
 
 def checked(plan: Plan, source: StudySource | None = None) -> Plan:

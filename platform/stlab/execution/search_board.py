@@ -15,7 +15,7 @@ from typing import Any
 
 from stlab.execution.worker_groups import WAIT, Assignment, Wait, WorkerGroups
 from stlab.plan import Arm, PlannedTrial
-from stlab.results import Store, TrialDirectory, TrialStatus
+from stlab.results import Store, TrialDirectory
 from stlab.search.history import WALL, wall_seconds
 from stlab.search.study import ArmSearch
 from stlab.spec import ResourcesSpec, StudySpec
@@ -134,7 +134,7 @@ class SearchBoard(WorkerGroups[_Task]):
             return False
         arm.is_selected = True
         chosen = arm.search.selected()
-        todo = [trial for trial in chosen if not _is_measured(TrialDirectory(self._store, trial.trial_id))]
+        todo = [trial for trial in chosen if not TrialDirectory(self._store, trial.trial_id).is_over()]
         for trial in chosen:
             self.say({"kind": "planned", "trial_id": trial.trial_id, "trial": trial, "number": None})
         self._tasks.extend(_Task(trial, True, arm.resources) for trial in todo)
@@ -179,8 +179,3 @@ class SearchBoard(WorkerGroups[_Task]):
         if now or time.monotonic() - self._kept_at > _KEEP_SECONDS:
             self._kept_at = time.monotonic()
             self._store.write_json(f"{self._prefix}/{WALL}", {"seconds": self._wall()})
-
-
-def _is_measured(directory: TrialDirectory) -> bool:
-    status = directory.status()
-    return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and directory.is_tested())

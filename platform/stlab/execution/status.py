@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.fs as pafs
 import yaml
 
 from stlab.errors import UserError
@@ -87,17 +86,11 @@ def trial_state(store: Store, listed: dict[str, Any]) -> TrialState:
     if status in (TrialStatus.FAILED, TrialStatus.PRUNED):
         end = directory.read(f"{status.value}.json") or {}
         return TrialState(**about, state=status.value, epoch=end.get("epoch"), reason=end.get("reason"))
-    quiet = quiet_seconds(store, directory)
+    written = store.last_written(directory.prefix)
+    quiet = None if written is None else max(0.0, (datetime.now(UTC) - written).total_seconds())
     rows = directory.read_epochs()
     state = "stopped" if quiet is not None and quiet > QUIET_SECONDS else "running"
     return TrialState(**about, state=state, epoch=int(rows[-1]["epoch"]) if rows else 0, quiet_seconds=quiet)
-
-
-def quiet_seconds(store: Store, directory: TrialDirectory) -> float | None:
-    """Seconds since anything was written for a trial; None where nothing was."""
-    selector = pafs.FileSelector(store.path(directory.prefix), recursive=True, allow_not_found=True)
-    times = [info.mtime for info in store._fs.get_file_info(selector) if info.type == pafs.FileType.File and info.mtime]
-    return max(0.0, (datetime.now(UTC) - max(times)).total_seconds()) if times else None
 
 
 def find_trial(store: Store, prefix: str) -> str | None:

@@ -18,7 +18,7 @@ from stlab.execution.models import build_model
 from stlab.execution.switches import refuse_dead_switches
 from stlab.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.report import write_report
-from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus, single_protocol, table_rows
+from stlab.results import Store, StudyDirectory, TrialDirectory, single_protocol, table_rows
 from stlab.results.schema import flatten
 from stlab.spec import DataSpec, ResourcesSpec, StudySpec
 from stlab.study_file import dump_study, parse
@@ -73,13 +73,6 @@ def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
     return searching.checked(make_plan(study, data_facts, source), source)
 
 
-def is_done(trial: PlannedTrial, store: Store) -> bool:
-    """Whether there is nothing left to do: finished and measured on the test segment, or failed (until asked to retry)."""
-    directory = TrialDirectory(store, trial.trial_id)
-    status = directory.status()
-    return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and directory.is_tested())
-
-
 def run_study(
     study: StudySpec,
     storage: str,
@@ -113,7 +106,7 @@ def run_study(
 
 def _may_train(plan: Plan, store: Store, retry_failed: bool) -> bool:
     """Whether anything may be left to do; what a search has left shows only once the entries of another are out of the way."""
-    return bool(plan.arms) or retry_failed or any(not is_done(trial, store) for trial in plan.unique())
+    return bool(plan.arms) or retry_failed or any(not TrialDirectory(store, trial.trial_id).is_over() for trial in plan.unique())
 
 
 def _run_alone(plan: Plan, store: Store, address: str | None, retry_failed: bool, observers: Sequence[Observer]) -> Outcome:
@@ -123,7 +116,7 @@ def _run_alone(plan: Plan, store: Store, address: str | None, retry_failed: bool
             TrialDirectory(store, trial.trial_id).clear_failure()
     set_aside = searching.prepare(plan, store, retry_failed=retry_failed)
     is_searching = searching.is_searching(plan, store)
-    todo = [trial for trial in plan.unique() if not is_done(trial, store)]
+    todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
     if address is None:
         check_machine({trial.spec.resources for trial in todo} | {arm.template.spec.resources for arm in plan.arms if is_searching})
     _check_models([*todo, *(searching.corner_trials(plan) if is_searching else ())])
@@ -152,8 +145,9 @@ def _train(
     """Run trials on the connected cluster: where an earlier study of this name was moved to, and what went wrong outside of trials."""
     from stlab.execution import ray
 
-    todo = [_with_resources(trial, ray.with_gpus(trial.spec.resources)) for trial in todo]
-    slots = {resources: ray.slots(resources) for resources in {trial.spec.resources for trial in todo}}
+    decided = {resources: ray.with_gpus(resources) for resources in {trial.spec.resources for trial in todo}}
+    todo = [_with_resources(trial, decided[trial.spec.resources]) for trial in todo]
+    slots = {resources: ray.slots(resources) for resources in set(decided.values())}
     packs = make_packs(todo, slots)
     kept = _write_study(store, plan.study, plan)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,7 +9,6 @@ from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stlab.results.schema import HORIZON, PREDICTIONS, epochs_table, flatten
 from stlab.results.store import Store
@@ -57,13 +55,18 @@ class TrialDirectory:
         sizes = self.store.sizes(self.prefix)
         return "test.json" in sizes and self._is_whole("test.json", sizes)
 
+    def is_over(self) -> bool:
+        """Whether nothing is left to do: finished and measured on the test segment, or failed (until asked to retry)."""
+        status = self.status()
+        return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and self.is_tested())
+
     def _is_whole(self, name: str, sizes: Mapping[str, int]) -> bool:
         return self._damaged_at(name, sizes) is None
 
     def _damaged_at(self, name: str, sizes: Mapping[str, int]) -> str | None:
         """Which file is damaged: ``name`` itself, or one written before it that has not the size it had."""
         try:
-            content = json.loads(self.store.read(self._at(name)))
+            content = self.store.read_json(self._at(name))
         except (ValueError, FileNotFoundError):  # moved by another worker, perhaps
             return name
         if not isinstance(content, dict):
@@ -88,7 +91,7 @@ class TrialDirectory:
     def read(self, name: str) -> dict[str, Any] | None:
         """``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None where it is not (yet) there, or damaged."""
         try:
-            content = json.loads(self.store.read(self._at(name)))
+            content = self.store.read_json(self._at(name))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -160,12 +163,10 @@ class TrialDirectory:
     def _table(self, name: str) -> pa.Table | None:
         """None where it is not there, or damaged."""
         try:
-            content = self.store.read(self._at(name))
+            return self.store.read_table(self._at(name))
         except FileNotFoundError:
             return None
-        try:
-            return pq.read_table(pa.BufferReader(content))
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError) as error:  # Parquet's; what the store itself raises is a StorageError
             logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
             return None
 

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from stlab.errors import StorageError
+from stlab.errors import StorageError, first_line
 from stlab.results import TrialDirectory
 from stlab.training.memory import is_out_of_memory
 
@@ -164,7 +164,7 @@ class Checkpoints:
                 if is_out_of_memory(error) or self._is_the_store(error):
                     raise  # the checkpoint may be whole
                 logger.warning("checkpoint %s cannot be used (%s: %s); trying the one before it", folder, type(error).__name__, error)
-                damaged.append(f"checkpoint {name} cannot be used ({_first_line(error)})")
+                damaged.append(f"checkpoint {name} cannot be used ({first_line(error)})")
                 load_trainable_state(model, untouched)  # a checkpoint that does not fit may have been loaded in part
                 continue
             if damaged:
@@ -221,7 +221,3 @@ class Checkpoints:
 
 def _seal(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

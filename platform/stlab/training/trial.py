@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from stlab.catalog import create_model
 from stlab.data import Dataset, Windows, load_dataset
-from stlab.errors import StorageError, TrialFailed, UserError
+from stlab.errors import StorageError, TrialFailed, UserError, first_line
 from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
@@ -81,17 +81,17 @@ def run_trial(
         StorageError: the directory cannot be read or written; the trial stays as it last was.
         NeedsSmallerBatches: memory ran out on one of several workers; they all have to be started anew, and go on with smaller ones.
     """
-    if prunable and directory.status() is TrialStatus.PRUNED:
-        return TrialStatus.PRUNED
-    if directory.status() is TrialStatus.FAILED or (directory.status() is TrialStatus.FINISHED and (directory.is_tested() or not test)):
-        return directory.status()
+    status = directory.status()
+    is_trained = status is TrialStatus.FINISHED and (not test or directory.is_tested())
+    if is_trained or status is TrialStatus.FAILED or (prunable and status is TrialStatus.PRUNED):
+        return status
     run = _Run(trial, identity, directory, test, report, prunable, stop, on_hang)
     run.divide(micro_batches)
-    while (status := run.attempt()) is None:
+    while (reached := run.attempt()) is None:
         gc.collect()  # what the failed step held, all of it
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return status
+    return reached
 
 
 class _Run:
@@ -172,7 +172,7 @@ class _Run:
 
     def _out_of_memory(self, error: Exception, batch_size: int) -> TrialStatus | None:
         """Halve what goes through the model at once. In a group, the worker that is short of memory may not be the first."""
-        said = f"out of memory ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        said = f"out of memory ({first_line(error)})"
         before = micro_batch(batch_size, self.world, self.micro_batches)
         if not is_divisible(batch_size, self.world, self.micro_batches):
             failure = OutOfMemory(f"{said} with {before} window at a time, of a batch of {batch_size}: there is no smaller one")

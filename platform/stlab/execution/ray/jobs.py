@@ -22,7 +22,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from stlab.errors import ResourceError
+from stlab.errors import ResourceError, first_line
 from stlab.execution.ray import token
 
 # Ray's client tells of every package it sends, on the terminal.
@@ -166,9 +166,9 @@ class Jobs:
         except AuthenticationError as error:
             raise ResourceError(token.refused(self.address)) from error
         except (requests.exceptions.RequestException, ConnectionError) as error:
-            raise ResourceError(f"the Ray dashboard at {self.address} does not answer: {_first_line(error)}") from error
+            raise ResourceError(f"the Ray dashboard at {self.address} does not answer: {first_line(error)}") from error
         except RuntimeError as error:
-            raise ResourceError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
+            raise ResourceError(f"the cluster at {self.address} refuses: {first_line(error)}") from error
 
 
 class _BrokenOff(Exception):
@@ -251,7 +251,3 @@ def _study_of(entrypoint: str) -> str | None:
 
 def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -58,14 +58,8 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
         }
         for group in groups
     }  # fmt: skip
-    jobs = [
-        {
-            "pack": number, "board": board, "storage": storage, "test": test, "work": work[pack.resources],
-            "resources": pack.resources.model_dump(), "name": f"{study}-pack-{number}", "scratch": _scratch(storage),
-        }
-        for number, pack in enumerate(packs)
-    ]  # fmt: skip
-    return _run(board, jobs, storage, study, listen)
+    given = [(pack.resources, work[pack.resources]) for pack in packs]
+    return _run(board, given, storage, study, test, listen)
 
 
 def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
@@ -73,14 +67,7 @@ def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
     from stlab.execution.search_board import SearchBoard
 
     board = _on_the_head(SearchBoard).remote(Store(storage), work)
-    jobs = [
-        {
-            "pack": number, "board": board, "storage": storage, "test": False, "work": {},
-            "resources": resources.model_dump(), "name": f"{work.study.name}-pack-{number}", "scratch": _scratch(storage),
-        }
-        for number, resources in enumerate(work.groups)
-    ]  # fmt: skip
-    return _run(board, jobs, storage, work.study.name, listen)
+    return _run(board, [(resources, {}) for resources in work.groups], storage, work.study.name, False, listen)
 
 
 def _on_the_head(board: type) -> Any:
@@ -96,13 +83,24 @@ def _scratch(storage: str) -> str:
     return str(Path(tempfile.gettempdir(), "stlab-ray", hashlib.sha256(storage.encode()).hexdigest()[:12]))
 
 
-def _run(board: Any, jobs: Sequence[Mapping[str, Any]], storage: str, study: str, listen: Listener) -> list[str]:
+def _run(
+    board: Any, groups: Sequence[tuple[ResourcesSpec, Mapping[str, Any]]], storage: str, study: str, test: bool, listen: Listener
+) -> list[str]:
+    """Start worker groups, each with its resources and the trials that it may be given, and wait for their end."""
+    scratch = _scratch(storage)
+    jobs = [
+        {
+            "pack": number, "board": board, "storage": storage, "test": test, "work": work,
+            "resources": resources.model_dump(), "name": f"{study}-pack-{number}", "scratch": scratch,
+        }
+        for number, (resources, work) in enumerate(groups)
+    ]  # fmt: skip
     tuner = ray.tune.Tuner(
         # A trial that only drives a trainer must not take a CPU from it; every cluster has this sliver.
         ray.tune.with_resources(ray.tune.with_parameters(_drive, jobs=jobs), ON_THE_HEAD),
         param_space={"pack": ray.tune.grid_search(list(range(len(jobs))))},
         tune_config=ray.tune.TuneConfig(metric=None),
-        run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=_scratch(storage), verbose=0),
+        run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=scratch, verbose=0),
     )
     # Tune prints a banner of its own, whatever its verbosity; what a study says, its observers say.
     with _listening(board, listen), contextlib.redirect_stdout(io.StringIO()):
