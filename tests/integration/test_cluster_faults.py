@@ -21,8 +21,6 @@ WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-NOT_YET = pytest.mark.skip(reason="written, and not yet seen to run to its end: run it by hand on an idle machine first")
-
 WATCHED = """\
 import json, logging, sys
 from stlab.cli.options import load_study
@@ -218,7 +216,6 @@ def test_a_node_with_two_trials_that_is_killed(runs: Runs) -> None:
     assert sorted(runs.attempts("node").values()) == [1, 1, 1, 1, 2, 2]
 
 
-@NOT_YET
 def test_a_node_that_is_told_to_go(runs: Runs) -> None:
     leaving = runs.nodes.add(2)
     run = runs.in_the_middle("drained", 4, "seeds=[0, 1, 2]")
@@ -231,7 +228,6 @@ def test_a_node_that_is_told_to_go(runs: Runs) -> None:
     assert set(runs.attempts("drained").values()) == {1}
 
 
-@NOT_YET
 def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs) -> None:
     half = runs.start("shared", "resources.max_cpus=1")
     other = subprocess.Popen(
@@ -250,7 +246,6 @@ def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Ru
     assert [runs.heard(name, "begin")[0]["concurrency"] for name in ("shared", "other")] == [1, 1]
 
 
-@NOT_YET
 def test_two_workers_on_two_nodes_train_as_one(runs: Runs) -> None:
     few = "train.max_epochs=3"
     runs.ends_well(runs.start("one", few), "one")
