@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ class Runs:
         events = [json.loads(line) for line in (self.folder / f"{storage}.jsonl").read_text().splitlines()]
         return [event for event in events if event["kind"] == kind]
 
+    def went_on(self, storage: str) -> None:
+        """No trial began anew: but for the epoch since the last checkpoint, nothing was trained twice.
+
+        A trial that goes on tells first the epochs it has, all at once; then those it trains, one by one.
+        """
+        one_by_one = [(event["trial_id"], event["rows"][0]["epoch"]) for event in self.heard(storage, "epochs") if len(event["rows"]) == 1]
+        trained = Counter((trial, epoch) for trial, epoch in one_by_one if epoch > 1)  # the first may be all that one has
+        assert max(trained.values()) <= 2
+        assert max(Counter(trial for (trial, _), times in trained.items() if times > 1).values(), default=0) <= 1
+
     def attempts(self, storage: str) -> dict[str, int]:
         """How often each trial was begun."""
         return {event["trial_id"]: event["attempt"] for event in self.heard(storage, "started")}
@@ -154,6 +165,7 @@ def test_a_worker_that_is_killed(runs: Runs) -> None:
     os.kill(runs.nodes.trainers()[0], signal.SIGKILL)
     runs.ends_well(run, "worker")
     runs.same_as_undisturbed("worker")
+    runs.went_on("worker")
     assert sorted(runs.attempts("worker").values()) == [1, 2], "the other never noticed"
 
 
@@ -162,6 +174,7 @@ def test_a_driver_that_is_killed(runs: Runs) -> None:
     run.kill()
     runs.ends_well(runs.start("driver"), "driver")
     runs.same_as_undisturbed("driver")
+    runs.went_on("driver")
     assert len(runs.heard("driver", "ended")) == 2, "no trial ended twice"
 
 
@@ -174,6 +187,7 @@ def test_a_worker_that_is_told_to_go(runs: Runs) -> None:
     assert runs.newest_checkpoint("notice") > told, "it leaves a checkpoint behind"
     runs.ends_well(run, "notice")
     runs.same_as_undisturbed("notice")
+    runs.went_on("notice")
     assert set(runs.attempts("notice").values()) == {1}, "a preemption is no failure"
 
 
@@ -213,6 +227,7 @@ def test_a_node_with_two_trials_that_is_killed(runs: Runs) -> None:
     runs.nodes.kill(lost)
     runs.ends_well(run, "node")
     runs.same_as_undisturbed("node")
+    runs.went_on("node")
     assert sorted(runs.attempts("node").values()) == [1, 1, 1, 1, 2, 2]
 
 
@@ -225,6 +240,7 @@ def test_a_node_that_is_told_to_go(runs: Runs) -> None:
     assert time.time() - told < GRACE_SECONDS
     runs.ends_well(run, "drained")
     runs.same_as_undisturbed("drained")
+    runs.went_on("drained")
     assert set(runs.attempts("drained").values()) == {1}
 
 

@@ -2,7 +2,7 @@
 
 Every trial is a real one (a tiny LSTM, one step, on four sensors), so that what is measured is what the engine adds.
 
-    pytest tests/integration/bench_load.py -s -o python_files='bench_*.py'
+    pytest -m slow -s tests/integration/test_load.py
 """
 
 from __future__ import annotations
