@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from stlab.execution.board import WAIT, Assignment, Board
+from stlab.execution.memory_kills import MemoryKills
 from stlab.execution.quota import Quota, limits, needs
 from stlab.spec import ResourcesSpec
 
@@ -111,6 +112,48 @@ def test_what_ran_out_of_memory_is_told_once() -> None:
     assert take(board).needs_less_memory
     board.fall(0, "the node died")
     assert not take(board).needs_less_memory, "the trial's directory remembers how small its batches are"
+
+
+@pytest.mark.parametrize("left", ["hand_back", "end"])
+def test_a_lack_of_memory_is_not_asked_about_again_after_a_preemption_or_an_error(left: str) -> None:
+    board = board_of("a", resources=ResourcesSpec(gpus=0, trial_retries=5))
+    take(board)
+    board.fall(0, "killed for its memory", of_memory=True)
+    assert take(board).needs_less_memory
+    board.hand_back(0) if left == "hand_back" else board.end(0, "failed")
+    assert not take(board).needs_less_memory, "its directory says by now how small its batches are"
+
+
+def test_a_death_while_the_kernel_killed_for_memory_is_one_of_memory() -> None:
+    board = board_of("a b", "c d")
+
+    def taken(group: int, machine: str, count: int) -> Assignment:
+        found = board.take(group, MemoryKills(machine, count))
+        assert isinstance(found, Assignment)
+        return found
+
+    taken(0, "one", 7)
+    board.fall(0, "it died.")
+    assert not taken(0, "one", 7).needs_less_memory, "the kernel killed nobody"
+    board.fall(0, "it died.")
+    assert taken(0, "one", 8).needs_less_memory
+    board.fall(0, "it died.")
+    taken(1, "one", 9)  # c, which tells what the kernel of the first machine has done meanwhile
+    assert taken(0, "two", 3).needs_less_memory, "wherever it goes on"
+    board.hand_back(0)
+    assert not taken(0, "one", 12).needs_less_memory, "a preemption is no death"
+    assert taken(0, "one", 12).given_up == (
+        "its workers died 4 times (resources.infrastructure_retries: 3); the last time: nobody could say why. "
+        "`stlab run --retry-failed` goes on from its last checkpoint"
+    )
+
+
+def test_what_one_of_several_workers_wrote_when_another_died_is_set_aside() -> None:
+    for workers, is_set_aside in ((1, False), (2, True)):
+        board = board_of("a", resources=ResourcesSpec(gpus=0, workers=workers))
+        assert not take(board).failed_before
+        board.fall(0, "the node died")
+        assert take(board).failed_before is is_set_aside
 
 
 def test_a_trial_that_another_study_trains_waits_behind_the_others() -> None:

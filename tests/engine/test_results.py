@@ -342,7 +342,7 @@ def test_a_mix_of_protocols_is_refused_by_the_first_field_that_differs() -> None
         single_protocol([protocol_row("a", horizon=6), protocol_row("b", horizon=6, mask=0)])
 
 
-def test_a_trained_trial_that_could_not_be_tested_is_a_failure_and_tried_again(tmp_path: Path) -> None:
+def test_a_trained_trial_that_could_not_be_tested_is_a_failure_until_asked_to_retry(tmp_path: Path) -> None:
     directory = TrialDirectory(Store(tmp_path), "a" * 16)
     directory.write_trial({"seed": 0})
     directory.write_result({"val_rmse": 1.0})
@@ -351,3 +351,6 @@ def test_a_trained_trial_that_could_not_be_tested_is_a_failure_and_tried_again(t
     assert (row["status"], row["error"]) == ("failed", "disk full")
     assert directory.status() is TrialStatus.FINISHED
     assert not directory.is_tested()
+    assert directory.is_over()
+    directory.clear_failure()
+    assert not directory.is_over()

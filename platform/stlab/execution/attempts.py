@@ -25,7 +25,7 @@ class _Tally:
 
 
 class Attempts:
-    """The tallies of a run's trials. A worker that left at a preemption notice costs nothing."""
+    """The tallies of a run's trials."""
 
     def __init__(self) -> None:
         self._tallies: dict[Hashable, _Tally] = {}
@@ -48,6 +48,11 @@ class Attempts:
         tally.deaths += 1
         tally.cause, tally.ran_out_of_memory = cause, of_memory
 
+    def died_of_memory(self, trial: Hashable) -> None:
+        """It turns out that the last death was for want of memory."""
+        tally = self._tally(trial)
+        tally.cause, tally.ran_out_of_memory = f"{tally.cause} The kernel had killed for want of memory.", True
+
     def failed(self, trial: Hashable, budget: Budget) -> bool:
         """It ended with an error of its own; whether it is to be run again."""
         tally = self._tally(trial)
@@ -55,6 +60,14 @@ class Attempts:
             return False
         tally.failures += 1
         return True
+
+    def left(self, trial: Hashable) -> None:
+        """It was left by workers that live: at a notice, to start anew, or at an error of its own. That costs nothing."""
+        self._tally(trial).ran_out_of_memory = False
+
+    def has_died(self, trial: Hashable) -> bool:
+        """Whether its workers died in an attempt before."""
+        return self._tally(trial).deaths > 0
 
     def has_failed(self, trial: Hashable) -> bool:
         """Whether an attempt before ended with an error of its own."""

@@ -76,15 +76,14 @@ def lock(store: Store, name: str, holder: Holder) -> Iterator[Holder | None]:
             return
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
+                raise _unwritable(path, error) from error
             logger.warning("%s: this file system has no locks (%s); make sure that no two runs share a study", path, error)
             yield None
             return
-        file.truncate(0)
-        file.write(json.dumps(asdict(holder)))
-        file.flush()
+        _say(file, path, json.dumps(asdict(holder)))
         yield None
-        file.truncate(0)
+        with contextlib.suppress(StorageError):  # the lock is what counts
+            _say(file, path, "")
 
 
 def _opened(path: Path) -> TextIO:
@@ -93,7 +92,20 @@ def _opened(path: Path) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+")
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}. Give a --storage that can be written.") from error
+        raise _unwritable(path, error) from error
+
+
+def _say(file: TextIO, path: Path, text: str) -> None:
+    try:
+        file.truncate(0)
+        file.write(text)
+        file.flush()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {path}: {error.strerror}. Make room there, or give a --storage that can be written.")
 
 
 def _read(text: str) -> Holder:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from stlab.execution.attempts import Attempts, Budget
+from stlab.execution.memory_kills import MemoryKills
 from stlab.execution.quota import Quota, limits, needs
 from stlab.spec import ResourcesSpec
 
@@ -33,7 +34,7 @@ class Assignment:
     needs_less_memory: bool = False
     """Whether the attempt before was killed for want of memory: the batch is to be cut into twice as many parts."""
     failed_before: bool = False
-    """Whether an attempt of this run ended in an error whose record is to be set aside."""
+    """Whether a record of an error that an attempt of this run left behind is to be set aside."""
     given_up: str | None = None
     """Why it is not to be trained but to be recorded as failed."""
 
@@ -56,10 +57,13 @@ class WorkerGroups(ABC, Generic[Task]):
     """
 
     def __init__(self, resources: Sequence[ResourcesSpec], wanted: Sequence[ResourcesSpec] | None = None) -> None:
+        self._several = [r.workers > 1 for r in resources]
         self._budgets = [Budget(r.infrastructure_retries, r.trial_retries) for r in resources]
         self._quota = Quota([needs(r) for r in resources], limits(resources if wanted is None else wanted))
         self._attempts = Attempts()
         self._running: dict[int, Task] = {}
+        self._kills: dict[str, int] = {}  # by machine: as it was last told
+        self._kills_before: dict[Hashable, MemoryKills] = {}  # by trial: as an attempt began
         self._announced: set[tuple[Hashable, int]] = set()
         self._deferred: set[Hashable] = set()  # somebody else was training them when they were last taken
         self._deaths_without_trial = [0] * len(resources)
@@ -94,8 +98,14 @@ class WorkerGroups(ABC, Generic[Task]):
         """The group has ended and holds nothing of the cluster any more."""
         self._quota.leave(group)
 
-    def take(self, group: int) -> Assignment | Wait | None:
-        """The next trial for a worker group. WAIT: perhaps later; None: nothing is left."""
+    def take(self, group: int, kills: MemoryKills | None = None) -> Assignment | Wait | None:
+        """The next trial for a worker group. WAIT: perhaps later; None: nothing is left.
+
+        Args:
+            kills: what the machine of its first worker says now.
+        """
+        if kills is not None:
+            self._kills[kills.machine] = kills.count
         if self._halted is not None:
             return None
         if group in self._running:
@@ -105,17 +115,27 @@ class WorkerGroups(ABC, Generic[Task]):
             return task
         self._running[group] = task
         key, budget = self._key(task), self._budgets[group]
+        self._ask_the_kernel(key, kills)
         found = self._assignment(task)
         assignment = Assignment(
             found.trial_id, self._attempts.number(key), found.spec, found.identity, found.test, found.prunable,
             needs_less_memory=self._attempts.ran_out_of_memory(key),
-            failed_before=self._attempts.has_failed(key),
+            # One of several workers that lost another may have taken that for an error of the trial's.
+            failed_before=self._attempts.has_failed(key) or (self._several[group] and self._attempts.has_died(key)),
             given_up=self._attempts.given_up(key, budget),
         )  # fmt: skip
         if (key, assignment.attempt) not in self._announced:
             self._announced.add((key, assignment.attempt))
             self.say({"kind": "started", "trial_id": found.trial_id, "attempt": assignment.attempt})
         return assignment
+
+    def _ask_the_kernel(self, key: Hashable, kills: MemoryKills | None) -> None:
+        """Whether it killed for want of memory since the trial was begun, on the machine where it then died; and remember ``kills``."""
+        before = self._kills_before.pop(key, None)
+        if before is not None and self._kills[before.machine] > before.count:
+            self._attempts.died_of_memory(key)
+        if kills is not None:
+            self._kills_before[key] = kills
 
     def end(self, group: int, status: str) -> None:
         """The group's trial ended, in whatever way; a failed one is run again as far as its budget goes."""
@@ -125,21 +145,30 @@ class WorkerGroups(ABC, Generic[Task]):
         task = self._running.pop(group)
         key, budget = self._key(task), self._budgets[group]
         is_given_up = self._attempts.given_up(key, budget) is not None
+        self._forget(task)
         if status == "failed" and not is_given_up and self._attempts.failed(key, budget):
             self._again(group, task, first=True)
         else:
             self._ended(group, task, status)
 
     def hand_back(self, group: int) -> None:
-        """The group was told to leave, and its trial has a checkpoint to go on from. That costs it nothing."""
+        """The group leaves because it was told to, or to start anew, and its trial has something to go on from. That costs it nothing."""
         if group in self._running:
-            self._again(group, self._running.pop(group), first=True)
+            task = self._running.pop(group)
+            self._forget(task)
+            self._again(group, task, first=True)
+
+    def _forget(self, task: Task) -> None:
+        """That an attempt ran out of memory: the trial's directory knows by now how small its batches are."""
+        self._attempts.left(self._key(task))
+        self._kills_before.pop(self._key(task), None)
 
     def defer(self, group: int) -> None:
         """Somebody else trains the group's trial at this moment: it waits until they are done, and is a result then."""
         if group in self._running:
             task = self._running.pop(group)
             self._deferred.add(self._key(task))
+            self._kills_before.pop(self._key(task), None)
             self._again(group, task, first=False)
 
     def fall(self, group: int, cause: str, of_memory: bool = False) -> bool:

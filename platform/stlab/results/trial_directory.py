@@ -56,9 +56,11 @@ class TrialDirectory:
         return "test.json" in sizes and self._is_whole("test.json", sizes)
 
     def is_over(self) -> bool:
-        """Whether nothing is left to do: finished and measured on the test segment, or failed (until asked to retry)."""
+        """Whether nothing is left to do: finished and measured on the test segment, or failed at either (until asked to retry)."""
         status = self.status()
-        return status is TrialStatus.FAILED or (status is TrialStatus.FINISHED and self.is_tested())
+        if status is TrialStatus.FINISHED:
+            return self.is_tested() or self.read("failed.json") is not None
+        return status is TrialStatus.FAILED
 
     def _is_whole(self, name: str, sizes: Mapping[str, int]) -> bool:
         return self._damaged_at(name, sizes) is None
@@ -204,7 +206,7 @@ class TrialDirectory:
             pruned = self.read("pruned.json") or {}
             row |= {"error": pruned.get("reason"), "epochs": pruned.get("epoch")}
         elif failure and status is TrialStatus.FINISHED and not test:
-            # Trained, but the test segment could not be measured: no result to report, and tried again next time.
+            # Trained, but the test segment could not be measured: no result to report.
             row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
         spec: dict[str, Any] = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
         return row | {f"param.{name}": value for name, value in flatten(spec).items()}

@@ -22,6 +22,7 @@ from stlab.errors import StorageError, TrialFailed, UserError, first_line
 from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
+from stlab.training.group import FailedHere, PeerLost, is_peer_lost
 from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
 from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible, is_out_of_memory, micro_batch
 from stlab.training.metrics import Errors, Keep, evaluate
@@ -80,6 +81,8 @@ def run_trial(
     Raises:
         StorageError: the directory cannot be read or written; the trial stays as it last was.
         NeedsSmallerBatches: memory ran out on one of several workers; they all have to be started anew, and go on with smaller ones.
+        FailedHere: it failed on one of several workers, which is on record; they all have to be started anew, for other trials.
+        PeerLost: another worker is gone; they all have to be started anew, and go on from the last checkpoint.
     """
     status = directory.status()
     is_trained = status is TrialStatus.FINISHED and (not test or directory.is_tested())
@@ -143,14 +146,15 @@ class _Run:
             self._pruned(str(reason))
         except HungStep as error:
             logger.error("trial %s: %s", self.directory.trial_id, error)
-            if self.directory.status() is not TrialStatus.FAILED:
+            if self.directory.read("failed.json") is None:
                 self._failed(error)  # it could not be written down when it was noticed
             if self.world > 1:
                 raise  # the others may still wait
+            return TrialStatus.FAILED
         except Exception as error:  # noqa: BLE001 - one trial's error must not end the others; it is recorded in full
             if self.job is not None and is_out_of_memory(error):
                 return self._out_of_memory(error, self.job.batch_size)
-            self._failed(error)
+            return self._failed(error)
         finally:
             self.job = None
         return self.directory.status()
@@ -176,8 +180,7 @@ class _Run:
         before = micro_batch(batch_size, self.world, self.micro_batches)
         if not is_divisible(batch_size, self.world, self.micro_batches):
             failure = OutOfMemory(f"{said} with {before} window at a time, of a batch of {batch_size}: there is no smaller one")
-            self._failed(failure.with_traceback(error.__traceback__), anywhere=True)
-            return self.directory.status()
+            return self._failed(failure.with_traceback(error.__traceback__), anywhere=True)
         self.micro_batches *= 2
         self.directory.write_micro_batches(self.micro_batches)
         now = micro_batch(batch_size, self.world, self.micro_batches)
@@ -193,18 +196,22 @@ class _Run:
             epoch = self.job.progress.epoch
             self.directory.write_pruned({"reason": reason, "epoch": epoch, "pruned_at": datetime.now(UTC).isoformat()})
 
-    def _failed(self, error: Exception, anywhere: bool = False) -> None:
-        """Record a failure: on the first worker, or ``anywhere`` where it happened."""
-        if self.lead or anywhere:
-            if self.job is not None and self.job.progress is not None and self.job.progress.rows:
+    def _failed(self, error: Exception, anywhere: bool = False) -> TrialStatus:
+        """Record a failure. Where it is one that all workers meet, the first does; ``anywhere``: it may be this worker's alone."""
+        if self.world > 1 and is_peer_lost(error):
+            raise PeerLost(first_line(error)) from error
+        expected = isinstance(error, (TrialFailed, UserError))
+        anywhere = anywhere or not expected
+        if self.lead or (anywhere and self.directory.read("failed.json") is None):
+            if self.lead and self.job is not None and self.job.progress is not None and self.job.progress.rows:
                 self.directory.write_epochs(self.job.progress.rows)
-            expected = isinstance(error, (TrialFailed, UserError))
             tail = "".join(traceback.format_exception(error)).splitlines()
             step = error.step if isinstance(error, NonFiniteLoss) else None
             self._write_failure(str(error) if expected else f"{type(error).__name__}: {error}", tail, step)
         logger.error("trial %s failed: %s", self.directory.trial_id, error)
-        if self.world > 1 and (anywhere or not isinstance(error, TrialFailed)):
-            raise error  # it may have happened here alone, and the other workers wait: the whole group has to start anew
+        if self.world > 1 and anywhere:
+            raise FailedHere(str(error)) from error
+        return TrialStatus.FAILED
 
     def _write_failure(self, reason: str, tail: list[str], step: int | None = None) -> None:
         epochs, steps = self.job.position() if self.job is not None else (0, 0)
@@ -227,10 +234,12 @@ class _Run:
             "(train.step_timeout)"
         )
         logger.error("trial %s: %s\n%s", self.directory.trial_id, text, "\n".join(stack))
-        if self.lead:
-            self._write_failure(text, stack)
-        if self.on_hang is not None:
-            self.on_hang()
+        try:
+            if self.lead:
+                self._write_failure(text, stack)
+        finally:  # a storage that is away must not keep the process
+            if self.on_hang is not None:
+                self.on_hang()
 
 
 def _plain(trial: TrialSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
 from stlab.execution.ray.notice import Preempted
+from stlab.training.group import FailedHere
 from stlab.training.memory import NeedsSmallerBatches
 
 _SAME_SECONDS = 2.0  # a group takes longer than that to start; until it does, the same death may be seen again and again
@@ -35,9 +36,11 @@ class Falls(UserCallback):  # type: ignore[misc]
         if not is_new:
             return
         errors = [found_in(error) for error in worker_exceptions.values()]
-        if any(is_preemption(error) for error in errors):
+        if any(is_preemption(error) or isinstance(error, NeedsSmallerBatches) for error in errors):
             ray.get(self._board.hand_back.remote(self._group))
-        elif not any(isinstance(error, NeedsSmallerBatches) for error in errors):
+        elif any(isinstance(error, FailedHere) for error in errors) and not any(is_death(error) for error in errors):
+            ray.get(self._board.end.remote(self._group, "failed"))
+        else:
             cause, of_memory = cause_of(errors)
             if not ray.get(self._board.fall.remote(self._group, cause, of_memory)):
                 raise GroupGivenUp(f"its workers die before they have a trial; the last time: {cause}")
@@ -53,9 +56,14 @@ def is_preemption(error: Exception) -> bool:
     return isinstance(error, Preempted) or (isinstance(error, RayActorError) and bool(error.preempted))
 
 
+def is_death(error: Exception) -> bool:
+    """Whether a worker is gone."""
+    return isinstance(error, (RayActorError, OutOfMemoryError))
+
+
 def cause_of(errors: list[Exception]) -> tuple[str, bool]:
     """What killed a group, in a line, and whether it was a lack of memory. Its other workers fail for want of the first."""
-    dead = [error for error in errors if isinstance(error, (RayActorError, OutOfMemoryError))]
+    dead = [error for error in errors if is_death(error)]
     for error in errors:
         if isinstance(error, OutOfMemoryError):
             return _line(error), True

@@ -14,6 +14,7 @@ import ray.train
 
 from stlab.errors import StorageError
 from stlab.execution.holding import Holder, lock, trial_lock
+from stlab.execution.memory_kills import MemoryKills
 from stlab.execution.ray.names import name_held
 from stlab.execution.ray.notice import Preempted, is_told_to_go
 from stlab.execution.worker_groups import WAIT, Assignment, Wait
@@ -38,12 +39,14 @@ def work_off(job: Mapping[str, Any]) -> None:
     # One thread more than cores is costly: the pools of several workers would fight over them.
     torch.set_num_threads(max(1, int(resources.cpus)))
     worker = _Worker(job)
-    while (taken := worker.take()) is not None:
-        if isinstance(taken, Wait):
-            time.sleep(_WAIT_SECONDS)
-            continue
+    while True:
         try:
-            worker.run(taken)
+            if (taken := worker.take()) is None:
+                break
+            if isinstance(taken, Wait):
+                time.sleep(_WAIT_SECONDS)
+            else:
+                worker.run(taken)
         except StorageError as error:  # full, or away: another trial would fare no better
             worker.halt(str(error))
     ray.train.report({"pack": job["pack"]})
@@ -94,7 +97,7 @@ class _Worker:
     def _take(self) -> Assignment | Wait | Preempted | None:
         if is_told_to_go():
             return Preempted("told to go between two trials")
-        taken: Assignment | Wait | None = ray.get(self.board.take.remote(self.group))
+        taken: Assignment | Wait | None = ray.get(self.board.take.remote(self.group, MemoryKills.here()))
         if not isinstance(taken, Assignment):
             return taken
         held_by = self.held.enter_context(self._hold(taken.trial_id))
@@ -119,6 +122,7 @@ class _Worker:
         directory = TrialDirectory(self.store, taken.trial_id)
         if taken.given_up is not None:
             if self.is_lead:
+                directory.clear_failure()
                 directory.write_failure({"reason": taken.given_up, "log_tail": []})
             status = "failed"
         else:
@@ -140,6 +144,9 @@ class _Worker:
         else:
             spec, identity = taken.spec, taken.identity or {}
 
+        # The first alone asks: what it answers is written down by it, while the others might still be reading.
+        parts = _as_the_lead(2 * directory.micro_batches() if taken.needs_less_memory and self.is_lead else 1)
+
         def report(event: Mapping[str, Any]) -> str | None:
             self.board.say.remote({**event, "trial_id": taken.trial_id})
             if not taken.prunable or event["kind"] != "epochs":
@@ -154,7 +161,7 @@ class _Worker:
             prunable=taken.prunable,
             stop=is_told_to_go,
             on_hang=self._end_process,
-            micro_batches=2 * directory.micro_batches() if taken.needs_less_memory else 1,
+            micro_batches=parts,
         ).value  # fmt: skip
 
     def _end_process(self) -> None:

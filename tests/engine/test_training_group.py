@@ -1,0 +1,77 @@
+"""One of several workers dies, or fails alone: what the other makes of it, and what is on record. Real processes, over gloo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stlab.results import Store, TrialDirectory, TrialStatus
+from stlab.spec import TrialSpec
+
+WORKER = """
+import os, signal, sys
+import torch
+import torch.distributed as dist
+from stlab.results import Store, TrialDirectory
+from stlab.spec import TrialSpec
+from stlab.training import run_trial
+from stlab.training.loop import Fit
+
+rank, folder, trial, what = int(sys.argv[1]), *sys.argv[2:]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{what}", rank=rank, world_size=2)
+steps, step = 0, Fit._step
+
+def faulty(self, *given):
+    global steps
+    steps += 1
+    if rank == 1 and steps == 4:
+        if what == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ZeroDivisionError("only here")
+    return step(self, *given)
+
+Fit._step = faulty
+directory = TrialDirectory(Store(f"{folder}/runs"), what)
+try:
+    print(run_trial(TrialSpec.model_validate_json(trial), {}, directory, test=True))
+except Exception as error:
+    print(type(error).__name__)
+    sys.stdout.flush()
+    os._exit(0)  # as a worker group is ended: the other never hears a word
+"""
+
+
+def _two_workers(folder: Path, trial: TrialSpec, what: str) -> list[str]:
+    """What each of two workers ends with."""
+    (folder / "worker.py").write_text(WORKER)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "worker.py", str(rank), str(folder), trial.model_dump_json(), what],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=240) for worker in workers]
+    assert all(worker.returncode in (0, -9) for worker in workers), said
+    return [out.strip() for out, _ in said]
+
+
+@pytest.mark.timeout(300)
+def test_the_death_of_another_worker_is_no_failure_of_the_trial(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    assert _two_workers(tmp_path, make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}), "dies") == ["PeerLost", ""]
+    directory = TrialDirectory(Store(tmp_path / "runs"), "dies")
+    assert directory.status() is TrialStatus.STARTED
+
+
+@pytest.mark.timeout(300)
+def test_an_error_of_another_worker_is_the_one_on_record(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"})
+    assert _two_workers(tmp_path, trial, "fails") == ["PeerLost", "FailedHere"]
+    failure = TrialDirectory(Store(tmp_path / "runs"), "fails").read("failed.json") or {}
+    assert failure["reason"] == "ZeroDivisionError: only here"
+    assert "raise ZeroDivisionError" in "\n".join(failure["log_tail"])
