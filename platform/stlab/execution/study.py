@@ -158,7 +158,10 @@ def _train(
     def listen(events: list[dict[str, Any]]) -> None:
         for event in events:
             for observer in observers:
-                observer.event(event)
+                try:
+                    observer.event(event)
+                except Exception:  # what is shown of a study must not end it
+                    logger.exception("%s missed an event: %s", type(observer).__name__, event["kind"])
 
     if is_searching:
         return kept, searching.run(plan, todo, store, ray, begin, listen)
