@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from stlab.errors import StorageError
-from stlab.execution.holding import Holder, StudyRunning, lock, study_held
+from stlab.execution.holder import Holder
+from stlab.execution.holding import StudyRunning, lock, study_held
 from stlab.results import Store
 
 HOLD = """\
 import sys, time
-from stlab.execution.holding import Holder, lock
+from stlab.execution.holder import Holder
+from stlab.execution.holding import lock
 from stlab.results import Store
 with lock(Store(sys.argv[1]), sys.argv[2], Holder.myself()) as other:
     print("held by another" if other else "mine", flush=True)

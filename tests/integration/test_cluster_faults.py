@@ -48,7 +48,7 @@ sys.exit(1 if outcome.troubles or outcome.ended_as("failed", "missing") else 0)
 HOLD = """\
 import sys, time
 from stlab.execution import ray
-from stlab.execution.holding import Holder
+from stlab.execution.holder import Holder
 from stlab.results import Store
 
 with ray.connection(sys.argv[1]), ray.study_held(Store("s3://bucket/runs?region=x"), "mine", Holder.myself()):

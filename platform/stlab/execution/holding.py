@@ -1,7 +1,8 @@
 """Who holds what: a study is run by one driver at a time, a trial trained by one worker group.
 
 On a local or shared folder a lock of the file system says so, which the kernel lifts when its holder dies, however it dies. An
-object store has no locks: there a name on the Ray cluster does it (``stlab.execution.ray.names``).
+object store has no locks: there a name on the Ray cluster does it (``stlab.execution.ray.names``), and for a study an object that is
+renewed (``stlab.execution.renewed``).
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import errno
 import fcntl
 import json
 import logging
-import os
-import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
 from stlab.errors import StorageError, UserError
+from stlab.execution.holder import Holder
+from stlab.execution.renewed import renewed
 from stlab.results import Store
 
 logger = logging.getLogger(__name__)
@@ -35,29 +35,6 @@ class StudyRunning(UserError):
             f"the study {study} is being run already: {holder}. Wait for its end or stop it; or give this one another name "
             "(--set name=…): trials they share are trained once."
         )
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who runs or trains it."""
-
-    host: str
-    pid: int
-    since: str
-    """UTC, ISO."""
-    job: str | None = None
-    """The Ray job that was submitted, if it is one."""
-
-    @classmethod
-    def myself(cls) -> Holder:
-        # Ray tells a job that was submitted to it who it is.
-        submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(socket.gethostname(), os.getpid(), now, submitted.get("job_submission_id"))
-
-    def __str__(self) -> str:
-        job = f", job {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
 
 @contextlib.contextmanager
@@ -125,15 +102,14 @@ def trial_lock(trial_id: str) -> str:
 
 @contextlib.contextmanager
 def study_held(store: Store, study: str, holder: Holder) -> Iterator[None]:
-    """Hold a study for the block, where its store is a folder.
+    """Hold a study for the block.
 
     Raises:
         StudyRunning: another process does.
+        StorageError: the store cannot be read or written.
     """
-    if not store.is_local:
-        yield
-        return
-    with lock(store, study_lock(study), holder) as other:
+    hold = lock if store.is_local else renewed
+    with hold(store, study_lock(study), holder) as other:
         if other is not None:
             raise StudyRunning(study, other)
         yield

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from stlab.errors import StudyError
 from stlab.execution import search as searching
-from stlab.execution.holding import Holder, study_held
+from stlab.execution.holder import Holder
+from stlab.execution.holding import study_held
 from stlab.execution.machine import check_address, check_machine
 from stlab.execution.models import build_model
 from stlab.execution.switches import refuse_dead_switches

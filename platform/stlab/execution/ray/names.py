@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from stlab.execution.holding import Holder, StudyRunning, study_lock
+from stlab.execution.holder import Holder
+from stlab.execution.holding import StudyRunning, study_lock
 from stlab.execution.ray.cluster import ON_THE_HEAD
 from stlab.results import Store
 

@@ -13,7 +13,8 @@ import ray
 import ray.train
 
 from stlab.errors import StorageError
-from stlab.execution.holding import Holder, lock, trial_lock
+from stlab.execution.holder import Holder
+from stlab.execution.holding import lock, trial_lock
 from stlab.execution.memory_kills import MemoryKills
 from stlab.execution.ray.names import name_held
 from stlab.execution.ray.notice import Preempted, is_told_to_go
