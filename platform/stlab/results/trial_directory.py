@@ -105,8 +105,12 @@ class TrialDirectory:
         """Into how many parts a worker's share of a batch is divided, because memory ran out; 1 where it did not."""
         return int((self.read("memory.json") or {}).get("micro_batches", 1))
 
-    def write_micro_batches(self, parts: int) -> None:
-        self.store.write_json(self._at("memory.json"), {"micro_batches": parts})
+    def memory_notes(self) -> list[str]:
+        """How that came about."""
+        return list((self.read("memory.json") or {}).get("notes", []))
+
+    def write_micro_batches(self, parts: int, note: str) -> None:
+        self.store.write_json(self._at("memory.json"), {"micro_batches": parts, "notes": [*self.memory_notes(), note]})
 
     def write_trial(self, trial: Mapping[str, Any]) -> None:
         self.store.write_json(self._at("trial.json"), trial)

@@ -124,11 +124,13 @@ class _Run:
     def divide(self, asked: int) -> None:
         """Take up the division of batches that the directory knows, or a finer one that is asked for."""
         self.micro_batches = self.directory.micro_batches()
+        self.notes += self.directory.memory_notes()
         if asked > self.micro_batches:
             self.micro_batches = asked
             if self.lead:
-                self.directory.write_micro_batches(asked)
-                self.note(f"killed for want of memory: batches are divided into {asked} parts")
+                text = f"killed for want of memory: batches are divided into {asked} parts"
+                self.directory.write_micro_batches(asked, text)
+                self.note(text)
 
     def attempt(self) -> TrialStatus | None:
         """Run the trial as far as it goes; None where it is to go on with smaller parts of batches."""
@@ -182,9 +184,9 @@ class _Run:
             failure = OutOfMemory(f"{said} with {before} window at a time, of a batch of {batch_size}: there is no smaller one")
             return self._failed(failure.with_traceback(error.__traceback__), anywhere=True)
         self.micro_batches *= 2
-        self.directory.write_micro_batches(self.micro_batches)
         now = micro_batch(batch_size, self.world, self.micro_batches)
         text = f"{said} with {before} windows at a time; gone on with {now}, at the same batch of {batch_size}"
+        self.directory.write_micro_batches(self.micro_batches, text)
         if self.world > 1 and self.directory.status() is not TrialStatus.FINISHED:  # the first alone measures the test segment
             raise NeedsSmallerBatches(text) from None
         self.note(text)
