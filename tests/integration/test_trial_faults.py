@@ -36,10 +36,10 @@ class Finder(importlib.abc.MetaPathFinder):
 def sabotage(model):
     import torch
     import torch.distributed as dist
-    forward, calls = model.forward, {}
+    forward = model.forward
 
     def faulty(self, batch):
-        calls[id(self)] = call = calls.get(id(self), 0) + 1
+        self.calls = call = getattr(self, "calls", 0) + 1
         of_two = dist.is_initialized() and dist.get_world_size() > 1
         if self.training and (not of_two or dist.get_rank() == 1):
             if self.config.hidden == 5 and call == 3:
