@@ -80,7 +80,29 @@ def pod_templates() -> list[dict[str, Any]]:
 def images() -> list[str]:
     found = [value for path in EVERY_YAML for one in yaml.safe_load_all(path.read_text()) for where, value in walk(one)
              if where.endswith(".image")]  # fmt: skip
-    return found + re.findall(r"^FROM (\S+:\S+)", (CLUSTER / "Dockerfile").read_text(), re.M)
+    return found + built_from((CLUSTER / "Dockerfile").read_text())
+
+
+def built_from(dockerfile: str) -> list[str]:
+    """The images that a Dockerfile starts from or copies from, but for its own stages."""
+    stages = set(re.findall(r"^FROM .* AS (\S+)", dockerfile, re.M | re.I))
+    found = re.findall(r"^FROM\s+(?:--\S+\s+)*(\S+)|^COPY .*--from=(\S+)", dockerfile, re.M | re.I)
+    return [image for pair in found for image in pair if image and image not in stages]
+
+
+def installs(dockerfile: str) -> list[str]:
+    """Every single command of a Dockerfile that has pip install or build something."""
+    lines = "\n".join(line for line in dockerfile.splitlines() if not line.startswith("#")).replace("\\\n", " ").splitlines()
+    commands = [command for line in lines for command in re.split(r"&&|\|\||[;|]", line)]
+    return [command for command in commands if re.search(r"\bpip[\d.]*\b.*\b(install|wheel|download)\b", command)]
+
+
+def is_pinned(image: str) -> bool:
+    return re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+[\w.-]*", image) is not None
+
+
+def takes_the_constraints(install: str) -> bool:
+    return "-c constraints.txt" in install or "--no-deps" in install
 
 
 def test_kubernetes_own_models_take_every_object() -> None:
@@ -119,7 +141,7 @@ def test_kuberay_knows_every_field_and_gets_those_it_requires() -> None:
             # Autoscaler v2 refuses any other restart policy; the grace time has to hold what preStop waits for.
             pod = group["template"]["spec"]
             assert pod.get("restartPolicy", "Never") == "Never"
-            assert "stlab-drain 90" in pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+            assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["/bin/bash", "-c", "stlab-drain 90; ray stop"]
             assert pod["terminationGracePeriodSeconds"] > 90
             assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
@@ -154,8 +176,8 @@ def test_versions_are_those_of_the_constraints() -> None:
     assert all(len(found) == 1 for found in of.values())  # the same everywhere
     assert {spec["rayVersion"] for spec in ray_specs()} == {PINNED["ray"]}
     dockerfile = (CLUSTER / "Dockerfile").read_text()
-    for install in re.findall(r"pip (?:install|wheel).*", dockerfile.replace("\\\n", " ")):
-        assert "-c constraints.txt" in install or "--no-deps" in install
+    assert len(installs(dockerfile)) == dockerfile.count("pip install") + dockerfile.count("pip wheel") >= 4
+    assert [install for install in installs(dockerfile) if not takes_the_constraints(install)] == []
     assert f"stlab:{STLAB}" in dockerfile
     assert f"stlab-mlflow:{PINNED['mlflow']}" in dockerfile
     assert {"boto3", "psycopg2-binary"} <= PINNED.keys()  # what the tracking server is installed with
@@ -165,8 +187,20 @@ def test_versions_are_those_of_the_constraints() -> None:
 
 
 def test_every_image_is_pinned() -> None:
-    for image in images():
-        assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+[\w.-]*", image), f"{image}: no whole version"
+    assert [image for image in images() if not is_pinned(image)] == []
+    assert len(built_from((CLUSTER / "Dockerfile").read_text())) == 1  # the stages of one file start from one image
+
+
+@pytest.mark.parametrize("line", ["FROM python AS base", "FROM --platform=linux/amd64 python:3", "COPY --from=nginx /a /a", "from ${BASE}"])
+def test_an_image_that_is_not_pinned_is_seen(line: str) -> None:
+    assert [is_pinned(image) for image in built_from(f"FROM python:3.11.14 AS first\n{line}\nFROM first AS second\n")] == [True, False]
+
+
+@pytest.mark.parametrize("command", ["pip install torch", "python -m pip --quiet install torch", "pip3 wheel torch"])
+@pytest.mark.parametrize("between", [" && ", "; ", " \\\n    && ", " || ", "\nRUN "])
+def test_an_install_that_is_not_pinned_is_seen(command: str, between: str) -> None:
+    for both in (f"pip install -c constraints.txt ray{between}{command}", f"{command}{between}pip install -c constraints.txt ray"):
+        assert sorted(takes_the_constraints(install) for install in installs(f"# pip install this\nRUN {both}\n")) == [False, True]
 
 
 def test_token_authentication_is_on_everywhere() -> None:
@@ -230,17 +264,53 @@ def test_pods_run_as_an_ordinary_user() -> None:
             assert re.findall(r"^USER (\S+)", stage, re.M)[-1] == "1000"
 
 
+def secrets_written_out(document: Any) -> list[str]:
+    """Where a secret has a value: under its name, as Kubernetes' pair of name and value, or as NAME=value in a list or a command."""
+    found = []
+    for where, value in walk(document):
+        if isinstance(value, dict):
+            pairs = [*value.items(), (value.get("name"), value.get("value"))]
+        elif isinstance(value, str):
+            pairs = re.findall(r"(\w+)=(\S*)", value)
+        else:
+            continue
+        for name, given in pairs:
+            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", str(name)) and not is_taken_from_elsewhere(given):
+                found.append(f"{where}: {name}")
+    return found
+
+
+def is_taken_from_elsewhere(value: Any) -> bool:
+    """Whether a value is none, or is filled in by compose, Kubernetes or a shell."""
+    return isinstance(value, (dict, list)) or str("" if value is None else value).lstrip("\"'")[:1] in ("", "$") or str(value)[:2] == "<("
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"environment": {"AWS_SECRET_ACCESS_KEY": "%s"}}',
+        '{"environment": ["AWS_SECRET_ACCESS_KEY=%s"]}',
+        '{"env": [{"name": "AWS_SECRET_ACCESS_KEY", "value": "%s"}]}',
+        '{"run_options": ["--env RAY_AUTH_TOKEN=%s"]}',
+        '{"command": ["bash", "-c", "RAY_AUTH_TOKEN=\'%s\' ray start"]}',
+    ],
+)
+def test_a_secret_that_is_written_out_is_seen(written: str) -> None:
+    assert len(secrets_written_out(json.loads(written % "abc"))) == 1
+    assert len(secrets_written_out(json.loads(written.replace('"%s"', "%s") % 1234))) == 1
+    assert secrets_written_out(json.loads(written % "${ELSEWHERE}")) == []
+
+
 def test_no_secret_is_in_any_file() -> None:
     assert not of_kind("Secret")
     for path in EVERY_YAML:
         for document in yaml.safe_load_all(path.read_text()):
-            for where, value in walk(document):
-                if isinstance(value, str) and re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", where.rsplit(".", 1)[-1]):
-                    assert value.startswith("${"), f"{path.name}{where} is written out"
+            assert secrets_written_out(document) == [], path
     example = (CLUSTER / "compose" / ".env.example").read_text()
     assert all(line.startswith("#") or line.endswith("=") for line in example.splitlines())
     for path in (p for p in CLUSTER.rglob("*") if p.is_file()):
         text = path.read_text()
+        assert secrets_written_out(text) == [], path
         assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{32,}\b|hf_[A-Za-z0-9]{20}|://[^/\s:@]+:[^$\s@]+@", text), path
 
 
