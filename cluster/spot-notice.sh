@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Waits for AWS's notice that this spot instance is taken back in two minutes, and drains the node then (drain.sh).
+# Waits for AWS's notice that this spot instance is taken back in two minutes; then drains the node (drain.sh) and stops Ray on it.
 #
 #   spot-notice.sh [SERVICE] [EVERY_SECONDS] [DRAIN_COMMAND...]
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 service=${1:-http://169.254.169.254}
 every=${2:-5}
 drain=("${@:3}")
-if ((${#drain[@]} == 0)); then drain=(stlab-drain 100); fi
+if ((${#drain[@]} == 0)); then drain=(bash -c 'stlab-drain 100; ray stop'); fi
 
 while true; do
     token=$(curl --silent --fail --max-time 2 --request PUT --header 'X-aws-ec2-metadata-token-ttl-seconds: 60' \

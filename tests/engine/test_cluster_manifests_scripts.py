@@ -29,6 +29,15 @@ TEXTS = sorted(path for path in CLUSTER.rglob("*") if path.suffix in (".md", ".y
 
 Worker = Callable[[str], "subprocess.Popen[bytes]"]
 
+WAIT_SECONDS = 60  # for what takes a moment, on a busy machine
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while not what():
+        assert time.monotonic() < until, f"not within {WAIT_SECONDS} s"
+        time.sleep(0.02)
+
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_clean(script: Path) -> None:
@@ -50,8 +59,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
         ready = tmp_path / f"ready{len(started)}"
         script = f"trap '{on_term}' TERM; touch {ready}; while true; do sleep 0.05; done"
         started.append(subprocess.Popen(["bash", "-c", f'exec -a "{title(tmp_path)}" bash -c "$1" x', "x", script]))
-        while not ready.exists():
-            time.sleep(0.02)
+        wait_until(ready.exists)
         return started[-1]
 
     yield start
@@ -64,8 +72,25 @@ def title(tmp_path: Path) -> str:
     return f"ray::RayTrainWorker.{tmp_path.name}"
 
 
-def drain(seconds: float, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([DRAIN, str(seconds), f"^{title(tmp_path)}"], capture_output=True, text=True, check=False)
+@pytest.fixture
+def raylet(tmp_path: Path) -> Iterator[str]:
+    """A process named like a raylet, though no cluster's; gives the pattern that matches it."""
+    name = str(tmp_path / "raylet" / "raylet")
+    words = ["--node_id=0a1b", "--python_worker_command=python --gcs-address=10.0.0.9:1 --node_id=9", "--gcs-address=10.0.0.7:6379"]
+    process = subprocess.Popen([name, "-c", "while true; do sleep 0.05; done", *words], executable="/bin/bash")
+    yield f"^{name} "
+    process.kill()
+    process.wait()
+
+
+def drain(seconds: int, tmp_path: Path, raylets: str = "^no raylet", ray: str = "exit 0") -> subprocess.CompletedProcess[str]:
+    """Run the script with a stand-in for `ray`, which writes down what it was called with and then does what it is told."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ray").write_text(f"""#!/bin/bash\necho "$@" >> '{tmp_path}/events'\n{ray}\n""")
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [DRAIN, str(seconds), f"^{title(tmp_path)}", raylets]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS, env=environment)
 
 
 def test_drain_lets_every_worker_save_and_waits_for_it(worker: Worker, tmp_path: Path) -> None:
@@ -77,6 +102,32 @@ def test_drain_lets_every_worker_save_and_waits_for_it(worker: Worker, tmp_path:
     assert [process.wait(5) for process in workers] == [0, 0]
 
 
+def test_drain_has_ray_start_nothing_more_on_the_node_before_it_tells_the_workers(worker: Worker, raylet: str, tmp_path: Path) -> None:
+    worker(f"echo saved >> {tmp_path}/events; exit 0")
+    done = drain(20, tmp_path, raylet, "sleep 0.3; echo drained >> ${0%/*/*}/events")
+    assert done.returncode == 0, done.stderr
+    told, *after = (tmp_path / "events").read_text().splitlines()
+    assert told.startswith("drain-node --address 10.0.0.7:6379 --node-id 0a1b --reason DRAIN_NODE_REASON_PREEMPTION --reason-message ")
+    assert told.endswith(" --deadline-remaining-seconds 20")
+    assert after == ["drained", "saved"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("ray", ["exit 1", "sleep 600"], ids=["refused", "silent"])
+def test_drain_lets_workers_save_though_ray_does_not_answer(worker: Worker, raylet: str, tmp_path: Path, ray: str) -> None:
+    saved = tmp_path / "saved"
+    worker(f"touch {saved}; exit 0")
+    done = drain(6, tmp_path, raylet, ray)
+    assert done.returncode == 0, done.stderr
+    assert saved.exists()
+    assert "Ray does not know that this node goes away" in done.stderr
+
+
+def test_drain_tells_ray_of_a_node_that_trains_nothing_too(raylet: str, tmp_path: Path) -> None:
+    assert drain(20, tmp_path, raylet).returncode == 0
+    assert "--node-id 0a1b" in (tmp_path / "events").read_text()
+
+
 def test_drain_says_who_did_not_stop_in_time(worker: Worker, tmp_path: Path) -> None:
     deaf = worker("")
     done = drain(1, tmp_path)
@@ -85,12 +136,13 @@ def test_drain_says_who_did_not_stop_in_time(worker: Worker, tmp_path: Path) -> 
     assert deaf.poll() is None  # it is asked, not killed
 
 
-def test_drain_has_nothing_to_do_on_a_node_that_trains_nothing(tmp_path: Path) -> None:
+def test_drain_has_nothing_to_do_where_there_is_neither_ray_nor_training(tmp_path: Path) -> None:
     assert drain(20, tmp_path).returncode == 0
+    assert not (tmp_path / "events").exists()
 
 
 def test_drain_knows_rays_training_workers_by_their_titles() -> None:
-    pattern = re.search(r"pattern=\$\{2:-'(.*)'\}", DRAIN.read_text())
+    pattern = re.search(r"workers=\$\{2:-'(.*)'\}", DRAIN.read_text())
     assert pattern is not None
     source = RAY_SOURCES / "train" / "v2" / "_internal" / "execution" / "worker_group" / "worker.py"
     assert "class RayTrainWorker:" in source.read_text()
@@ -98,8 +150,30 @@ def test_drain_knows_rays_training_workers_by_their_titles() -> None:
     assert not re.match(pattern[1], "ray::Board.hear")
 
 
-def test_a_spot_notice_drains_the_node() -> None:
+def test_drain_knows_rays_raylets_by_their_command_lines_and_its_option_for_draining() -> None:
+    pattern = re.search(r"raylets=\$\{3:-'(.*)'\}", DRAIN.read_text())
+    assert pattern is not None
+    source = (RAY_SOURCES / "_private" / "services.py").read_text()
+    command = re.search(r"\n    command = \[\n        RAYLET_EXECUTABLE,\n(.*?)\n    \]\n", source, re.S)
+    assert command is not None
+    assert '"raylet", "raylet" + EXE_SUFFIX' in source.split("RAYLET_EXECUTABLE = ")[1].split(")")[0]
+    options = re.findall(r'^        f"(--[\w-]+)=', command[1], re.M)
+    assert re.search(pattern[1], f"/venv/ray/core/src/ray/raylet/raylet {options[0]}=1")
+    assert not re.search(pattern[1], f"python agent.py /venv/ray/core/src/ray/raylet/raylet {options[0]}=1")
+    assert {f"--{name}" for name in re.findall(r'given "\$raylet" ([\w-]+)', DRAIN.read_text())} <= set(options)
+    scripts = (RAY_SOURCES / "scripts" / "scripts.py").read_text()
+    known = scripts.split("def global_gc")[1].split("def drain_node")[0]
+    given = re.findall(r" (--[a-z-]+) ", DRAIN.read_text().split("ray drain-node")[1].split("; then")[0])
+    assert len(given) == 5
+    assert [option for option in given if f'"{option}"' not in known] == []
+    assert "RAIN_NODE_REASON_PREEMPTION" in (RAY_SOURCES / "core" / "generated" / "autoscaler_pb2.py").read_text()  # its D is escaped
+
+
+def test_a_spot_notice_drains_the_node_and_stops_ray_on_it_whoever_is_left(tmp_path: Path) -> None:
     answers = [404, 404, 200]
+    for name, end in {"stlab-drain": 1, "ray": 0}.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\necho {name} "$@"\nexit {end}\n')
+        (tmp_path / name).chmod(0o755)
 
     class Service(http.server.BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -120,10 +194,11 @@ def test_a_spot_notice_drains_the_node() -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [NOTICE, f"http://127.0.0.1:{server.server_port}", "0.1", "echo", "drained"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        command = [NOTICE, f"http://127.0.0.1:{server.server_port}", "0.1"]
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT_SECONDS, env=environment)
         server.shutdown()
-    assert done.stdout.split("\n")[-2] == "drained"
+    assert done.stdout.splitlines()[-2:] == ["stlab-drain 100", "ray stop"]
     assert answers == []
 
 
