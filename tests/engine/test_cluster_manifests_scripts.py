@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import importlib.util
 import os
@@ -204,25 +205,32 @@ def test_a_spot_notice_drains_the_node_and_stops_ray_on_it_whoever_is_left(tmp_p
 
 # --- Slurm ---
 
-# What a job sees of Slurm. Each writes down what it was called with; `srun` and `ray` then run their command, here.
+# What a job sees of Slurm. Each writes down what it was called with, word by word; `srun` and `ray` then run their command, here.
 SRUN = """#!/bin/bash
-echo "srun $*" >> "$CALLS"
-while [[ $1 == --* ]]; do shift; done
-exec "$@"
+echo "srun$(printf ' %q' "$@")" >> "$CALLS"
+while [[ $1 == --* ]]; do
+    if [[ $1 == --nodelist=${LOST_NODE:-} ]]; then exit 1; fi
+    shift
+done
+"$@"
+exit "$(($? ? $? : ${STEP_EXIT:-0}))"
 """
 RAY = """#!/bin/bash
-echo "ray $* mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
+echo "ray$(printf ' %q' "$@") mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$CALLS"
+if [[ -n ${PORT_IS_TAKEN:-} ]]; then exit 0; fi
 while [[ $1 != -- ]]; do shift; done
 shift
 exec "$@"
 """
 PYTHON = """#!/bin/bash
-echo "python $*" >> "$CALLS"
-sleep "${STUDY_SECONDS:-0}"
+echo "python$(printf ' %q' "$@")" >> "$CALLS"
+while [[ -n ${STUDY_ENDS:-} && ! -e ${STUDY_ENDS:-} ]]; do sleep 0.05; done
 exit "${STUDY_EXIT:-0}"
 """
 SCONTROL = """#!/bin/bash
-echo "scontrol $*" >> "$CALLS"
+if [[ $* == "show hostnames two[1-2]" ]]; then printf 'two1\\ntwo2\\n' && exit 0; fi
+echo "scontrol$(printf ' %q' "$@")" >> "$CALLS"
+exit "${REQUEUE_EXIT:-0}"
 """
 
 
@@ -238,32 +246,56 @@ def job(tmp_path: Path) -> dict[str, str]:
     drain.write_text('echo "drain $*" >> "$CALLS"\n')
     return {
         "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(tmp_path), "CALLS": str(tmp_path / "calls"),
-        "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "two[1-2]", "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_GPUS_ON_NODE": "4",
         "SLURM_SUBMIT_DIR": str(ROOT), "STLAB_DRAIN": str(drain), "STLAB_HEAD_IP": "10.0.0.7",
     }  # fmt: skip
 
 
-def calls(job: dict[str, str]) -> list[str]:
+def calls(job: dict[str, str]) -> list[list[str]]:
+    """What was called, in words."""
     path = Path(job["CALLS"])
-    return path.read_text().splitlines() if path.exists() else []
+    return [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def sbatch(job: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", SBATCH, *arguments], env=job, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
 
 
 def test_slurm_starts_ray_on_all_nodes_and_the_study_on_the_first(job: dict[str, str]) -> None:
     study = ["st_vfm_lambda", "--set", "data.path=/shared/my grid.npz", "--storage", "/shared/runs"]
-    done = subprocess.run(["bash", SBATCH, *study], env=job, capture_output=True, text=True, check=False)
+    done = sbatch(job, *study)
     assert done.returncode == 0, done.stderr
     srun, ray, python = calls(job)
-    assert srun.startswith("srun --no-kill --kill-on-bad-exit=0 --cpus-per-task=8 ray symmetric-run --address 10.0.0.7:23456 ")
-    assert " --min-nodes 2 " in srun
-    assert " --num-cpus=8 --num-gpus=4 -- python" in srun
-    assert ray.endswith("mode=token token=600")
-    assert python == f"python -m stlab run {' '.join(study)} --address 10.0.0.7:23456"
-    assert list((Path(job["HOME"]) / ".ray").iterdir()) == []  # the token is gone with the job
+    assert srun[:5] == ["srun", "--no-kill", "--kill-on-bad-exit=0", "--cpus-per-task=8", "ray"]
+    assert ray[:6] == ["ray", "symmetric-run", "--address", "10.0.0.7:23456", "--min-nodes", "2"]
+    assert ray[6:11] == ["--disable-usage-stats", "--num-cpus=8", "--num-gpus=4", "--", "bash"]
+    assert ray[-2:] == ["mode=token", "token=600"]
+    assert python == ["python", "-m", "stlab", "run", *study, "--address", "10.0.0.7:23456"]
+    assert list((Path(job["HOME"]) / ".ray").iterdir()) == []  # the token is gone with the job, and so is the exit code
 
 
-def test_slurm_hands_the_exit_code_on(job: dict[str, str]) -> None:
-    failed = subprocess.run(["bash", SBATCH, "demo"], env=job | {"STUDY_EXIT": "1"}, capture_output=True, check=False)
-    assert failed.returncode == 1
+@pytest.mark.parametrize("step", ["0", "9"], ids=["all nodes", "a node was lost"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_slurm_hands_the_studys_exit_code_on(job: dict[str, str], code: int, step: str) -> None:
+    assert sbatch(job | {"STUDY_EXIT": str(code), "STEP_EXIT": step}, "demo").returncode == code
+
+
+def test_slurm_fails_if_ray_did_not_start(job: dict[str, str]) -> None:
+    """`ray symmetric-run` ends with 0 then."""
+    (Path(job["HOME"]) / ".ray").mkdir()
+    (Path(job["HOME"]) / ".ray" / "stlab-123456.exit").write_text("0\n")  # of the same job, before it was put back into the queue
+    done = sbatch(job | {"PORT_IS_TAKEN": "yes"}, "demo")
+    assert done.returncode == 1
+    assert "the study did not run" in done.stderr
+    assert not [call for call in calls(job) if call[0] == "python"]
+
+
+def test_ray_still_ends_well_where_it_did_not_start() -> None:
+    """Why the exit code goes through a file: the code of a failed `ray start` is printed, and that of the command alone is handed on."""
+    source = (RAY_SOURCES / "scripts" / "symmetric_run.py").read_text()
+    assert "except subprocess.CalledProcessError" in source
+    assert re.findall(r"sys\.exit\((.*)\)", source) == ["result.returncode"]
 
 
 @pytest.mark.parametrize(
@@ -271,28 +303,52 @@ def test_slurm_hands_the_exit_code_on(job: dict[str, str]) -> None:
     [({}, [], "which study?"), ({"STLAB_DRAIN": "/nowhere/drain.sh"}, ["demo"], "sbatch is called in the root")],
 )
 def test_slurm_says_what_is_wrong(job: dict[str, str], change: dict[str, str], arguments: list[str], says: str) -> None:
-    done = subprocess.run(["bash", SBATCH, *arguments], env=job | change, capture_output=True, text=True, check=False)
+    done = sbatch(job | change, *arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert calls(job) == []
 
 
-def test_slurm_goes_back_into_the_queue_when_its_time_is_up(job: dict[str, str]) -> None:
-    process = subprocess.Popen(["bash", SBATCH, "demo"], env=job | {"STUDY_SECONDS": "3", "STUDY_EXIT": "1"}, start_new_session=True)
-    while not any(line.startswith("python") for line in calls(job)):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGUSR1)
-    assert process.wait(60) == 1  # of the study that was then stopped, not of the signal
-    told = calls(job)[3:]
-    assert told[0].startswith("srun --overlap --nodes=2 --ntasks-per-node=1 bash ")
-    assert told[1:] == ["drain 120", "scontrol requeue 123456"]
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "the job is back in the queue"),
+        ({"LOST_NODE": "two1"}, "two1 was not drained"),
+        ({"REQUEUE_EXIT": "1"}, "could not be put back"),
+    ],
+    ids=["all nodes", "a node was lost", "not requeued"],
+)
+def test_slurm_goes_back_into_the_queue_when_its_time_is_up(job: dict[str, str], change: dict[str, str], says: str) -> None:
+    ends = Path(job["HOME"]) / "ends"
+    process = subprocess.Popen(
+        ["bash", SBATCH, "demo"], env=job | change | {"STUDY_ENDS": str(ends), "STUDY_EXIT": "3"}, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: any(call[0] == "python" for call in calls(job)))
+        os.kill(process.pid, signal.SIGUSR1)
+        wait_until(lambda: any(call[0] == "scontrol" for call in calls(job)))
+        ends.touch()
+        said, _ = process.communicate(timeout=WAIT_SECONDS)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 3  # of the study that was then stopped, not of the signal
+    assert says in said
+    *told, requeue = calls(job)[3:]
+    assert requeue == ["scontrol", "requeue", "123456"]
+    steps = [call for call in told if call[0] == "srun"]
+    assert sorted(step[-3] for step in steps) == ["bash", "bash"]
+    assert sorted(step[4] for step in steps) == ["--nodelist=two1", "--nodelist=two2"]
+    assert {tuple(step[:4]) for step in steps} == {("srun", "--overlap", "--nodes=1", "--ntasks=1")}
+    assert [call for call in told if call[0] == "drain"] == [["drain", "120"]] * (1 if "LOST_NODE" in change else 2)
 
 
 def test_slurm_options_exist_in_ray() -> None:
     """`ray symmetric-run` and the options of `ray start` that it hands on; Ray is not imported, which takes seconds."""
     handed = SBATCH.read_text().split("resources=(")[1].split("# A signal")[0]
     given = set(re.findall(r"(--[a-z-]+)[ =]", handed.split("srun --no-kill")[0] + handed.split("ray symmetric-run")[1].split(" -- ")[0]))
-    given -= {"--overlap", "--nodes", "--ntasks-per-node"}
+    given -= {"--overlap", "--nodes", "--ntasks", "--nodelist", "--kill-after"}
     assert {"--address", "--min-nodes", "--num-cpus", "--num-gpus", "--disable-usage-stats"} == given
     known = (RAY_SOURCES / "scripts" / "symmetric_run.py").read_text() + (RAY_SOURCES / "scripts" / "scripts.py").read_text()
     assert [option for option in given if f'"{option}"' not in known] == []
