@@ -75,8 +75,8 @@ def title(tmp_path: Path) -> str:
 
 @pytest.fixture
 def raylet(tmp_path: Path) -> Iterator[str]:
-    """A process named like a raylet, though no cluster's; gives the pattern that matches it."""
-    name = str(tmp_path / "raylet" / "raylet")
+    """A process with a raylet's options, though not its name, lest a cluster on this machine takes it for one; gives its pattern."""
+    name = str(tmp_path / "node")
     words = ["--node_id=0a1b", "--python_worker_command=python --gcs-address=10.0.0.9:1 --node_id=9", "--gcs-address=10.0.0.7:6379"]
     process = subprocess.Popen([name, "-c", "while true; do sleep 0.05; done", *words], executable="/bin/bash")
     yield f"^{name} "
