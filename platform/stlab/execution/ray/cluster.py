@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import platform
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +31,7 @@ def connection(address: str | None) -> Iterator[None]:
     """A Ray cluster: the one at ``address`` or in RAY_ADDRESS, else one of this machine's own for the duration.
 
     Raises:
-        ResourceError: there is no cluster at the address.
+        ResourceError: there is no cluster at the address, or one of another Ray or Python.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -62,6 +64,10 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
             raise ResourceError(
                 f"no Ray cluster answers at {address}: {error}. Start one (ray start --head), or leave --address out."
             ) from error
+        except RuntimeError as error:
+            if "Version mismatch" not in str(error):
+                raise
+            raise ResourceError(_other_versions(address, str(error))) from error
         except Exception as error:
             # Ray gives its own processes 30 s, which is short on a busy machine, and says so with a bare Exception.
             if type(error) is not Exception:
@@ -73,6 +79,16 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
                     "again later, or give the --address of a cluster."
                 ) from error
             logger.info("Ray did not start; once more: %s", error)
+
+
+def _other_versions(address: str, said: str) -> str:
+    """What to do where the cluster has another Ray or Python, which is what Ray ``said``."""
+    there = dict(re.findall(r"(Ray|Python): (\S+)", said.partition("This process")[0]))
+    return (
+        f"the cluster at {address} has Ray {there.get('Ray', '?')} and Python {there.get('Python', '?')}; here are Ray "
+        f"{ray.__version__} and Python {platform.python_version()}. Both must be the same on both sides: here pip install "
+        f"ray=={there.get('Ray', 'VERSION')} in an environment of the cluster's Python, or run stlab on a node of the cluster."
+    )
 
 
 def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:
