@@ -148,12 +148,13 @@ def _cluster(address: str, here: str) -> Iterator[Check]:
     try:
         check_address(address)
         with ray.connection(address):
-            amounts = ray.cluster_amounts()
+            amounts, grows = ray.cluster_amounts(), ray.growth_note()
     except UserError as error:
         yield Check(False, "Ray", str(error))
         return
     yield Check(True, "Ray", f"{address} answers, Ray {here}, Python {platform.python_version()} as here")
-    yield Check(True, "cluster", ", ".join(f"{name} {value:g}" for name, value in amounts.items()))
+    found = ", ".join(f"{name} {value:g}" for name, value in amounts.items())
+    yield Check(True, "cluster", found if grows is None else f"{found}; {grows}")
 
 
 def data_check(path: str, overrides: list[str]) -> Check:

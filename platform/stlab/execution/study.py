@@ -152,9 +152,12 @@ def _train(
     packs = make_packs(todo, slots)
     kept = _write_study(store, plan.study, plan)
 
+    note = ray.growth_note()
+    told = plan if note is None else replace(plan, notes=(*plan.notes, note))
+
     def begin(concurrency: int) -> None:
         for observer in observers:
-            observer.begin(plan, todo, concurrency)
+            observer.begin(told, todo, concurrency)
 
     def listen(events: list[dict[str, Any]]) -> None:
         for event in events:

@@ -19,12 +19,14 @@ for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
-    from stlab.execution.ray.cluster import cluster_amounts, connection, slots, with_gpus
+    from stlab.execution.ray.cluster import cluster_amounts, connection, growth_note, slots, with_gpus
     from stlab.execution.ray.names import study_held
     from stlab.execution.ray.sweep import Listener, run_packs, run_search
 
-__all__ = ["Listener", "cluster_amounts", "connection", "run_packs", "run_search", "slots", "study_held", "with_gpus"]
-_HOME = dict.fromkeys(("cluster_amounts", "connection", "slots", "with_gpus"), "cluster")
+__all__ = [
+    "Listener", "cluster_amounts", "connection", "growth_note", "run_packs", "run_search", "slots", "study_held", "with_gpus",
+]  # fmt: skip
+_HOME = dict.fromkeys(("cluster_amounts", "connection", "growth_note", "slots", "with_gpus"), "cluster")
 _HOME |= dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
 _HOME["study_held"] = "names"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -15,8 +16,10 @@ from typing import Any
 import ray
 
 from stlab.errors import ResourceError
+from stlab.execution.capacity import Growth, groups_after_growth, workers_on
 from stlab.execution.quota import limits, needs
 from stlab.execution.ray import SETTINGS, token
+from stlab.execution.ray.growth import growth_at_head
 from stlab.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A sliver of what every head has: for what must outlive all other nodes."""
 _STARTS = 4  # tries to start Ray on this machine
+_WAITING = 16  # groups beyond those that fit now, where nobody says how far a cluster grows: two processes each, on the head
+_NAMES = ("CPU", "GPU")
 
 
 @contextlib.contextmanager
@@ -43,6 +48,7 @@ def connection(address: str | None) -> Iterator[None]:
         _start(address, options)
         yield
     finally:
+        _growth.cache_clear()
         ray.shutdown()
 
 
@@ -92,14 +98,24 @@ def _other_versions(address: str, said: str) -> str:
 
 
 def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:
-    """``gpus`` decided: one a worker where the cluster has any (now or after scaling up), else none."""
+    """``gpus`` decided: one a worker where the cluster has any (now or after scaling up), else none.
+
+    Raises:
+        ResourceError: the cluster has none now, and nobody says whether it would after scaling up.
+    """
     if resources.gpus is not None:
         return resources
-    return resources.model_copy(update={"gpus": 1.0 if _reachable().get("GPU", 0) > 0 else 0.0})
+    has_any = _reachable().get("GPU", 0) > 0
+    if not has_any and (growth := _growth()) is not None and not growth.is_known:
+        raise ResourceError(
+            "resources.gpus is not set, and what this cluster's autoscaler may add cannot be had from it: there is no GPU now, and there "
+            "may be one later. Set resources.gpus=1, or resources.gpus=0 to train on CPUs."
+        )
+    return resources.model_copy(update={"gpus": 1.0 if has_any else 0.0})
 
 
 def slots(resources: ResourcesSpec) -> int:
-    """How many trials with these resources the cluster runs at once, now, within the study's quota.
+    """How many trials with these resources the cluster runs at once, now or when it has grown, within the study's quota.
 
     Raises:
         ResourceError: not even one fits, nor would it after scaling up; names the resource.
@@ -112,6 +128,31 @@ def slots(resources: ResourcesSpec) -> int:
                 f"resources.{name.lower()}s or resources.workers."
             )
     worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+    growth = _growth()
+    if growth is None or growth.is_known:
+        _check_amounts(resources, worker)
+        _check_nodes(growth, worker)
+    have = ray.cluster_resources()
+    now = min(int(have.get(name, 0) // (amount * resources.workers)) for name, amount in worker.items())
+    allowed = min((quota[name] // group[name] for name in worker if name in quota), default=math.inf)
+    most = _most_groups(growth, now, worker, resources.workers, allowed)
+    if growth is not None and most < 1:
+        raise ResourceError(
+            f"a trial's resources.workers={resources.workers} do not fit the nodes that the cluster can grow to, each on one node. "
+            "Lower resources.workers, resources.cpus or resources.gpus."
+        )
+    return int(max(1, min(most, allowed)))
+
+
+def _most_groups(growth: Growth | None, now: int, worker: Mapping[str, float], size: int, allowed: float) -> float:
+    """How many worker groups there may be at once, of which ``now`` fit the cluster as it is and ``allowed`` the quota."""
+    if growth is None:
+        return now
+    most = max(now, groups_after_growth(growth, _heads(), worker, size)) if growth.is_known else math.inf
+    return min(most, allowed) if min(most, allowed) < math.inf else now + _WAITING
+
+
+def _check_amounts(resources: ResourcesSpec, worker: Mapping[str, float]) -> None:
     have, reach = ray.cluster_resources(), _reachable()
     for name, amount in worker.items():
         wanted = amount * resources.workers
@@ -121,29 +162,69 @@ def slots(resources: ResourcesSpec) -> int:
                 f"a trial asks for {wanted:g} {name} ({field}={amount:g} × resources.workers={resources.workers}); the cluster has "
                 f"{have.get(name, 0):g} and can grow to {reach.get(name, 0):g}. Lower {field} or resources.workers, or add nodes."
             )
-    largest = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    grows = any(reach.get(name, 0) > have.get(name, 0) for name in worker)
-    if not grows and not any(all(node.get(name, 0) >= amount for name, amount in worker.items()) for node in largest):
+
+
+def _check_nodes(growth: Growth | None, worker: Mapping[str, float]) -> None:
+    nodes = [node["Resources"] for node in _alive()] + [node.resources for node in (growth.types if growth else ())]
+    if not any(workers_on(node, worker) for node in nodes):
         asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
         raise ResourceError(
             f"a worker asks for {asked}, and no single node has that. Lower resources.cpus or resources.gpus; a worker lives on one node."
         )
-    free = {name: min(have.get(name, 0), quota.get(name, math.inf)) for name in worker}
-    return max(1, min(int(free[name] // (amount * resources.workers)) for name, amount in worker.items()))
+
+
+def growth_note() -> str | None:
+    """What to say of a cluster that grows by itself; None of one that does not."""
+    growth = _growth()
+    if growth is None:
+        return None
+    have, reach = ray.cluster_resources(), _reachable()
+    if not growth.is_known:
+        return "the cluster grows by itself, as far as its autoscaler lets it: trials wait for nodes"
+    if all(reach.get(name, 0) <= have.get(name, 0) for name in _NAMES):
+        return None
+    now, most = (", ".join(f"{amounts.get(name, 0):g} {name}" for name in _NAMES) for amounts in (have, reach))
+    return f"the cluster grows by itself, from {now} to {most}: trials wait for nodes"
 
 
 def cluster_amounts() -> dict[str, float]:
     """CPUs, GPUs, memory (GiB) and nodes of the connected cluster, as they are shown."""
-    have = ray.cluster_resources()
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    have, nodes = ray.cluster_resources(), len(_alive())
     return {"CPU": have.get("CPU", 0), "GPU": have.get("GPU", 0), "memory (GiB)": round(have.get("memory", 0) / 2**30), "nodes": nodes}
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _heads() -> list[dict[str, float]]:
+    """What the node has that no autoscaler adds or takes away."""
+    return [node["Resources"] for node in _alive() if ON_THE_HEAD.keys() <= node["Resources"].keys()]
 
 
 def _reachable() -> dict[str, float]:
     """What the cluster has, or what its autoscaler can bring it to."""
-    have = dict(ray.cluster_resources())
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+    reach, growth = dict(ray.cluster_resources()), _growth()
+    if growth is not None:
+        for name in _NAMES:
+            reach[name] = max(reach.get(name, 0), sum(head.get(name, 0) for head in _heads()) + growth.reach(name))
+    return reach
+
+
+@functools.cache
+def _growth() -> Growth | None:
+    """What the autoscaler may add, asked once a connection; None where there is none, as in a cluster of this process's own."""
+    if _is_own():
+        return None
+    asked = ray.remote(num_cpus=0, resources=ON_THE_HEAD)(growth_at_head)
+    found: Growth | None = ray.get(asked.remote())
+    return found
+
+
+def _is_own() -> bool:
+    """Whether this process started the cluster."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def last_line(error: BaseException) -> str:
