@@ -167,6 +167,8 @@ class RayNodes:
     """Ray's own files. Its path must be short: sockets lie in it."""
     token: str = "0" * 32
     dashboard_port: int | None = None
+    port: int | None = None
+    """Of the head, where it must be known before; else any."""
     address: str = ""
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -196,7 +198,7 @@ class RayNodes:
             # Nodes of one folder would delete each other's unpacked jobs.
             role = ["--address", self.address, "--temp-dir", str(self.folder / f"n{len(self.nodes)}")]
         else:
-            port = free_port()
+            port = self.port or free_port()
             self.address = f"127.0.0.1:{port}"
             # The job server runs on the head alone; 0 keeps two clusters on one machine apart.
             role = ["--head", "--port", str(port), "--ray-client-server-port", str(free_port()), "--temp-dir", str(self.folder)]
@@ -260,12 +262,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def ray_nodes() -> Iterator[Callable[..., RayNodes]]:
-    """Makes clusters without a node: ``ray_nodes(dashboard=True)``; what they start is ended."""
+    """Makes clusters without a node: ``ray_nodes(dashboard=True, port_known=True)``; what they start is ended."""
     made: list[RayNodes] = []
 
-    def make(dashboard: bool = False) -> RayNodes:
+    def make(dashboard: bool = False, port_known: bool = False) -> RayNodes:
         folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
-        made.append(RayNodes(folder, dashboard_port=free_port() if dashboard else None))
+        ports = (free_port() if wanted else None for wanted in (dashboard, port_known))
+        made.append(RayNodes(folder, dashboard_port=next(ports), port=next(ports)))
         return made[-1]
 
     yield make
