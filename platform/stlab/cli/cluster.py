@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlab.cli.options import SetOption, StudyArgument, TrackingOption, console_for_output, myself
+from stlab.cli.options import SetOption, StudyArgument, TrackingOption, coloured, console_for_output, myself
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def submit(
 
     jobs = Jobs(address)
     for note in checked.notes:
-        console.print(f"[dim]note:[/] {note}", highlight=False, soft_wrap=True)
+        console.print(coloured("note:", "dim", f" {note}"), soft_wrap=True)
     job_id = f"{name}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as scratch:
         packages = package_folders(Path(scratch))
@@ -115,16 +115,15 @@ def _say_how_to_go_on(console: Console, job_id: str, study: str, address: str) -
 def _say_end(console: Console, job: Job) -> int:
     """How the job ended, in a line; its exit code."""
     if job.status == "SUCCEEDED":
-        console.print(f"[green]{job.job_id} is done.[/]", highlight=False)
+        console.print(f"{job.job_id} is done.", style="green", highlight=False)
         return 0
     if job.status == "STOPPED":
         console.print(f"{job.job_id} was stopped. What is trained stays.", highlight=False)
         return 130
     if job.exit_code is not None:
-        console.print(f"[red]{job.job_id} ended with exit code {job.exit_code}.[/]", highlight=False)
+        console.print(f"{job.job_id} ended with exit code {job.exit_code}.", style="red", highlight=False)
         return job.exit_code
-    console.print(f"[red]{job.job_id} failed:[/] ", end="")
-    console.print(job.message, markup=False, highlight=False, soft_wrap=True)
+    console.print(coloured(f"{job.job_id} failed:", "red", f" {job.message}"), soft_wrap=True)
     return 1
 
 

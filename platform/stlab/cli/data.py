@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stlab.cli.options import SetOption, console_for_output, data_spec
+from stlab.cli.options import SetOption, coloured, console_for_output, data_spec
 from stlab.errors import UserError
 
 
@@ -33,7 +33,7 @@ def inspect(
     lines = [(label, text) for label, text in summary.lines() if label != "problem"]  # problems follow as the error
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
-        console.print(f"[bold]{label:<{width}}[/] {text}", highlight=False, soft_wrap=True)
+        console.print(coloured(f"{label:<{width}}", "bold", f" {text}"), soft_wrap=True)
     if summary.problems:
         raise UserError("no picture: the data cannot be used as it is.\n" + "\n".join(summary.problems))
     dataset = load_dataset(spec)
@@ -43,4 +43,4 @@ def inspect(
     if not target.parent.is_dir():
         raise UserError(f"--picture {target}: there is no folder {target.parent}. Make it, or give another.")
     target.write_bytes(render(data_picture(dataset), "png"))
-    console.print(f"[bold]{'picture':<{width}}[/] {target}", highlight=False, soft_wrap=True)
+    console.print(coloured(f"{'picture':<{width}}", "bold", f" {target}"), soft_wrap=True)

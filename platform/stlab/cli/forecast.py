@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stlab.cli.options import coloured
 from stlab.report.wording import duration, memory
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def probe_and_say(
     with console.status("measuring") as status:
 
         def told(done: int, total: int, trial: PlannedTrial) -> None:
-            status.update(f"measuring {done + 1} of {total} shapes: {trial.label}")
+            # A status reads a string's brackets as styles, whatever its console does.
+            status.update(coloured(f"measuring {done + 1} of {total} shapes:", "", f" {trial.label}"))
 
         made = forecast(todo, slots, told)
     path = keep_forecast(store, study, made)

@@ -48,7 +48,7 @@ def image(
     console = console_for_output()
     for label, text in [*_lines(dataset, data, window, scores, lowest), ("picture", str(target))]:
         console.print(f"{label:<12}", style="bold", end="", highlight=False)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def say_joint(console: Console, store: Store, names: Sequence[str]) -> None:
     for part in sections:
         axes = list(part.study["axes"])
         if part.folder:
-            console.print(f"[bold]{part.folder}[/]", highlight=False)
+            console.print(part.folder, style="bold", highlight=False)
         console.print(terminal_table(part.rows, axes, console.width, compare(part.rows, axes, part.study, store)))
         for block in terminal_paper(part.papers):
             console.print()

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from stlab.spec import DataSpec, StudySpec
     from stlab.study_source import StudySource
@@ -40,10 +41,20 @@ def myself() -> str:
 
 
 def console_for_output() -> Console:
-    """Standard output as it is now; where it is no terminal (a log, a pipe), wide enough for the tables."""
+    """Standard output as it is now; where it is no terminal (a log, a pipe), wide enough for the tables.
+
+    Strings are printed as they are: what an error, a path or a name has in brackets is no style. Colour is given by `coloured`.
+    """
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110, markup=False, emoji=False)
+
+
+def coloured(word: str, style: str, rest: str = "") -> Text:
+    """A word in a style, and what follows it, as it is."""
+    from rich.text import Text
+
+    return Text.assemble((word, style), rest)
 
 
 def study_name(name: str) -> str:

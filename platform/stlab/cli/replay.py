@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stlab.cli.options import StorageOption, console_for_output
+from stlab.cli.options import StorageOption, coloured, console_for_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+    from rich.text import Text
 
     from stlab.execution.replay import Replay
 
@@ -58,21 +59,21 @@ def _say(console: Console, found: Replay, tolerance: float) -> None:
         console.print(table)
     differing = [condition for condition in found.conditions if condition.differs]
     for condition in differing:
-        console.print(f"[yellow]differs:[/] {condition.name}: {condition.then} then, {condition.now} now", highlight=False)
+        console.print(coloured("differs:", "yellow", f" {condition.name}: {condition.then} then, {condition.now} now"))
     same = [condition.name for condition in found.conditions if not condition.differs]
     console.print(f"the same: data{''.join(f', {name}' for name in same)}", highlight=False, soft_wrap=True)
-    console.print(_verdict(found, tolerance), highlight=False, soft_wrap=True)
+    console.print(_verdict(found, tolerance), soft_wrap=True)
 
 
-def _verdict(found: Replay, tolerance: float) -> str:
+def _verdict(found: Replay, tolerance: float) -> Text:
     if found.failure:
-        return f"[red]The replay has no result:[/] {found.failure}"
+        return coloured("The replay has no result:", "red", f" {found.failure}")
     if found.difference == 0:
-        return "[green]The numbers agree exactly.[/]"
+        return coloured("The numbers agree exactly.", "green")
     if found.difference <= tolerance:
-        return f"[green]The numbers agree[/] to {found.difference:.2g} (relative; up to {tolerance:g} counts as agreeing)."
+        return coloured("The numbers agree", "green", f" to {found.difference:.2g} (relative; up to {tolerance:g} counts as agreeing).")
     size = "numbers are missing" if math.isinf(found.difference) else f"by up to {100 * found.difference:.2g} %"
-    return f"[red]The numbers do not agree:[/] {size}."
+    return coloured("The numbers do not agree:", "red", f" {size}.")
 
 
 def _text(value: float | None) -> str:

@@ -48,8 +48,8 @@ def say_found(console: Console, store: Store, study: str) -> None:
     if found is None:
         return
     for arm in found.arms:
-        console.print(sentence(found, arm), highlight=False, soft_wrap=True, markup=False)
-    console.print(sealed(found), highlight=False, soft_wrap=True, markup=False, style="dim")
+        console.print(sentence(found, arm), highlight=False, soft_wrap=True)
+    console.print(sealed(found), highlight=False, soft_wrap=True, style="dim")
 
 
 def budget(search: SearchSpec) -> str:

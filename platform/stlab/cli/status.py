@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlab.cli.options import StorageOption, console_for_output, myself, study_name
+from stlab.cli.options import StorageOption, coloured, console_for_output, myself, study_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ def status(
         if not shown:
             console.print(f"job      none of {name} at {jobs.address}", highlight=False, soft_wrap=True)
         for job in shown:
-            console.print(f"job      {_job_line(job)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"job      {_job_line(job)}", highlight=False, soft_wrap=True)
 
 
 def logs(
@@ -76,7 +76,7 @@ def logs(
 
                 raise typer.Exit(follow_to_end(console, jobs, found[0].job_id, found[0].study or target))
             sys.stdout.write(jobs.log(found[0].job_id))
-            console.print(f"job      {_job_line(found[0])}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"job      {_job_line(found[0])}", highlight=False, soft_wrap=True)
             return
     store = Store(storage)
     trial_id = find_trial(store, target)
@@ -86,9 +86,9 @@ def logs(
         raise UserError(f"{where}{also} {myself()} status STUDY --all lists the ids.")
     study = _say_trial(console, store, trial_id)
     if address is not None and study and (running := jobs.of_study(study)):
-        console.print(f"job      {_job_line(running[0])}; the end of its log:", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"job      {_job_line(running[0])}; the end of its log:", highlight=False, soft_wrap=True)
         for line in jobs.log(running[0].job_id).splitlines()[-_LOG_LINES:]:
-            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"    {line}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _say_state(console: Console, state: StudyState, every: bool) -> None:
@@ -116,8 +116,7 @@ def _table(trials: Sequence[TrialState]) -> object:
         epoch = "" if trial.epoch is None else f"{trial.epoch}/{trial.max_epochs}" if trial.max_epochs else str(trial.epoch)
         quiet = "" if trial.quiet_seconds is None else f"{_ago(trial.quiet_seconds)} ago"
         colour = {"failed": "red", "stopped": "yellow"}.get(trial.state, "")
-        state = f"[{colour}]{trial.state}[/]" if colour else trial.state
-        table.add_row(trial.trial_id, _plain(trial.label), state, epoch, quiet, _plain(trial.reason or ""))
+        table.add_row(trial.trial_id, trial.label, coloured(trial.state, colour), epoch, quiet, trial.reason or "")
     return table
 
 
@@ -132,7 +131,7 @@ def _say_trial(console: Console, store: Store, trial_id: str) -> str | None:
     label = f"{trial.get('study')}: {trial.get('variant')}, seed {trial.get('seed')}"
     state = trial_state(store, {"trial_id": trial_id, "label": label, "max_epochs": train.get("max_epochs")})
     quiet = f", last sign {_ago(state.quiet_seconds)} ago" if state.quiet_seconds is not None else ""
-    console.print(f"{trial_id}  {label}: {state.state}{quiet}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{trial_id}  {label}: {state.state}{quiet}", highlight=False, soft_wrap=True)
     _say_epochs(console, directory.read_epochs())
     earlier = [name for name in store.names(directory.prefix) if name.startswith("failed-")]
     for name in [*sorted(earlier), "failed.json", "pruned.json"]:
@@ -141,9 +140,9 @@ def _say_trial(console: Console, store: Store, trial_id: str) -> str | None:
             continue
         before = "earlier: " if name in earlier else ""
         epoch = f" (epoch {end['epoch']})" if end.get("epoch") is not None else ""
-        console.print(f"{before}{end.get('reason')}{epoch}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{before}{end.get('reason')}{epoch}", style="red", highlight=False, soft_wrap=True)
         for line in end.get("log_tail") or []:
-            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"    {line}", style="dim", highlight=False, soft_wrap=True)
     return trial.get("study")
 
 
@@ -179,9 +178,3 @@ def _ago(seconds: float) -> str:
     from stlab.execution.progress import duration
 
     return duration(seconds)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

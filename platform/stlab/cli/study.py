@@ -15,6 +15,7 @@ from stlab.cli.options import (
     StorageOption,
     StudyArgument,
     TrackingOption,
+    coloured,
     console_for_output,
     load_study,
     myself,
@@ -111,12 +112,11 @@ def _say_outcome(
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
-            f"[red]failed:[/] {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}",
-            highlight=False,
+            coloured("failed:", "red", f" {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}"),
             soft_wrap=True,
         )
         for line in failure.get("log_tail", []):
-            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"    {line}", style="dim", highlight=False, soft_wrap=True)
     if outcome.ended_as("failed"):
         console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
     reused = [row["reused_from"] for row in outcome.rows if row.get("reused_from")]
@@ -124,9 +124,9 @@ def _say_outcome(
         console.print(f"reused   {reused.count(other)} trials that {other} had trained", highlight=False)
     missing = outcome.ended_as("missing")
     if missing:
-        console.print(f"[red]{len(missing)} trials did not end.[/] The same command goes on with them.")
+        console.print(coloured(f"{len(missing)} trials did not end.", "red", " The same command goes on with them."))
     for trouble in outcome.troubles:
-        console.print(f"[red]{trouble}[/]", highlight=False, soft_wrap=True)
+        console.print(trouble, style="red", highlight=False, soft_wrap=True)
     if outcome.kept:
         console.print(
             f"The study was changed: its earlier results and report are kept in {Store(storage).address(outcome.kept)}.",
@@ -134,10 +134,8 @@ def _say_outcome(
             soft_wrap=True,
         )
     if tracking_failure:
-        console.print(
-            f"[yellow]MLflow is behind:[/] {tracking_failure} Later: {myself()} sync {outcome.plan.study.name} --storage {storage}",
-            soft_wrap=True,
-        )
+        later = f" {tracking_failure} Later: {myself()} sync {outcome.plan.study.name} --storage {storage}"
+        console.print(coloured("MLflow is behind:", "yellow", later), soft_wrap=True)
     console.print(f"report   {outcome.report}", highlight=False, soft_wrap=True)
     if uri is None:
         console.print("MLflow   not told where: --tracking-uri, or later stlab sync", highlight=False)
@@ -207,7 +205,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     console.print(table)
     say_search(console, plan, store)
     for note in plan.notes:
-        console.print(f"[dim]note:[/] {note}", highlight=False)
+        console.print(coloured("note:", "dim", f" {note}"))
     say_coverage(console, plan)
     console.print(
         f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False

@@ -17,6 +17,10 @@ from stlab.execution.study import Outcome
 from stlab.plan import Plan, PlannedTrial
 from stlab.spec import SearchSpec
 
+# A string would be markup to rich: names and errors have brackets of their own, and a `[/…` in them would end the run. So what is
+# printed here with words of others in it is a Text.
+_FINISHED = ("✓", "green")
+
 
 @dataclass
 class _Running:
@@ -58,7 +62,7 @@ class TerminalProgress:
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         for note in plan.notes:
-            self.console.print(f"[dim]note:[/] {note}", highlight=False)
+            self.console.print(Text.assemble(("note:", "dim"), f" {note}"))
         self._total = len(plan.unique())
         self._todo = {trial.trial_id: trial for trial in todo}
         self._done = self._total - len(todo)
@@ -68,7 +72,7 @@ class TerminalProgress:
         there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
         pace = f"; {concurrency} at a time" if todo else ""
         if plan.study.search is None:
-            self.console.print(f"[bold]{plan.study.name}[/]  {self._total} trials{there}{pace}.", highlight=False)
+            self.console.print(Text.assemble((plan.study.name, "bold"), f"  {self._total} trials{there}{pace}."))
         if concurrency and self.console.is_terminal:
             self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()
@@ -82,8 +86,8 @@ class TerminalProgress:
         limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
         limits += [f"{search.max_wall:g} hours"] if search.max_wall else []
         pace = f"; {concurrency} at a time" if concurrency else "; nothing left to do"
-        told = f"[bold]{plan.study.name}[/]  {arms}{', '.join(limits)} by {search.sampler}{pace}."
-        self.console.print(told, highlight=False)
+        told = f"  {arms}{', '.join(limits)} by {search.sampler}{pace}."
+        self.console.print(Text.assemble((plan.study.name, "bold"), told))
 
     def _search_event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "history":
@@ -96,7 +100,7 @@ class TerminalProgress:
         elif event["kind"] == "told" and event["is_old"]:
             self._done += 1
             label = self._todo[event["trial_id"]].label
-            self.console.print(f"[green]✓[/] {self._done:>3.0f}/{self._total}  {label:<32} there already", highlight=False)
+            self.console.print(Text.assemble(_FINISHED, f" {self._done:>3.0f}/{self._total}  {label:<32} there already"))
 
     def event(self, event: dict[str, Any]) -> None:
         if event["kind"] in ("history", "planned", "told"):
@@ -111,7 +115,7 @@ class TerminalProgress:
             running.epoch, running.val_rmse = event["rows"][-1]["epoch"], event["rows"][-1]["val_rmse"]
             running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event["rows"]))
         elif event["kind"] == "note":
-            self.console.print(f"[yellow]![/] {trial.label}: {event['text']}", highlight=False, soft_wrap=True)
+            self.console.print(Text.assemble(("!", "yellow"), f" {trial.label}: {event['text']}"), soft_wrap=True)
         elif event["kind"] == "ended":
             self._running.pop(trial.trial_id)
             self._done += 1
@@ -127,16 +131,15 @@ class TerminalProgress:
             self._live = None
 
     def _say_ended(self, running: _Running, status: str) -> None:
-        mark = {"finished": "[green]✓[/]", "pruned": "[yellow]–[/]"}.get(status, "[red]✗[/]")
+        mark = {"finished": _FINISHED, "pruned": ("–", "yellow")}.get(status, ("✗", "red"))
         detail = (
             f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}"
             if running.best_rmse is not None
             else ""
         )
         words = "" if status == "finished" else f"{status}  "
-        self.console.print(
-            f"{mark} {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}", highlight=False
-        )
+        told = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}"
+        self.console.print(Text.assemble(mark, told))
 
     def seconds_left(self) -> float | None:
         """At the pace so far; at the most, since trials may stop early. None before the first epoch ended."""
