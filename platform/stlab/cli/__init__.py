@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. The only place that exits.
 
-Exit codes: 0 done, 1 a trial failed, 2 the user's input, 130 interrupted. Imports of weight wait until a command needs them.
+Exit codes: 0 done, 1 a trial failed, 2 the user's input, 3 a job that was followed is out of sight and may run on, 130 interrupted.
+Imports of weight wait until a command needs them.
 """
 
 from __future__ import annotations

@@ -73,13 +73,19 @@ def submit(
 
 
 def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
-    """Show a job's log as it comes; its exit code. Ctrl-C leaves the job running, and is 130."""
+    """Show a job's log as it comes; its exit code. Ctrl-C leaves the job running, and is 130; a cluster that stays away is 3."""
+    from stlab.execution.ray.jobs import OutOfSight
+
     try:
-        job = jobs.follow(job_id, _write)
+        job = jobs.follow(job_id, _write, lambda text: typer.echo(text, err=True))
     except KeyboardInterrupt:
-        console.print(f"\nThe job {job_id} goes on.", highlight=False)
-        _say_how_to_go_on(console, job_id, study, jobs.address)
+        _say_that_it_goes_on(console, job_id, study, jobs.address)
         return 130
+    except OutOfSight as error:
+        typer.echo(str(error), err=True)
+        if error.goes_on:
+            _say_that_it_goes_on(console, job_id, study, jobs.address)
+        return error.exit_code
     return _say_end(console, job)
 
 
@@ -105,6 +111,11 @@ def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _say_that_it_goes_on(console: Console, job_id: str, study: str, address: str) -> None:
+    console.print(f"\nThe job {job_id} goes on.", highlight=False)
+    _say_how_to_go_on(console, job_id, study, address)
 
 
 def _say_how_to_go_on(console: Console, job_id: str, study: str, address: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shlex
 import socket
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -29,10 +30,17 @@ from stlab.execution.ray import token
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+_T = TypeVar("_T")
+
 _CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 60.0  # a question that is not answered so long is asked again, where it is asked in following
+_SILENCE_SECONDS = 60.0  # a log that says nothing so long is opened anew: a connection can be dead and not show it
+_PATIENCE_SECONDS = 300.0  # how long a way to the cluster that is interrupted is tried again
+_PAUSES = (1.0, 30.0)  # between two such tries, the first and the longest, s
 _LOOK_SECONDS = 0.5  # between two questions after a job that is about to end
 _RETRY_SECONDS = 2.0  # before a log that broke off is asked for again
 _STOP_SECONDS = 60  # a driver that was asked to stop gets so long before it is killed
+_BY_THE_WAY = re.compile(r"status code (429|5\d\d)")  # a proxy's or a dashboard's own trouble, which passes
 _STUDY = "stlab.study"  # names of metadata
 _STORAGE = "stlab.storage"
 
@@ -58,6 +66,30 @@ class Job:
         return JobStatus(self.status).is_terminal()
 
 
+class OutOfSight(ResourceError):
+    """A job that was followed cannot be seen any more. Whatever became of it, it was no input of the user's that ended it."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, goes_on: bool) -> None:
+        super().__init__(message)
+        self.goes_on = goes_on
+        """Whether the job may run on; not where the cluster does not know it any more."""
+
+
+class Away(ResourceError):
+    """The dashboard does not answer, or what stands before it says so."""
+
+
+class _Client(JobSubmissionClient):
+    """Ray's, which would wait for ever for an answer that a dead connection does not bring."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        if method == "GET":
+            options.setdefault("timeout", (_CONNECT_SECONDS, _ANSWER_SECONDS))
+        return super()._do_request(method, endpoint, **options)
+
+
 class Jobs:
     """The jobs of one cluster.
 
@@ -69,7 +101,7 @@ class Jobs:
         check_dashboard(address)
         self.address = address.rstrip("/")
         with self._answers(), _without_ray_address():
-            self._client = JobSubmissionClient(self.address, headers=_token_header())
+            self._client = _Client(self.address, headers=_token_header())
 
     @property
     def ray_version(self) -> str:
@@ -122,33 +154,63 @@ class Jobs:
         with self._answers():
             return self._client.get_job_logs(job_id)
 
-    def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
-        """Hand on what a job writes, from its start to its end. A log that breaks off is taken up where it was."""
+    def follow(self, job_id: str, write: Callable[[str], None], say: Callable[[str], None]) -> Job:
+        """Hand on what a job writes, from its start to its end. A log that breaks off is taken up where it was.
+
+        Args:
+            say: told, in a line each, that the way to the cluster is interrupted and that it is there again.
+
+        Raises:
+            OutOfSight: the cluster is away for minutes, refuses the token by now, or does not know the job any more.
+        """
         told = 0
         while True:
-            try:
-                told = asyncio.run(self._tail(job_id, told, write))
-            except _BrokenOff as broken:
-                told = broken.told
-            job = self.get(job_id)
+            told = asyncio.run(self._tail(job_id, told, write))
+            job = self._patiently(lambda: self.get(job_id), job_id, say)
             if job.is_over:
-                with contextlib.suppress(ResourceError):  # a job that never began has no log
-                    write(self.log(job_id)[told:])
+                with contextlib.suppress(OutOfSight):  # a job that never began has no log
+                    write(self._patiently(lambda: self.log(job_id), job_id, say)[told:])
                 return job
             time.sleep(_RETRY_SECONDS)
 
     async def _tail(self, job_id: str, told: int, write: Callable[[str], None]) -> int:
-        seen = 0
-        try:
-            async for lines in self._client.tail_job_logs(job_id):
-                fresh = lines[max(0, told - seen) :]
-                seen += len(lines)
-                if fresh:
-                    write(fresh)
-                    told = seen
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise _BrokenOff(told) from error
-        return told
+        """Hand on what follows the first ``told`` characters of a log, until it ends, breaks off or is silent; how many are told then."""
+        log, seen = self._client.tail_job_logs(job_id), 0  # from its start, whenever it is asked for
+        while True:
+            try:
+                lines = await asyncio.wait_for(anext(log), _SILENCE_SECONDS)
+            except (StopAsyncIteration, aiohttp.ClientError, OSError, RuntimeError):
+                return told
+            fresh = lines[max(0, told - seen) :]
+            seen += len(lines)
+            if fresh:
+                write(fresh)
+                told = seen
+
+    def _patiently(self, ask: Callable[[], _T], job_id: str, say: Callable[[str], None]) -> _T:
+        """The answer to a question about a job; asked again, with growing pauses, while the cluster is away."""
+        pause, until = _PAUSES[0], None
+        while True:
+            try:
+                answer = ask()
+            except Away as error:
+                now = time.monotonic()
+                if until is None:
+                    until = now + _PATIENCE_SECONDS
+                    say(f"{error}. The job is not touched by that; trying again for {_PATIENCE_SECONDS / 60:.0f} minutes.")
+                if now >= until:
+                    raise OutOfSight(str(error), goes_on=True) from error
+                time.sleep(min(pause, until - now))
+                pause = min(2 * pause, _PAUSES[1])
+            except ResourceError as error:
+                if "does not exist" not in str(error):
+                    raise OutOfSight(str(error), goes_on=True) from error
+                message = f"the cluster at {self.address} knows no job {job_id} any more: its head was started anew. What is trained stays."
+                raise OutOfSight(message, goes_on=False) from error
+            else:
+                if until is not None:
+                    say(f"The Ray dashboard at {self.address} answers again.")
+                return answer
 
     def stop(self, job_id: str) -> Job:
         """Ask a job to stop, and wait until it has."""
@@ -166,17 +228,11 @@ class Jobs:
         except AuthenticationError as error:
             raise ResourceError(token.refused(self.address)) from error
         except (requests.exceptions.RequestException, ConnectionError) as error:
-            raise ResourceError(f"the Ray dashboard at {self.address} does not answer: {first_line(error)}") from error
+            raise Away(f"the Ray dashboard at {self.address} does not answer: {first_line(error)}") from error
         except RuntimeError as error:
+            if _BY_THE_WAY.search(str(error)):
+                raise Away(f"the Ray dashboard at {self.address} cannot answer: {first_line(error)}") from error
             raise ResourceError(f"the cluster at {self.address} refuses: {first_line(error)}") from error
-
-
-class _BrokenOff(Exception):
-    """The way to the log ended before the log did, after so many characters."""
-
-    def __init__(self, told: int) -> None:
-        super().__init__(told)
-        self.told = told
 
 
 def check_dashboard(address: str) -> None:
