@@ -81,7 +81,7 @@ def test_the_end_of_a_job_shows_its_message_as_it_is(text: str, capsys: pytest.C
     from stlab.cli.options import console_for_output
     from stlab.execution.ray.jobs import Job
 
-    job = Job("job", "study", None, "FAILED", None, None, None, text, "python")
+    job = Job("job", "study", "FAILED", None, None, None, text, "python")
     assert _say_end(console_for_output(), job) == 1
     assert f"job failed: {text}" in capsys.readouterr().out
 

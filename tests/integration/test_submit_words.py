@@ -70,6 +70,46 @@ def test_the_command_holds_no_password(study: Path) -> None:
     assert checked.notes == ["data.path=/only/there.npz is not on this machine: the data are checked on the cluster."]
 
 
+@pytest.mark.parametrize("uri", ["http://mlflow:5000", "http://me:word@mlflow:5000"])
+def test_what_goes_on_with_a_job_is_its_own_command(study: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stlab.execution.submission import Order
+
+    monkeypatch.chdir(study.parent)
+    order = Order("tiny.yaml", ["seeds=[0, 1]", "train.lr=1e-3"], "s3://b/r", uri, trials=5, retry_failed=True)
+    shown = uri.replace("word", "***")
+    settings = ["--storage", "s3://b/r", "--set", "seeds=[0, 1]", "--set", "train.lr=1e-3", "--trials", "5", "--tracking-uri", shown]
+    assert order.again("tiny")[0] == str(study.resolve())
+    assert sorted(order.again("tiny")[1:]) == sorted(settings)
+    shipped = Order("st_vfm_lambda", [], "s3://b/r")
+    assert shipped.again("st_vfm_lambda") == ["st_vfm_lambda", "--storage", "s3://b/r"]
+    seeds = Order("tiny", ["data.path=/a.npz"], "s3://b/r", add_seeds=2)
+    assert seeds.again("tiny") == ["s3://b/r/studies/tiny/study.yaml", "--storage", "s3://b/r"]
+
+
+def test_what_goes_on_with_rays_own_job_is_rays_own_command() -> None:
+    from stlab.cli.cluster import _how_to_take_up
+    from stlab.execution.ray.jobs import Job
+
+    job = Job("raysubmit_1", "x", "STOPPED", None, None, None, "", "python -m stlab run x --set train.lr=1e-3")
+    assert _how_to_take_up(job, "http://head:8265") == "The same command goes on with it: python -m stlab run x --set train.lr=1e-3"
+
+
+def test_how_much_is_sent_is_said_before_it_is_sent(say: Callable[..., Any], study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stlab.execution.ray import jobs
+
+    class Recorder:
+        def __init__(self, address: str) -> None:
+            self.address = address
+
+        def submit(self, job_id: str, arguments: list[str], **rest: Any) -> None:
+            os.write(1, b"UPLOAD\n")  # past all buffers: what is said before is on the terminal before
+
+    monkeypatch.setattr(jobs, "Jobs", Recorder)
+    answer = say("submit", str(study), "--address", HEAD, "--storage", "s3://b/r", "--no-wait")
+    assert answer.code == 0, answer
+    assert [line.split()[0] for line in answer.out.splitlines()] == ["sending", "UPLOAD", "job", "follow", "stop"]
+
+
 def _files(folders: list[Path]) -> dict[str, bytes]:
     root = folders[0].parent
     return {str(p.relative_to(root)): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}

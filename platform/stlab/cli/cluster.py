@@ -64,6 +64,7 @@ def submit(
             job_id,
             ["-m", "stlab", *order.arguments(name if checked.text is None else f"{name}.yaml")],
             packages=packages, working_dir=working_dir, study=name, storage=storage, environment=order.environment(),
+            again=order.again(name),
         )  # fmt: skip
     console.print(f"job      {job_id}", highlight=False, soft_wrap=True)
     if not wait:
@@ -104,8 +105,14 @@ def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or
     for job in running:
         ended = jobs.stop(job.job_id)
         console.print(f"{ended.job_id} {ended.status.lower()}. What is trained stays.", highlight=False, soft_wrap=True)
-    again = f"{myself()} submit {study} --address {jobs.address} --storage {running[0].storage or '…'}"
-    console.print(f"go on    {again}", highlight=False, soft_wrap=True)
+        console.print(_how_to_take_up(job, jobs.address), highlight=False, soft_wrap=True)
+
+
+def _how_to_take_up(job: Job, address: str) -> str:
+    """The command that goes on with a stopped job: the very one, for with other settings it would be another study of this name."""
+    if job.again is None:
+        return f"The same command goes on with it: {job.entrypoint}"
+    return f"go on    {myself()} submit {job.again} --address {address}"
 
 
 def _write(text: str) -> None:

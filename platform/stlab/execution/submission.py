@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from stlab.execution.study import check_protocol, data_facts
 from stlab.files import is_uri, secrets_of, shown
 from stlab.plan import DataFacts, make_plan
 from stlab.spec import DataSpec
-from stlab.study_file import find_study, load_study_source, parse
+from stlab.study_file import find_study, load_study_source, parse, shipped_studies
 from stlab.study_source import Key, StudySource
 
 _DATA_FILES = ("path", "node_ids", "distances")
@@ -48,9 +48,32 @@ class Order:
             words += ["--add-seeds", str(self.add_seeds)]
         return words
 
+    def again(self, name: str) -> list[str]:
+        """The words after ``stlab submit`` that go on with a job of this order, less the address; without passwords, as above.
+
+        Args:
+            name: of the study.
+        """
+        order = replace(self, retry_failed=False)  # what has failed since is not asked for
+        if self.add_seeds is None:
+            study = _as_anywhere(self.study)
+        else:  # the study in the storage has the new seeds by then, and as many more are not meant
+            study = f"{self.storage.rstrip('/')}/studies/{name}/study.yaml"
+            order = replace(order, overrides=[], add_seeds=None)
+        hidden = [word for uri in self.environment().values() for word in ("--tracking-uri", shown(uri))]
+        return [*order.arguments(study)[1:], *hidden]
+
     def environment(self) -> dict[str, str]:
         """A tracking URI with a password in it: it is kept out of the command, which is logged and shown."""
         return {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri and secrets_of(self.tracking_uri) else {}
+
+
+def _as_anywhere(study: str) -> str:
+    """A study as it can be named from any folder of this machine."""
+    if is_uri(study):
+        return study
+    found = find_study(study)
+    return study if found in shipped_studies() else str(found.resolve())
 
 
 @dataclass

@@ -43,6 +43,7 @@ _STOP_SECONDS = 60  # a driver that was asked to stop gets so long before it is 
 _BY_THE_WAY = re.compile(r"status code (429|5\d\d)")  # a proxy's or a dashboard's own trouble, which passes
 _STUDY = "stlab.study"  # names of metadata
 _STORAGE = "stlab.storage"
+_AGAIN = "stlab.again"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Job:
     job_id: str
     study: str | None
     """The study that it runs; None for a job of another kind."""
-    storage: str | None
     status: str
     """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
     started_at: datetime | None
@@ -60,6 +60,8 @@ class Job:
     exit_code: int | None
     message: str
     entrypoint: str
+    again: str | None = None
+    """The words after ``stlab submit`` that go on with it, less the address; None for a job that stlab did not submit."""
 
     @property
     def is_over(self) -> bool:
@@ -118,11 +120,13 @@ class Jobs:
         study: str,
         storage: str,
         environment: Mapping[str, str],
+        again: Sequence[str],
     ) -> None:
         """Send the packages and the working folder, and start ``python`` with ``arguments`` there.
 
         Args:
             environment: variables of the driver and of all workers; whoever may ask the cluster can read them.
+            again: the words that go on with it; see :class:`Job`.
         """
         # Ctrl-C is what a study knows how to end by; Ray's own default is a SIGTERM, and a SIGKILL 3 s later.
         stop = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}
@@ -135,7 +139,7 @@ class Jobs:
                     "py_modules": [str(path) for path in packages],
                     "env_vars": {**stop, **environment},
                 },
-                metadata={_STUDY: study, _STORAGE: storage},
+                metadata={_STUDY: study, _STORAGE: storage, _AGAIN: shlex.join(again)},
             )
 
     def get(self, job_id: str) -> Job:
@@ -283,13 +287,13 @@ def _job(details: JobDetails) -> Job:
     return Job(
         job_id=details.submission_id or "",
         study=metadata.get(_STUDY) or _study_of(details.entrypoint),
-        storage=metadata.get(_STORAGE),
         status=JobStatus(details.status).value,
         started_at=_time(details.start_time),
         ended_at=_time(details.end_time),
         exit_code=details.driver_exit_code,
         message=details.message or "",
         entrypoint=details.entrypoint,
+        again=metadata.get(_AGAIN),
     )
 
 
