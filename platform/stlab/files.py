@@ -11,7 +11,7 @@ import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from stlab.errors import StorageError
 
@@ -28,6 +28,10 @@ _SILENCE = 30.0
 _CONNECT = 10.0
 
 _SECRET = re.compile(r"passw|pwd|secret|token|credential|api_?key|access_?key|signature", re.IGNORECASE)
+_SECRET_INSIDE = re.compile(rf"({_SECRET.pattern})\w*\s*=", re.IGNORECASE)  # of a value: odbc_connect=…;PWD=…
+_USER_AND_WORD = re.compile(r"([^:/?#]+://[^:/?#@]*:)(.*)@", re.DOTALL)
+_URI = re.compile(r"[A-Za-z][\w+.-]*://\S+")
+_WITH_PORTS = ("http", "https", "hdfs", "abfs", "abfss")  # of these an @ behind the port belongs to the path
 _KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them into ~/.aws/credentials."
 
 # What an error of a file system comes to, by a word of its text or by its number: (what is wrong, what to do).
@@ -62,7 +66,7 @@ def shown(uri: str) -> str:
     """A URI as it may be shown: passwords and keys, wherever they stand in it, are three asterisks."""
     if not is_uri(uri):
         return uri
-    parts = urlsplit(uri)
+    parts = _split(uri)
     user, at, host = parts.netloc.rpartition("@")
     if at and ":" in user:
         user = f"{user.partition(':')[0]}:***"
@@ -71,18 +75,42 @@ def shown(uri: str) -> str:
     query = parts.query
     if _SECRET.search(query):
         pairs = parse_qsl(query, keep_blank_values=True)
-        query = urlencode([(name, "***" if _SECRET.search(name) else value) for name, value in pairs], safe="*/:")
+        query = urlencode([(name, "***" if _is_secret(name, value) else value) for name, value in pairs], safe="*/:")
     masked = parts._replace(netloc=f"{user}{at}{host}", query=query)
     return uri if masked == parts else urlunsplit(masked)  # it would write sqlite://// with two slashes less
 
 
 def secrets_of(uri: str) -> list[str]:
     """The passwords and keys in a URI, as written and as meant."""
-    parts = urlsplit(uri)
+    parts = _split(uri)
     user, _, word = parts.netloc.rpartition("@")[0].partition(":")
     found = [word] if word else [user] if user and parts.scheme == "s3" else []
-    found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
+    found += [value for name, value in parse_qsl(parts.query) if _is_secret(name, value)]
     return [secret for value in found for secret in dict.fromkeys((value, unquote(value))) if secret]
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a URI with a password or a key stands in a text, or is it."""
+    return any(secrets_of(uri) for uri in (text.strip("'\" "), *_URI.findall(text)) if is_uri(uri))
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Of a URI's query."""
+    return bool(_SECRET.search(name) or _SECRET_INSIDE.search(value))
+
+
+def _split(uri: str) -> SplitResult:
+    """A URI's parts. A password may hold ``/``, ``?``, ``#`` and brackets as they are: SQLAlchemy takes it to end at the ``@``."""
+    found = _USER_AND_WORD.match(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.netloc.rpartition(":")[2]
+        is_meant = "@" in parts.netloc or (port.isdigit() and parts.scheme in _WITH_PORTS)
+    except ValueError:  # a bracket, which is taken for the beginning of an IPv6 address
+        is_meant = False
+    if found and not is_meant:
+        return urlsplit(f"{found[1]}{quote(found[2], safe='')}@{uri[found.end() :]}")
+    return urlsplit(uri)
 
 
 def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem, str]:

@@ -284,7 +284,8 @@ class SearchSpec(Spec):
     max_wall: float | None = Field(default=None, gt=0.0)
     """Hours of searching, interruptions left out, after which no new trial begins."""
     storage: str | None = None
-    """URL of an Optuna storage (`sqlite:////tmp/search.db`), for its dashboard; kept in memory if unset."""
+    """URL of an Optuna storage (`sqlite:////tmp/search.db`), for its dashboard; kept in memory if unset. Without a password: the
+    database's client finds it in PGPASSWORD or ~/.pgpass (PostgreSQL), or in the file that ?read_default_file=… names (MySQL)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from stlab.errors import StorageError, StudyError
-from stlab.files import is_uri, local_copy, shown
+from stlab.files import holds_secret, is_uri, local_copy, secrets_of, shown
 from stlab.spec import StudySpec
 from stlab.study_errors import Problem, explain, problem, section_fields, show, study_error, unknown_field
 from stlab.study_source import SECTIONS, Key, StudySource, flatten_overrides, leaves
@@ -25,6 +25,13 @@ __all__ = [
     "parse",
     "shipped_studies",
 ]
+
+NO_PASSWORD = (
+    "a password does not belong in a study, which is kept in its storage, in MLflow and in the report. Take it out of the URL; the "
+    "database's client finds it by itself: for PostgreSQL in PGPASSWORD or ~/.pgpass, for MySQL in a file that the URL names, "
+    "?read_default_file=~/.my.cnf. For a search on a cluster these are its nodes'."
+)
+"""Why a `search.storage` is refused, and what to do."""
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -74,6 +81,7 @@ def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> Study
     Raises:
         StudyError: not found, not readable, not YAML, or an override that cannot be applied.
     """
+    _refuse_passwords(overrides)
     path = find_study(name_or_path)
     label = _label(path)
     try:
@@ -92,6 +100,11 @@ def parse(source: StudySource) -> StudySpec:
     Raises:
         StudyError: all that is wrong with it, a line each. What a model may be told is checked when the plan is made.
     """
+    _refuse_passwords(override.text for override in source.overrides)
+    search = source.data.get("search")
+    storage = search.get("storage") if isinstance(search, dict) else None
+    if isinstance(storage, str) and secrets_of(storage):  # alone: whatever else is wrong is told without it
+        raise study_error([problem(f"{shown(storage)}: {NO_PASSWORD}", ("search", "storage"), source)])
     problems = list(_path_problems(source))
     try:
         spec = StudySpec.model_validate(source.data)
@@ -119,8 +132,22 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def dump_study(spec: StudySpec) -> str:
-    """The study as YAML with every default written out. Read again, it gives an equal study."""
+    """The study as YAML with every default written out. Read again, it gives an equal study.
+
+    Raises:
+        StudyError: there is a password in it, which would be kept with it; of a study that was not read from text.
+    """
+    if spec.search is not None and secrets_of(spec.search.storage or ""):
+        raise StudyError(f"search.storage={shown(spec.search.storage or '')}: {NO_PASSWORD}")
     return write_yaml(spec.model_dump())
+
+
+def _refuse_passwords(overrides: Iterable[str]) -> None:
+    """Refuse a search's storage with a password in it before anything else: any other error would show the override as typed."""
+    for text in overrides:
+        path, _, value = text.partition("=")
+        if path.strip().startswith("search") and holds_secret(value):
+            raise StudyError(f"--set {path.strip()}: {NO_PASSWORD}")
 
 
 def _path_problems(source: StudySource) -> Iterator[Problem]:

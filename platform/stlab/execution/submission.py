@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ from urllib.parse import urlsplit
 
 from stlab.errors import StudyError, UserError
 from stlab.execution.study import check_protocol, data_facts
-from stlab.files import is_uri, secrets_of, shown
+from stlab.files import holds_secret, is_uri, secrets_of, shown
 from stlab.plan import DataFacts, make_plan
 from stlab.spec import DataSpec
-from stlab.study_file import find_study, load_study_source, parse, shipped_studies
+from stlab.study_file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies
 from stlab.study_source import Key, StudySource
 
 _DATA_FILES = ("path", "node_ids", "distances")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+_KEEP_IT_OUT = " Take it out of the URI, and set it in the environment of the cluster's nodes."
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,10 @@ def _check_places(order: Order) -> None:
             "http://mlflow:5000, or leave it out and run stlab sync later."
         )
     for override in order.overrides:
-        if _PASSWORD.search(override):
-            raise UserError(
-                f"--set {override.partition('=')[0]}: the value holds a password, and the job's command is shown to all. Write it into "
-                "the study file instead."
-            )
+        path, _, value = override.partition("=")
+        if holds_secret(value):
+            what_to_do = f" {NO_PASSWORD[0].upper()}{NO_PASSWORD[1:]}" if path.strip().startswith("search") else _KEEP_IT_OUT
+            raise UserError(f"--set {path.strip()}: the value holds a password, and the job's command is shown to all.{what_to_do}")
 
 
 def _refuse_relative_paths(source: StudySource) -> None:

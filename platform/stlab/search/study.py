@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from stlab.errors import StudyError
+from stlab.errors import StudyError, first_line
+from stlab.files import secrets_of, shown
 from stlab.plan import Arm, PlannedTrial
 from stlab.results import Store
 from stlab.search.history import Entry, History, Outcome, State
@@ -166,8 +167,11 @@ def check_storage(url: str, names: Sequence[str]) -> None:
         there = set(names) & set(optuna.get_all_study_names(url))
         foreign = [name for name in there if not optuna.load_study(storage=url, study_name=name).user_attrs.get(_OURS)]
     except Exception as error:  # SQLAlchemy's, its drivers', Optuna's: whatever it is, the URL is what the user can mend
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"search.storage={url} cannot be used ({reason}). Give an Optuna URL such as sqlite:///search.db, or leave it out."
+        reason = first_line(error)
+        for secret in secrets_of(url):
+            reason = reason.replace(secret, "***")
+        message = f"search.storage={shown(url)} cannot be used ({reason}). Give an Optuna URL such as sqlite:///search.db, or leave it out."
         raise StudyError(message) from error
     if foreign:
-        raise StudyError(f"search.storage={url} holds a study '{foreign[0]}' that is not ours. Rename this study, or give another URL.")
+        message = f"search.storage={shown(url)} holds a study '{foreign[0]}' that is not ours. Rename this study, or give another URL."
+        raise StudyError(message)
