@@ -170,8 +170,10 @@ def check_storage(url: str, names: Sequence[str]) -> None:
         reason = first_line(error)
         for secret in secrets_of(url):
             reason = reason.replace(secret, "***")
-        message = f"search.storage={shown(url)} cannot be used ({reason}). Give an Optuna URL such as sqlite:///search.db, or leave it out."
-        raise StudyError(message) from error
+        what_to_do = "Give an Optuna URL such as sqlite:///search.db, or leave it out."
+        if "password" in reason.lower():
+            what_to_do = "Give the password to the database's client: for PostgreSQL in PGPASSWORD or ~/.pgpass."
+        raise StudyError(f"search.storage={shown(url)} cannot be used ({reason}). {what_to_do}") from error
     if foreign:
         message = f"search.storage={shown(url)} holds a study '{foreign[0]}' that is not ours. Rename this study, or give another URL."
         raise StudyError(message)
