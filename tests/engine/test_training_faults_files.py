@@ -16,9 +16,7 @@ from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
 from stlab.training.checkpoint import Checkpoints
-from stlab.training.loop import Fit
-
-TIMES = {"started_at", "tested_at", "files", "notes"}
+from tests.engine.trials import assert_same_numbers, count_steps, damage
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +38,9 @@ def done(
     return trained["trial"], TrialDirectory(Store(tmp_path), "a"), trained["whole"]
 
 
-def damage(directory: TrialDirectory, file: str, how: str) -> bytes:
-    path = Path(directory.store.path(f"{directory.prefix}/{file}"))
-    content = path.read_bytes()
-    left = {"halved": content[: len(content) // 2], "emptied": b"", "zeros": bytes(len(content))}[how]
-    path.write_bytes(left)
-    return left
-
-
 def again(trial: TrialSpec, directory: TrialDirectory, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], int]:
     """Run the trial once more: the notes that it told, and the steps that it made."""
-    steps: list[int] = []
-    step = Fit._step
-    monkeypatch.setattr(Fit, "_step", lambda self, *given: (steps.append(1), step(self, *given))[1])
+    steps = count_steps(monkeypatch)
     notes: list[str] = []
     report = lambda event: notes.append(event["text"]) if event["kind"] == "note" else None  # noqa: E731
     assert run_trial(trial, {}, directory, test=True, report=report) is TrialStatus.FINISHED
@@ -62,12 +50,9 @@ def again(trial: TrialSpec, directory: TrialDirectory, monkeypatch: pytest.Monke
 def assert_as_whole(directory: TrialDirectory, whole: TrialDirectory) -> None:
     assert directory.status() is TrialStatus.FINISHED
     assert directory.is_tested()
-    for name in ("result.json", "test.json"):
-        found, expected = ({k: v for k, v in (d.read(name) or {}).items() if k not in TIMES} for d in (directory, whole))
-        assert found == expected
     assert directory.read_epochs() == whole.read_epochs()
     assert (directory.read_horizon() or 0) == whole.read_horizon()
-    assert (directory.read_predictions() or 0) == whole.read_predictions()
+    assert_same_numbers(directory, whole, notes=False)
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
-
-TIMES = {
-    "seconds", "samples_per_second", "wall_seconds", "device_seconds", "peak_memory_bytes", "started_at", "tested_at", "files",
-}  # fmt: skip
+from tests.engine.trials import Notice, assert_same_numbers
 
 WORKERS = """
 import datetime, json, sys
@@ -30,13 +27,6 @@ from stlab.spec import TrialSpec
 from stlab.training import pauses, run_trial
 
 pauses._ASK_SECONDS = 0.0  # after every step
-
-class Notice:
-    def __init__(self, at):
-        self.at, self.asked = at, 0
-    def __call__(self):
-        self.asked += 1
-        return self.asked >= self.at
 
 def work(rank, world, folder, dropout, missing):
     torch.set_num_threads(1)
@@ -64,18 +54,13 @@ if __name__ == "__main__":
 """
 
 
-def timeless(row: Any) -> dict[str, Any]:
-    assert row
-    return {name: value for name, value in row.items() if name not in TIMES}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_workers_stop_together_and_go_on_exactly(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     dropout = make_trial(model={"dropout": 0.2}, max_epochs=2, checkpoint_seconds=1e9)
     missing = make_trial(model={"name": "lstm", "hidden": 8}, data={"family": "sensors", "null": 5.0}, max_epochs=2, batch_size=39)
     script = tmp_path / "workers.py"
-    script.write_text(WORKERS)
+    script.write_text(inspect.getsource(Notice) + WORKERS)
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), dropout.model_dump_json(), missing.model_dump_json()],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=800,
@@ -86,10 +71,7 @@ def test_two_workers_stop_together_and_go_on_exactly(make_trial: Callable[..., T
     places = ["000000.000002", "000000.000005", "000000.000005", "000001.000002"]  # twice in the validation
     stops = [word for place in places for word in ("started", place)]
     assert json.loads(done.stdout.splitlines()[-1]) == ["finished", *stops, "finished"]
-    assert [timeless(row) for row in stopped.read_epochs()] == [timeless(row) for row in whole.read_epochs()]
-    for name in ("result.json", "test.json"):
-        assert timeless(stopped.read(name)) == timeless(whole.read(name))
-    assert (stopped.read_predictions() or 0) == whole.read_predictions()
+    assert_same_numbers(stopped, whole)
 
     one = TrialDirectory(Store(tmp_path / "one"), "a")
     assert run_trial(missing, {}, one, test=True) is TrialStatus.FINISHED

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,51 +14,9 @@ from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.results.schema import trials_table
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
+from tests.engine.trials import Notice, assert_same_numbers, damage, train_until_killed, whole_checkpoints
 
 MakeTrial = Callable[..., TrialSpec]
-TIMES = {
-    "seconds",
-    "samples_per_second",
-    "wall_seconds",
-    "device_seconds",
-    "peak_memory_bytes",
-    "started_at",
-    "tested_at",
-    "files",
-    "notes",
-}
-
-WORKER = """
-import sys
-import torch
-torch.set_num_threads(1)
-from stlab.results import Store, TrialDirectory
-from stlab.spec import TrialSpec
-from stlab.training import run_trial
-
-trial = TrialSpec.model_validate_json(sys.argv[1])
-print(run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True))
-"""
-
-
-def whole_epochs(directory: TrialDirectory) -> list[str]:
-    prefix = f"{directory.prefix}/checkpoint"
-    return [name for name in directory.store.names(prefix) if directory.store.exists(f"{prefix}/{name}/state.json")]
-
-
-def assert_same_numbers(one: TrialDirectory, other: TrialDirectory) -> None:
-    def timeless(row: Any) -> dict[str, Any]:
-        return {name: value for name, value in (row or {}).items() if name not in TIMES}
-
-    assert [timeless(row) for row in one.read_epochs()] == [timeless(row) for row in other.read_epochs()]
-    for name in ("result.json", "test.json"):
-        assert timeless(one.read(name)) == timeless(other.read(name))
-        assert timeless(one.read(name))
-    assert one.read_predictions().equals(other.read_predictions())
-    best = "checkpoint/best.safetensors"
-    assert one.store.read(f"{one.prefix}/{best}") == other.store.read(f"{other.prefix}/{best}")
-
-
 @pytest.fixture
 def undisturbed(make_trial: MakeTrial, tmp_path: Path) -> Callable[[TrialSpec], TrialDirectory]:
     def run(trial: TrialSpec) -> TrialDirectory:
@@ -79,31 +32,13 @@ def test_a_killed_trial_goes_on_as_if_nothing_had_been(
 ) -> None:
     trial = make_trial(model={"dropout": 0.2}, max_epochs=12, warmup_epochs=2)
     directory = TrialDirectory(Store(tmp_path / "killed"), "a")
-    command = [sys.executable, "-c", WORKER, trial.model_dump_json(), directory.store.location]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while len(whole_epochs(directory)) < 2 and worker.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-    finally:
-        worker.send_signal(signal.SIGKILL)
-        output, _ = worker.communicate()
-    assert worker.returncode == -signal.SIGKILL, output
-    assert directory.status() is TrialStatus.STARTED
-    reached = int(whole_epochs(directory)[-1])
-    assert 2 <= reached < 12
-    trained: list[int] = []
-    told: list[int] = []
-
-    def report(event: Any) -> None:
-        epochs = [row["epoch"] for row in event["rows"]]
-        (trained if told else told).extend(epochs)
-
-    assert run_trial(trial, {}, directory, test=True, report=report) is TrialStatus.FINISHED
-    assert told == list(range(1, told[-1] + 1))  # those of before are told again,
-    assert trained == list(range(told[-1] + 1, 13))  # and only the rest is trained
-    assert_same_numbers(directory, undisturbed(trial))
+    train_until_killed(trial, directory, "000006/optimiser.pt")
+    assert whole_checkpoints(directory) == ["000004", "000005"]
+    told: list[list[int]] = []
+    assert run_trial(trial, {}, directory, test=True, report=hear(told, [])) is TrialStatus.FINISHED
+    # Those of before are told again, at once, and only the rest is trained.
+    assert told == [[1, 2, 3, 4, 5], [6], [7], [8], [9], [10], [11], [12]]
+    assert_same_numbers(directory, undisturbed(trial), notes=False)
 
 
 def interrupted(trial: TrialSpec, directory: TrialDirectory, epoch: int) -> None:
@@ -136,22 +71,8 @@ def torn(
         run_trial(trial, {}, whole, test=True)
     shutil.copytree(root / "torn", tmp_path / "torn")
     directory = TrialDirectory(Store(tmp_path / "torn"), "a")
-    assert whole_epochs(directory) == ["000004", "000005"]
+    assert whole_checkpoints(directory) == ["000004", "000005"]
     return trial, directory, whole
-
-
-def damage(folder: Path, file: str, how: str) -> None:
-    path = folder / file
-    if how == "removed":
-        path.unlink()
-    elif how == "emptied":
-        path.write_bytes(b"")
-    elif how == "one bit":
-        content = bytearray(path.read_bytes())
-        content[len(content) * 3 // 4] ^= 1
-        path.write_bytes(content)
-    else:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def hear(told: list[list[int]], notes: list[str]) -> Callable[[Any], None]:
@@ -172,7 +93,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     torn: tuple[TrialSpec, TrialDirectory, TrialDirectory], caplog: pytest.LogCaptureFixture, file: str, how: str
 ) -> None:
     trial, directory, whole = torn
-    damage(Path(directory.store.path(f"{directory.prefix}/checkpoint/000005")), file, how)
+    damage(directory, f"checkpoint/000005/{file}", how)
     told: list[list[int]] = []
     notes: list[str] = []
     with caplog.at_level(logging.WARNING):
@@ -186,7 +107,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert notes[0].endswith("): gone on from checkpoint 000004")
     assert (directory.read("result.json") or {})["notes"] == notes
     assert trials_table([directory.row()]).to_pylist()[0]["notes"] == notes[0]
-    assert_same_numbers(directory, whole)
+    assert_same_numbers(directory, whole, notes=False)
 
 
 def test_without_a_whole_checkpoint_the_trial_starts_again(
@@ -194,7 +115,7 @@ def test_without_a_whole_checkpoint_the_trial_starts_again(
 ) -> None:
     trial, directory, whole = torn
     for epoch in ("000004", "000005"):
-        damage(Path(directory.store.path(f"{directory.prefix}/checkpoint/{epoch}")), "weights.safetensors", "halved")
+        damage(directory, f"checkpoint/{epoch}/weights.safetensors", "halved")
     told: list[list[int]] = []
     notes: list[str] = []
     run_trial(trial, {}, directory, test=True, report=hear(told, notes))
@@ -204,7 +125,54 @@ def test_without_a_whole_checkpoint_the_trial_starts_again(
     assert notes[0].startswith("checkpoint 000005 cannot be used (")
     assert "; checkpoint 000004 cannot be used (" in notes[0]
     assert notes[0].endswith("): trained from the start")
-    assert_same_numbers(directory, whole)
+    assert_same_numbers(directory, whole, notes=False)
+
+
+def with_checkpoints(trial: TrialSpec, seconds: float) -> TrialSpec:
+    """The trial, with a checkpoint so often."""
+    return trial.model_copy(update={"train": trial.train.model_copy(update={"checkpoint_seconds": seconds})})
+
+
+def test_what_was_damaged_costs_no_checkpoint_written_since(
+    torn: tuple[TrialSpec, TrialDirectory, TrialDirectory],
+) -> None:
+    """The names of those damaged are higher than of those that a trial writes which starts again: they must not count."""
+    trial, directory, whole = torn
+    damage(directory, "checkpoint/000004/optimiser.pt", "one bit")
+    damage(directory, "checkpoint/000005/weights.safetensors", "halved")
+    status = run_trial(with_checkpoints(trial, 1e-9), {}, directory, test=True, stop=Notice(3))
+    assert status is TrialStatus.STARTED
+    assert whole_checkpoints(directory) == ["000000.000002", "000000.000003"]
+    names = directory.store.names(f"{directory.prefix}/checkpoint")
+    assert {"000004.damaged-1", "000005.damaged-1"} <= set(names), "nothing is lost"
+    assert len(directory.store.read(f"{directory.prefix}/checkpoint/000004.damaged-1/optimiser.pt")) > 0
+    interrupted(trial, directory, epoch=3)
+    told: list[list[int]] = []
+    notes: list[str] = []
+    run_trial(trial, {}, directory, test=True, report=hear(told, notes))
+    assert told[0] == [1, 2], "it goes on from there"
+    assert notes == [], "which was said before"
+    assert_same_numbers(directory, whole, notes=False)
+
+
+def test_beside_one_that_was_damaged_two_are_kept(torn: tuple[TrialSpec, TrialDirectory, TrialDirectory]) -> None:
+    trial, directory, whole = torn
+    damage(directory, "checkpoint/000005/best.safetensors", "emptied")
+    trial = with_checkpoints(trial, 1e-9)
+    assert run_trial(trial, {}, directory, test=True, stop=Notice(2)) is TrialStatus.STARTED
+    assert whole_checkpoints(directory) == ["000004.000001", "000004.000002"]
+    assert "000005.damaged-1" in directory.store.names(f"{directory.prefix}/checkpoint")
+    damage(directory, "checkpoint/000004.000002/midway.safetensors", "one bit")
+    assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
+    assert_same_numbers(directory, whole, notes=False)
+
+
+def test_one_that_was_cut_short_does_not_stay(torn: tuple[TrialSpec, TrialDirectory, TrialDirectory]) -> None:
+    """However often a trial is killed while it writes one, its directory does not grow."""
+    trial, directory, _ = torn
+    damage(directory, "checkpoint/000005/state.json", "removed")
+    assert run_trial(with_checkpoints(trial, 1e-9), {}, directory, test=True, stop=Notice(2)) is TrialStatus.STARTED
+    assert directory.store.names(f"{directory.prefix}/checkpoint") == ["000004.000001", "000004.000002"]
 
 
 def test_interrupted_again_and_again(
@@ -219,7 +187,7 @@ def test_interrupted_again_and_again(
     for epoch in range(2, epochs + 1):
         interrupted(trial, directory, epoch)
     assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
-    assert_same_numbers(directory, whole)
+    assert_same_numbers(directory, whole, notes=False)
 
 
 SENSOR_MODELS: dict[str, dict[str, Any]] = {
@@ -239,5 +207,5 @@ def test_a_sensor_model_resumes_as_exactly(
     for epoch in range(2, 7):
         interrupted(trial, directory, epoch)
     assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
-    assert_same_numbers(directory, undisturbed(trial))
+    assert_same_numbers(directory, undisturbed(trial), notes=False)
     assert (directory.read_view() is not None) == (name == "st_vlm")

@@ -3,8 +3,8 @@
 ``checkpoint/<epochs>/``, or ``<epochs>.<steps>/`` within an epoch, holds the trainable weights and the best ones so far (safetensors),
 the optimiser, within an epoch what its steps have said and the state of the random numbers (``midway.safetensors``), and
 ``state.json``, which is written last and has the SHA-256 of the others: a folder without it was cut short and is passed over. The
-newest two are kept. At an epoch's end random numbers need no state of their own: they are a function of the seed and the epoch,
-as the order of the data is.
+newest two are kept; one that was found damaged is none of them, and stays beside them as ``<name>.damaged-1``. At an epoch's end
+random numbers need no state of their own: they are a function of the seed and the epoch, as the order of the data is.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ class Checkpoints:
         self.prefix = f"{directory.prefix}/checkpoint"
         self.note: str | None = None
         """What the user is to know of the last :meth:`restore`."""
+        self._passed_over: list[str] = []
+        """Folders that it could not use, and that still have the name of a checkpoint."""
 
     def _folders(self) -> list[str]:
         return [name for name in self.store.names(self.prefix) if name.replace(".", "", 1).isdigit()]
@@ -129,7 +131,10 @@ class Checkpoints:
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, best: Weights, progress: Progress, midway: Midway | None = None
     ) -> None:
-        """Write a checkpoint, of an epoch's end or ``midway`` through the next; then delete all but the newest two."""
+        """Write a checkpoint, of an epoch's end or ``midway`` through the next; then delete all but the newest two.
+
+        What :meth:`restore` passed over no longer counts: a trial that has started again writes lower names.
+        """
         name = f"{progress.epoch:06d}" + ("" if midway is None else f".{midway.steps:06d}")
         state = io.BytesIO()
         torch.save(optimiser.state_dict(), state)
@@ -143,11 +148,25 @@ class Checkpoints:
             files["midway.safetensors"] = safetensors.torch.save(midway.tensors())
             document["midway"] = {"seconds": midway.seconds, "names": midway.names}
         document["sha256"] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        self._set_aside([passed for passed in self._passed_over if passed == name])
         for file, content in files.items():
             self.store.write(f"{self.prefix}/{name}/{file}", content)
         self.store.write_json(f"{self.prefix}/{name}/state.json", {**document, "seal": _seal(document)})
+        self._set_aside(list(self._passed_over))
         for old in self._folders()[: -self.KEPT]:
             self.store.delete_folder(f"{self.prefix}/{old}")
+
+    def _set_aside(self, passed_over: list[str]) -> None:
+        """Keep what is damaged under another name; delete what was cut short, and so never was a checkpoint."""
+        for name in passed_over:
+            folder = f"{self.prefix}/{name}"
+            if self.store.exists(f"{folder}/state.json"):
+                taken = sum(other.startswith(f"{name}.damaged-") for other in self.store.names(self.prefix))
+                self.store.move(folder, f"{folder}.damaged-{taken + 1}")
+                logger.info("checkpoint %s is kept as %s.damaged-%d", folder, name, taken + 1)
+            else:
+                self.store.delete_folder(folder)
+            self._passed_over.remove(name)
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> Restored | None:
         """Load the newest whole checkpoint into model and optimiser; None where there is none.
@@ -156,6 +175,7 @@ class Checkpoints:
         """
         untouched = trainable_state(model)
         damaged = []
+        self._passed_over = []
         for name in reversed(self._folders()):
             folder = f"{self.prefix}/{name}"
             try:
@@ -165,6 +185,7 @@ class Checkpoints:
                     raise  # the checkpoint may be whole
                 logger.warning("checkpoint %s cannot be used (%s: %s); trying the one before it", folder, type(error).__name__, error)
                 damaged.append(f"checkpoint {name} cannot be used ({first_line(error)})")
+                self._passed_over.append(name)
                 load_trainable_state(model, untouched)  # a checkpoint that does not fit may have been loaded in part
                 continue
             if damaged:
