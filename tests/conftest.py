@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +80,54 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, seconds:
             time.sleep(0.1)
         else:
             return
+
+
+def start_mlflow(port: int, log: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
+    """``mlflow server`` in a process group of its own, as soon as it answers."""
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port), *options]
+    environment = os.environ | variables | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=240)
+    except BaseException:
+        end_group(process)
+        raise
+    return process
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that has a group of its own, and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def mount(*arguments: str) -> None:
+    """Mount, or skip the test where that is not allowed."""
+    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        pytest.skip(f"mounting is not allowed here: {answer.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A small disk of its own at a new folder."""
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take all the room there is, by the file that is returned."""
+    taken = folder / "other people's"
+    with taken.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    return taken
 
 
 @pytest.fixture(scope="session")

@@ -19,35 +19,16 @@ import pytest
 from stlab.errors import StorageError
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.training import run_trial
+from tests.conftest import disk, fill, mount
+from tests.engine.trials import assert_same_numbers
 
 _number = itertools.count()
 
 
-def mount(*arguments: str) -> None:
-    """Mount, or skip the test where that is not allowed."""
-    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        pytest.skip(f"mounting is not allowed here: {answer.stderr.strip()}")
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder))
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all the room there is."""
-    with (folder / "other people's").open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError:
-            return folder / "other people's"
+    with disk(tmp_path / "disk", 16) as folder:
+        yield folder
 
 
 def test_a_read_only_disk_is_said_before_anything_is_done(small_disk: Path) -> None:
@@ -92,52 +73,63 @@ def test_a_disk_that_fills_up_ends_the_trial_where_it_goes_on_once_there_is_room
     assert directory.status() is TrialStatus.STARTED, "neither finished nor failed"
     assert not list((small_disk / "runs").rglob("*.tmp"))
     taken[0].unlink()
-    seen: list[int] = []
-
-    def remember(event: Any) -> None:
-        seen.extend(row["epoch"] for row in event.get("rows", ()))
-
-    assert run_trial(trial, {}, directory, test=True, report=remember) is TrialStatus.FINISHED
-    assert seen[-1] == 6
-    names = ("val_rmse", "val_mae", "best_epoch", "epochs")
-    results = [place.read("result.json") or {} for place in (directory, undisturbed)]
-    assert [results[0][name] for name in names] == [results[1][name] for name in names]
-    tests = [{k: v for k, v in (place.read("test.json") or {}).items() if k in ("rmse", "mae")} for place in (directory, undisturbed)]
-    assert tests[0] == tests[1]
+    told: list[list[int]] = []
+    note = lambda event: told.append([row["epoch"] for row in event.get("rows", ())])  # noqa: E731
+    assert run_trial(trial, {}, directory, test=True, report=note) is TrialStatus.FINISHED
+    assert [epochs for epochs in told if epochs] == [[1, 2], [3], [4], [5], [6]], "from its checkpoint, which is of the second epoch"
+    assert_same_numbers(directory, undisturbed, notes=False)
 
 
 class SlowStore(Store):
-    """Every write takes a while longer."""
+    """Every write takes a while longer, and is written down: the file, when it began and when it was done."""
 
     seconds = 0.1
-    waited = 0.0
+
+    def __init__(self, location: Path) -> None:
+        super().__init__(location)
+        self.writes: list[tuple[str, float, float]] = []
 
     def write(self, relative: str, content: bytes) -> None:
+        begun = time.monotonic()
         time.sleep(self.seconds)
-        self.waited += self.seconds
         super().write(relative, content)
+        self.writes.append((relative, begun, time.monotonic()))
+
+    def checkpoints(self) -> list[tuple[float, float]]:
+        """When the writing of each began, and when it was done."""
+        written: dict[str, list[float]] = {}
+        for relative, begun, done in self.writes:
+            folder, _, file = relative.rpartition("/")
+            if folder.rpartition("/")[0].endswith("/checkpoint"):
+                written.setdefault(folder, []).extend([begun, done])
+                assert file != "state.json" or len(written[folder]) in (8, 10), "four files, or five within an epoch; that one last"
+        return [(times[0], times[-1]) for times in written.values()]
 
 
 @pytest.mark.slow
 def test_training_waits_for_nothing_but_its_checkpoints(tmp_path: Path, make_trial: Callable[..., Any]) -> None:
     store = SlowStore(tmp_path)
     trial = make_trial(max_epochs=8, checkpoint_seconds=1000)
-    waited: list[float] = []
+    written: list[list[str]] = []
 
     def note(event: Any) -> None:
-        waited.append(store.waited)
+        written.append([relative for relative, _, _ in store.writes])
 
     assert run_trial(trial, {}, TrialDirectory(store, "a"), test=True, report=note) is TrialStatus.FINISHED
-    assert len(set(waited)) == 1, "no write between the epochs, where no checkpoint is due"
-    assert waited[0] <= 2 * store.seconds
+    assert written == [["trials/a/trial.json"]] * 8, "no write between the epochs, where no checkpoint is due"
+    assert len(store.checkpoints()) == 1, "of the end"
+
+
+@pytest.mark.slow
+def test_on_a_slow_store_checkpoints_are_no_more_often_than_asked(tmp_path: Path, make_trial: Callable[..., Any]) -> None:
+    """The time that writing one takes does not count: a store that is slower than asked for would get no training done."""
     often = SlowStore(tmp_path)
-    during: list[float] = []
-    trial = make_trial(max_epochs=8, checkpoint_seconds=0.5)
-    begun = time.monotonic()
-    run_trial(trial, {}, TrialDirectory(often, "b"), test=True, report=lambda event: during.append(often.waited))
-    took = time.monotonic() - begun
-    checkpoints = took / 0.5
-    assert during[-1] <= (checkpoints + 1) * 4 * often.seconds, "four files a checkpoint, and checkpoints no more often than asked"
+    trial = make_trial(max_epochs=16, patience=16, checkpoint_seconds=0.1)
+    assert run_trial(trial, {}, TrialDirectory(often, "b"), test=True) is TrialStatus.FINISHED
+    *checkpoints, _ = often.checkpoints()  # the last is of the end, and written in any case
+    pauses = [begun - done for (_, done), (begun, _) in itertools.pairwise(checkpoints)]
+    assert pauses, "too fast to need two: more epochs are needed"
+    assert min(pauses) >= 0.1
 
 
 _OF_A_CONNECTION = ("host", "connection", "transfer-encoding", "expect", "content-length")

@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.engine.trials import assert_went_on, saved_seconds
+
 EPOCHS = 60
 START_SECONDS = 300  # for Ray and its workers, on a busy machine
 
@@ -38,7 +40,7 @@ def _start_and_wait_for_the_middle(stlab: Any, name: str, *options: str) -> subp
     run = stlab.start("run", "long.yaml", "--storage", name, *options, log=stlab.folder / f"{name}.log")
     trials = stlab.folder / name / "trials"
     until = time.monotonic() + START_SECONDS
-    while not list(trials.glob("*/checkpoint/*/state.json")):
+    while not any(saved_seconds(stlab.folder / name).values()):
         assert run.poll() is None, (stlab.folder / f"{name}.log").read_text()
         assert time.monotonic() < until, "no checkpoint: " + (stlab.folder / f"{name}.log").read_text()
         time.sleep(0.1)
@@ -46,21 +48,12 @@ def _start_and_wait_for_the_middle(stlab: Any, name: str, *options: str) -> subp
     return run
 
 
-def _epochs_done(storage: Path) -> dict[str, int]:
-    """The newest checkpoint of every trial begun."""
-    done: dict[str, int] = {}
-    for state in storage.glob("trials/*/checkpoint/*/state.json"):
-        trial = state.parents[2].name
-        done[trial] = max(done.get(trial, 0), int(state.parent.name))
-    return done
-
-
 def _goes_on_to_the_same_numbers(stlab: Any, name: str, undisturbed: pd.DataFrame) -> None:
-    done = _epochs_done(stlab.folder / name)
-    assert done
-    assert min(done.values()) < EPOCHS
+    saved = saved_seconds(stlab.folder / name)
+    assert min(len(epochs) for epochs in saved.values()) < EPOCHS
     answer = stlab("run", "long.yaml", "--storage", name, timeout=900)
     assert answer.code == 0, answer
+    assert_went_on(stlab.folder / name, saved)
     _same_numbers(_trials(stlab.folder / name), undisturbed)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+
+from tests.engine.trials import assert_went_on, saved_seconds
 
 TRIALS = 9
 SEARCH = f"""\
@@ -35,9 +38,18 @@ def _numbers(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in files]
 
 
+def _results(storage: Path) -> dict[str, int]:
+    """Trial → when its result was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in storage.glob("trials/*/result.json")}
+
+
 def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     (stlab.folder / "searched.yaml").write_text(SEARCH)
-    storage, draw = stlab.folder / "runs", random.Random()
+    storage, seed = stlab.folder / "runs", random.randrange(2**32)
+    print(f"the moments of the kills are drawn from seed {seed}")
+    draw = random.Random(seed)
+    results: list[dict[str, int]] = []
+    saved: list[dict[str, list[float]]] = []
     for kill in range(3):
         log = stlab.folder / f"kill{kill}.log"
         run = stlab.start("run", "searched.yaml", "--storage", "runs", log=log)
@@ -47,7 +59,9 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 2.0))
         run.kill()
-        run.wait(timeout=30)
+        assert run.wait(timeout=30) == -signal.SIGKILL, "it had ended before: more trials are needed"
+        results.append(_results(storage))
+        saved.append(saved_seconds(storage))
         before = {entry["number"]: entry["trial_id"] for entry in _numbers(storage)}
     answer = stlab("run", "searched.yaml", "--storage", "runs", timeout=900)
     assert answer.code == 0, answer
@@ -56,6 +70,11 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     assert len({entry["trial_id"] for entry in entries}) == TRIALS
     assert all(entry["told"] for entry in entries), "the sampler's history is whole"
     assert {n: t for n, t in before.items() if entries[n]["trial_id"] != t} == {}, "what was begun keeps its number"
+    after = _results(storage)
+    assert results[-1], "some had ended"
+    for kill, ended in enumerate(results):
+        assert {trial for trial, when in ended.items() if after[trial] != when} == set(), f"trained again after kill {kill}"
+    assert_went_on(storage, {trial: seconds for known in saved for trial, seconds in known.items()})
     trials = {path.name for path in (storage / "trials").iterdir()}
     assert trials == {entry["trial_id"] for entry in entries}
     for trial in trials:
@@ -67,4 +86,4 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     assert rows[~rows["searched"]]["val_rmse"].iloc[0] == rows["val_rmse"].min()
     again = stlab("run", "searched.yaml", "--storage", "runs", timeout=300)
     assert again.code == 0, again
-    assert {path.name for path in (storage / "trials").iterdir()} == trials, "nothing is left to do"
+    assert _results(storage) == after, "nothing is left to do"

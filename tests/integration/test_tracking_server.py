@@ -7,12 +7,9 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from stlab.errors import UserError
 from stlab.results import Store, StudyDirectory, TrialDirectory
 from stlab.results.schema import PREDICTIONS
 from stlab.tracking import Tracker, TrackingUnavailable, sync
+from tests.conftest import end_group, free_port, start_mlflow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,13 +44,6 @@ class Database:
         with contextlib.closing(psycopg2.connect(self.uri().replace("+psycopg2", ""))) as connection, connection.cursor() as cursor:
             cursor.execute(query)
             return list(cursor.fetchall())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -103,31 +94,11 @@ def database() -> Iterator[Database]:
 def server(database: Database, s3_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """``mlflow server``; the password reaches it through its environment."""
     s3_server.make_bucket("artifacts")
-    log = tmp_path_factory.mktemp("server") / "log"
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
-        "--artifacts-destination", "s3://artifacts/mlflow",
-    ]  # fmt: skip
-    environment = os.environ | s3_server.environment | {
-        "MLFLOW_BACKEND_STORE_URI": database.uri(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
-    }  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    until = time.monotonic() + 240
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    log, port = tmp_path_factory.mktemp("server") / "log", free_port()
+    variables = s3_server.environment | {"MLFLOW_BACKEND_STORE_URI": database.uri()}
+    process = start_mlflow(port, log, "--artifacts-destination", "s3://artifacts/mlflow", **variables)
+    yield f"http://127.0.0.1:{port}"
+    end_group(process)
 
 
 @pytest.fixture
