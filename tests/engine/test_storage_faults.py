@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_ends_the_trial_where_it_goes_on_once_there_is_room
 class SlowStore(Store):
     """Every write takes a while longer, and is written down: the file, when it began and when it was done."""
 
-    seconds = 0.1
+    seconds = 0.03
 
     def __init__(self, location: Path) -> None:
         super().__init__(location)
