@@ -53,8 +53,9 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     for kill in range(3):
         log = stlab.folder / f"kill{kill}.log"
         run = stlab.start("run", "searched.yaml", "--storage", "runs", log=log)
-        wanted, until = len(_numbers(storage)) + 1, time.monotonic() + 400
-        while len(_numbers(storage)) < min(wanted, TRIALS) and run.poll() is None:
+        wanted, until = min(len(_numbers(storage)) + 1, TRIALS), time.monotonic() + 400
+        # A trial more has begun; at the last kill, some have ended too.
+        while (len(_numbers(storage)) < wanted or (kill == 2 and not _results(storage))) and run.poll() is None:
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 2.0))
@@ -71,7 +72,6 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     assert all(entry["told"] for entry in entries), "the sampler's history is whole"
     assert {n: t for n, t in before.items() if entries[n]["trial_id"] != t} == {}, "what was begun keeps its number"
     after = _results(storage)
-    assert results[-1], "some had ended"
     for kill, ended in enumerate(results):
         assert {trial for trial, when in ended.items() if after[trial] != when} == set(), f"trained again after kill {kill}"
     assert_went_on(storage, {trial: seconds for known in saved for trial, seconds in known.items()})
