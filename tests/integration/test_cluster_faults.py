@@ -96,7 +96,7 @@ class Runs:
 
         def is_there() -> bool:
             reached = self.checkpoints(storage)
-            return len(reached) == trials and min(reached.values()) > 2 and max(reached.values()) < EPOCHS - 4
+            return len(reached) == trials and min(reached.values()) > 2 and max(reached.values()) < EPOCHS - 2
 
         self.wait_for(is_there, run, storage)
         return run
@@ -111,9 +111,10 @@ class Runs:
         return done
 
     def trained_by(self, storage: str) -> dict[int, str]:
-        """Who holds a trial at this moment: the pid of its first worker, and its id."""
-        files = (self.folder / storage / ".locks").glob("trial-*")
-        return {json.loads(text)["pid"]: file.name.partition("-")[2] for file in files if (text := file.read_text())}
+        """Who holds a trial at this moment, the one that has furthest to go first: the pid of its first worker, and its id."""
+        reached = self.checkpoints(storage)
+        held = {file.name.partition("-")[2]: file.read_text() for file in (self.folder / storage / ".locks").glob("trial-*")}
+        return {json.loads(held[trial])["pid"]: trial for trial in sorted(reached, key=lambda t: reached[t]) if held.get(trial)}
 
     def left_with_a_checkpoint(self, storage: str, trial: str, told: float) -> bool:
         """Whether a trial that has not ended has a checkpoint that was written after ``told``."""
@@ -186,7 +187,7 @@ def tidy(runs: Runs) -> Iterator[None]:
 
 def test_a_worker_that_is_killed(runs: Runs) -> None:
     run = runs.in_the_middle("worker", 2)
-    os.kill(runs.nodes.trainers()[0], signal.SIGKILL)
+    os.kill(next(iter(runs.trained_by("worker"))), signal.SIGKILL)
     runs.ends_well(run, "worker")
     runs.same_as_undisturbed("worker")
     runs.went_on("worker", disturbed=1)
