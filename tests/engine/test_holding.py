@@ -12,7 +12,7 @@ import pytest
 
 from stlab.errors import StorageError
 from stlab.execution.holder import Holder
-from stlab.execution.holding import StudyRunning, lock, study_held
+from stlab.execution.holding import StudyRunning, lock, study_held, study_holder
 from stlab.results import Store
 
 HOLD = """\
@@ -45,8 +45,11 @@ def test_who_holds_a_study_is_said_and_a_kill_frees_it(tmp_path: Path, other: su
     assert "since 20" in str(said.value)
     with study_held(store, "another", Holder.myself()):
         pass
+    assert (study_holder(store, "mine") or Holder.myself()).pid == other.pid
+    assert study_holder(store, "another") is None
     other.send_signal(signal.SIGKILL)
     other.wait(timeout=30)
+    assert study_holder(store, "mine") is None, "whatever it left written"
     with study_held(store, "mine", Holder.myself()), pytest.raises(StudyRunning), study_held(store, "mine", Holder.myself()):
         raise AssertionError
     with lock(store, "study-mine", Holder.myself()) as held_by:

@@ -12,7 +12,7 @@ import pytest
 
 from stlab.execution import renewed
 from stlab.execution.holder import Holder
-from stlab.execution.holding import StudyRunning, study_held
+from stlab.execution.holding import StudyRunning, study_held, study_holder
 from stlab.results import Store
 
 HOLD = """\
@@ -58,11 +58,14 @@ def test_a_living_driver_is_named_and_a_dead_one_is_followed(store: Store, other
             raise AssertionError
     with study_held(store, "another", Holder.myself()):
         pass
+    assert (study_holder(store, "mine") or Holder.myself()).pid == other.pid
+    assert study_holder(store, "another") is None
     other.send_signal(signal.SIGKILL)
     other.wait(timeout=30)
     with study_held(store, "mine", Holder.myself()), pytest.raises(StudyRunning), study_held(store, "mine", Holder.myself()):
         raise AssertionError
     assert store.read_json(".locks/study-mine.json") == {}, "free again after the block"
+    assert study_holder(store, "mine") is None
 
 
 def test_of_two_that_begin_at_once_the_last_to_write_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

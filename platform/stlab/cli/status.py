@@ -97,6 +97,8 @@ def _say_state(console: Console, state: StudyState, every: bool) -> None:
     counts = [f"{state.count(name)} {name}" for name in STATES if state.count(name)]
     total = len(state.trials) + state.to_come
     console.print(f"{state.name}: {total} trials: {', '.join(counts) or 'none yet'}", highlight=False, soft_wrap=True)
+    if state.run_by is not None:
+        console.print(f"run by   {state.run_by}", highlight=False, soft_wrap=True)
     shown = state.trials if every else state.in_state("running", "stopped", "failed")
     if shown:
         console.print(_table(shown))

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from stlab.errors import StorageError, UserError
 from stlab.execution.holder import Holder
-from stlab.execution.renewed import renewed
+from stlab.execution.renewed import renewed, seen_holder
 from stlab.results import Store
 
 logger = logging.getLogger(__name__)
@@ -113,3 +113,19 @@ def study_held(store: Store, study: str, holder: Holder) -> Iterator[None]:
         if other is not None:
             raise StudyRunning(study, other)
         yield
+
+
+def study_holder(store: Store, study: str) -> Holder | None:
+    """Who runs a study at this moment, as far as its storage tells; None: nobody does."""
+    if not store.is_local:
+        return seen_holder(store, study_lock(study))
+    path = Path(store.path(f"{_FOLDER}/{study_lock(study)}"))
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:  # held, or a file system without locks: then what was written last is all there is to go by
+                return _read(file.read())
+    except FileNotFoundError:
+        pass
+    return None

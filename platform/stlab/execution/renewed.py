@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
@@ -57,6 +58,16 @@ def renewed(store: Store, name: str, holder: Holder) -> Iterator[Holder | None]:
         thread.join()
         with contextlib.suppress(StorageError):  # it counts as left behind soon
             store.write_json(path, {})
+
+
+def seen_holder(store: Store, name: str) -> Holder | None:
+    """Who renewed ``name`` lately; None where nobody holds it, or not any more."""
+    path = f".locks/{name}.json"
+    found = _read(store, path)
+    written = store.last_written(path) if found is not None else None
+    if found is None or written is None or (datetime.now(UTC) - written).total_seconds() > _LEFT_SECONDS:
+        return None
+    return _who(found)
 
 
 def _renew(store: Store, path: str, mine: dict[str, Any], end: threading.Event) -> None:

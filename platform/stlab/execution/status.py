@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from stlab.errors import UserError
+from stlab.execution.holder import Holder
+from stlab.execution.holding import study_holder
 from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus
 
 QUIET_SECONDS = 600.0
-"""A trial that has written nothing for so long is called stopped; it may also be in a very long epoch."""
+"""A trial that has written nothing for so long is called stopped, though its study runs; it may also be in a very long epoch."""
 
 _READERS = 16  # at once: what waits for an object store does not wait for its other answers
 STATES = ("finished", "running", "stopped", "pruned", "failed", "to do")
@@ -27,7 +29,7 @@ class TrialState:
     trial_id: str
     label: str
     state: str
-    """One of ``STATES``. ``running``: begun, and something was written lately; ``stopped``: begun, and not."""
+    """One of ``STATES``. ``running``: begun, something was written lately, and somebody runs the study; ``stopped``: begun, and not so."""
     epoch: int | None = None
     """Epochs done, of those that are written."""
     max_epochs: int | None = None
@@ -44,6 +46,8 @@ class StudyState:
     trials: list[TrialState]
     to_come: int = 0
     """Trials of a search that have not been chosen yet, at the most."""
+    run_by: Holder | None = None
+    """Who runs the study now."""
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials) + (self.to_come if state == "to do" else 0)
@@ -68,14 +72,15 @@ def study_state(store: Store, name: str) -> StudyState:
     tried, arms = _tried(store, name)
     known_ids = {trial["trial_id"] for trial in listed}
     listed += [trial for trial in tried if trial["trial_id"] not in known_ids]
+    run_by = study_holder(store, name)
     with ThreadPoolExecutor(_READERS) as pool:
-        trials = list(pool.map(lambda trial: trial_state(store, trial), listed))
+        trials = list(pool.map(lambda trial: trial_state(store, trial, is_run=run_by is not None), listed))
     budget = (study.get("search") or {}).get("max_trials") or 0
-    return StudyState(name, trials, max(0, budget * max(1, arms) - len(tried)))
+    return StudyState(name, trials, max(0, budget * max(1, arms) - len(tried)), run_by)
 
 
-def trial_state(store: Store, listed: dict[str, Any]) -> TrialState:
-    """What one trial's directory says."""
+def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) -> TrialState:
+    """What one trial's directory says; ``is_run``: whether anybody may be training it."""
     directory = TrialDirectory(store, listed["trial_id"])
     status = directory.status()
     about = {"trial_id": listed["trial_id"], "label": listed["label"], "max_epochs": listed.get("max_epochs")}
@@ -89,7 +94,7 @@ def trial_state(store: Store, listed: dict[str, Any]) -> TrialState:
     written = store.last_written(directory.prefix)
     quiet = None if written is None else max(0.0, (datetime.now(UTC) - written).total_seconds())
     rows = directory.read_epochs()
-    state = "stopped" if quiet is not None and quiet > QUIET_SECONDS else "running"
+    state = "running" if is_run and (quiet is None or quiet <= QUIET_SECONDS) else "stopped"
     return TrialState(**about, state=state, epoch=int(rows[-1]["epoch"]) if rows else 0, quiet_seconds=quiet)
 
 

@@ -96,9 +96,11 @@ class Store:
         return {info.base_name: int(info.size) for info in found if info.type == pafs.FileType.File}
 
     def last_written(self, relative: str) -> datetime | None:
-        """When a file in a folder, or in one within it, was last written (UTC); None where there is none."""
+        """When a file, or one in a folder or in one within it, was last written (UTC); None where there is none."""
         with self._reaching("list", relative):
-            found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True))
+            found = [self._fs.get_file_info(self.path(relative))]
+            if not found[0].is_file:
+                found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), recursive=True, allow_not_found=True))
         return max((info.mtime for info in found if info.type == pafs.FileType.File and info.mtime), default=None)
 
     def read(self, relative: str) -> bytes:
