@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -165,7 +166,7 @@ class RayNodes:
 
     folder: Path
     """Ray's own files. Its path must be short: sockets lie in it."""
-    token: str = "0" * 32
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
     dashboard_port: int | None = None
     port: int | None = None
     """Of the head, where it must be known before; else any."""

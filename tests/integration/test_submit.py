@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -50,9 +49,6 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             patch.delenv(name, raising=False)
         assert subprocess.run([python, "-c", "import stlab"], capture_output=True, cwd=folder).returncode == 1
         patch.setattr(sys, "executable", str(python))
-        shared = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
-        # A token that stands nowhere by chance.
-        patch.setattr(shared, "RayNodes", functools.partial(shared.RayNodes, token=secrets.token_hex(16)))
         nodes = request.getfixturevalue("two_nodes")
         patch.undo()
     os.environ["RAY_AUTH_TOKEN"] = nodes.token
