@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-EPOCHS = 24
+EPOCHS = 12
 GRACE_SECONDS = 30  # what Slurm and Kubernetes give by default
 WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
 
@@ -64,6 +65,7 @@ class Runs:
     def __init__(self, folder: Path, nodes: Any, study: str) -> None:
         self.folder, self.nodes = folder, nodes
         self.started: list[subprocess.Popen[bytes]] = []
+        self.held: set[int] = set()
         (folder / "watched.py").write_text(WATCHED)
         (folder / "long.yaml").write_text(study)
 
@@ -91,15 +93,26 @@ class Runs:
         return found
 
     def in_the_middle(self, storage: str, trials: int, *overrides: str) -> subprocess.Popen[bytes]:
-        """A run that has so many trials under way at once, each well begun and with an end far away."""
+        """A run that has so many trials under way at once, all well begun. They stand still until :meth:`go_on`."""
         run = self.start(storage, *overrides)
 
         def is_there() -> bool:
             reached = self.checkpoints(storage)
-            return len(reached) == trials and min(reached.values()) > 2 and max(reached.values()) < EPOCHS - 2
+            for pid, trial in self.trained_by(storage).items():
+                if reached[trial] > 2 and pid not in self.held:  # Ray starts them one after the other: they wait for each other
+                    os.kill(pid, signal.SIGSTOP)
+                    self.held.add(pid)
+            return len(self.held) == trials
 
         self.wait_for(is_there, run, storage)
         return run
+
+    def go_on(self) -> None:
+        """Let those that stand still go on, as far as they still live."""
+        for pid in self.held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.held.clear()
 
     def checkpoints(self, storage: str) -> dict[str, int]:
         """The newest checkpoint of every trial that has not ended: its number."""
@@ -177,6 +190,7 @@ def runs(two_nodes: Any, study_text: str, tmp_path_factory: pytest.TempPathFacto
 def tidy(runs: Runs) -> Iterator[None]:
     """What one test leaves behind takes nothing from the next: drivers, and nodes beyond the first two."""
     yield
+    runs.go_on()
     for run in runs.started:
         if run.poll() is None:
             run.kill()
@@ -188,6 +202,7 @@ def tidy(runs: Runs) -> Iterator[None]:
 def test_a_worker_that_is_killed(runs: Runs) -> None:
     run = runs.in_the_middle("worker", 2)
     os.kill(next(iter(runs.trained_by("worker"))), signal.SIGKILL)
+    runs.go_on()
     runs.ends_well(run, "worker")
     runs.same_as_undisturbed("worker")
     runs.went_on("worker", disturbed=1)
@@ -197,6 +212,7 @@ def test_a_worker_that_is_killed(runs: Runs) -> None:
 def test_a_driver_that_is_killed(runs: Runs) -> None:
     run = runs.in_the_middle("driver", 2)
     run.kill()
+    runs.go_on()
     runs.ends_well(runs.start("driver"), "driver")
     runs.same_as_undisturbed("driver")
     runs.went_on("driver", disturbed=2)
@@ -204,10 +220,11 @@ def test_a_driver_that_is_killed(runs: Runs) -> None:
 
 
 def test_a_worker_that_is_told_to_go(runs: Runs) -> None:
-    run = runs.in_the_middle("notice", 2, "train.checkpoint_seconds=4")
+    run = runs.in_the_middle("notice", 2, "train.checkpoint_seconds=0.5")
     pid, trial = next(iter(runs.trained_by("notice").items()))
     told = time.time()
     os.kill(pid, signal.SIGTERM)
+    runs.go_on()
     runs.wait_for(lambda: pid not in runs.nodes.trainers(), run, "notice")
     assert time.time() - told < GRACE_SECONDS
     assert runs.left_with_a_checkpoint("notice", trial, told)
@@ -223,6 +240,7 @@ def test_a_study_that_is_run_twice(runs: Runs) -> None:
     runs.wait_for(lambda: again.poll() is not None, run, "twice")
     assert "StudyRunning: the study long is being run" in runs.said("twice")
     assert f"process {run.pid}" in runs.said("twice")
+    runs.go_on()
     runs.ends_well(run, "twice")
     runs.same_as_undisturbed("twice")
     assert set(runs.attempts("twice").values()) == {1}
@@ -251,6 +269,7 @@ def test_a_node_with_two_trials_that_is_killed(runs: Runs) -> None:
     run = runs.in_the_middle("node", 4, "seeds=[0, 1, 2]")  # more trials than groups: those that start late have one too
     assert len(runs.nodes.trainers(lost)) == 2
     runs.nodes.kill(lost)
+    runs.go_on()
     runs.ends_well(run, "node")
     runs.same_as_undisturbed("node")
     runs.went_on("node", disturbed=2)
@@ -265,6 +284,7 @@ def test_a_node_that_is_told_to_go(runs: Runs) -> None:
     assert len(trials) == 2
     told = time.time()
     leaving.terminate()  # as Kubernetes does: Ray drains the node for 30 s
+    runs.go_on()
     runs.wait_for(lambda: leaving.poll() is not None or not runs.nodes.trainers(leaving), run, "drained")
     assert time.time() - told < GRACE_SECONDS
     assert all(runs.left_with_a_checkpoint("drained", trial, told) for trial in trials)
@@ -318,6 +338,7 @@ def test_the_second_of_two_workers_that_is_killed(runs: Runs) -> None:
     workers = on_two_nodes(runs, run, "second")
     (second,) = set(workers) - set(runs.trained_by("second"))
     os.kill(second, signal.SIGKILL)
+    runs.go_on()
     runs.ends_well(run, "second")
     columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
     rows = runs.trials("second")
@@ -330,6 +351,7 @@ def test_a_worker_that_the_kernel_kills_for_its_memory(runs: Runs, no_memory: Ca
     run = runs.in_the_middle("memory", 2)
     pid, trial = next(iter(runs.trained_by("memory").items()))
     no_memory(pid)
+    runs.go_on()
     runs.ends_well(run, "memory")
     assert sorted(runs.attempts("memory").values()) == [1, 2]
     rows = runs.trials("memory")
