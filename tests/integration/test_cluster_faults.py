@@ -99,7 +99,7 @@ class Runs:
         def is_there() -> bool:
             reached = self.checkpoints(storage)
             for pid, trial in self.trained_by(storage).items():
-                if reached[trial] > 2 and pid not in self.held:  # Ray starts them one after the other: they wait for each other
+                if reached.get(trial, 0) > 2 and pid not in self.held:  # Ray starts them one after the other: they wait for each other
                     os.kill(pid, signal.SIGSTOP)
                     self.held.add(pid)
             return len(self.held) == trials
