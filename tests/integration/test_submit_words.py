@@ -169,15 +169,23 @@ def storage(tmp_path: Path) -> Path:
 
 
 def test_status_counts_from_the_directories_alone(say: Callable[..., Any], storage: Path) -> None:
-    answer = say("status", "five", "--storage", str(storage))
+    from stlab.execution.holder import Holder
+    from stlab.execution.holding import study_held
+    from stlab.results import Store
+
+    with study_held(Store(storage), "five", Holder.myself()):
+        answer = say("status", "five", "--storage", str(storage))
     assert answer.code == 0
     assert "five: 5 trials: 1 finished, 1 running, 1 stopped, 1 failed, 1 to do" in answer.out
+    assert f"run by   process {os.getpid()} on " in answer.out
     lines = {line.split()[0]: line for line in answer.out.splitlines() if line.strip().startswith("a")}
     assert set(lines) == {"aa02", "ab03", "ab04"}  # what is finished or to do is only counted
     assert "4/9" in lines["aa02"]
     assert "loss is nan" in lines["ab04"]
     every = say("status", "five", "--storage", str(storage), "--all").out
     assert all(name in every for name in ("aa01", "ab05"))
+    assert "1 finished, 2 stopped, 1 failed, 1 to do" in every, "nobody runs it any more"
+    assert "run by" not in every
 
 
 def test_status_of_what_was_never_begun(say: Callable[..., Any], storage: Path) -> None:
