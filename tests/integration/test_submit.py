@@ -151,7 +151,7 @@ def test_a_study_that_fails_ends_with_1_and_says_why(stlab: Any, submit: Any) ->
     assert re.search(r"(loss|RMSE) .*(nan|inf)\b.*step \d+.*learning rate", reason), reason
     assert f"failed: full, seed 0 ({trial}): {reason}\n" in answer.out
     told = stlab("logs", trial[:6], "--storage", "runs")
-    assert f"\n{reason} (epoch 1)\n" in told.out
+    assert f"\n{reason} (epoch 0)\n" in told.out
 
 
 def test_ctrl_c_leaves_the_job_and_stop_ends_it(stlab: Any, cluster: Any, submit: Any) -> None:
