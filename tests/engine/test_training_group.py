@@ -16,6 +16,7 @@ WORKER = """
 import os, signal, sys
 import torch
 import torch.distributed as dist
+from stlab.errors import DataError
 from stlab.results import Store, TrialDirectory
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
@@ -32,6 +33,8 @@ def faulty(self, *given):
     if rank == 1 and steps == 4:
         if what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "lacks":
+            raise DataError("not here")
         raise ZeroDivisionError("only here")
     return step(self, *given)
 
@@ -75,3 +78,10 @@ def test_an_error_of_another_worker_is_the_one_on_record(make_trial: Callable[..
     failure = TrialDirectory(Store(tmp_path / "runs"), "fails").read("failed.json") or {}
     assert failure["reason"] == "ZeroDivisionError: only here"
     assert "raise ZeroDivisionError" in "\n".join(failure["log_tail"])
+
+
+@pytest.mark.timeout(300)
+def test_what_only_one_worker_lacks_ends_the_group_and_keeps_nobody_waiting(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"})
+    assert _two_workers(tmp_path, trial, "lacks") == ["PeerLost", "FailedHere"]
+    assert (TrialDirectory(Store(tmp_path / "runs"), "lacks").read("failed.json") or {})["reason"] == "not here"

@@ -124,7 +124,8 @@ class _Run:
     def divide(self, asked: int) -> None:
         """Take up the division of batches that the directory knows, or a finer one that is asked for."""
         self.micro_batches = self.directory.micro_batches()
-        self.notes += self.directory.memory_notes()
+        if self.micro_batches > 1:
+            self.notes += self.directory.memory_notes()
         if asked > self.micro_batches:
             self.micro_batches = asked
             if self.lead:
@@ -203,7 +204,7 @@ class _Run:
         if self.world > 1 and is_peer_lost(error):
             raise PeerLost(first_line(error)) from error
         expected = isinstance(error, (TrialFailed, UserError))
-        anywhere = anywhere or not expected
+        anywhere = anywhere or not isinstance(error, TrialFailed)  # a file that one node lacks, say
         if self.lead or (anywhere and self.directory.read("failed.json") is None):
             if self.lead and self.job is not None and self.job.progress is not None and self.job.progress.rows:
                 self.directory.write_epochs(self.job.progress.rows)
