@@ -12,8 +12,10 @@ import pytest
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.spec import TrialSpec
 
-WORKER = """
-import os, signal, sys
+LATE = 20  # seconds until a group is ended, on a cluster that has much to do
+
+WORKER = f"LATE = {LATE}" + """
+import os, signal, sys, time
 import torch
 import torch.distributed as dist
 from stlab.errors import DataError
@@ -35,16 +37,23 @@ def faulty(self, *given):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "lacks":
             raise DataError("not here")
-        raise ZeroDivisionError("only here")
+        if what == "hungry":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if what != "torn":
+            raise ZeroDivisionError("only here")
+    if rank == 0 and steps == 4 and what == "torn":
+        dist.destroy_process_group()
     return step(self, *given)
 
 Fit._step = faulty
 directory = TrialDirectory(Store(f"{folder}/runs"), what)
 try:
-    print(run_trial(TrialSpec.model_validate_json(trial), {}, directory, test=True))
+    print(run_trial(TrialSpec.model_validate_json(trial), {}, directory, test=True, on_hang=lambda: os._exit(0)))
 except Exception as error:
     print(type(error).__name__)
     sys.stdout.flush()
+    if what == "hungry":
+        time.sleep(LATE)
     os._exit(0)  # as a worker group is ended: the other never hears a word
 """
 
@@ -85,3 +94,20 @@ def test_what_only_one_worker_lacks_ends_the_group_and_keeps_nobody_waiting(make
     trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"})
     assert _two_workers(tmp_path, trial, "lacks") == ["PeerLost", "FailedHere"]
     assert (TrialDirectory(Store(tmp_path / "runs"), "lacks").read("failed.json") or {})["reason"] == "not here"
+
+
+@pytest.mark.timeout(300)
+def test_a_group_that_is_taken_apart_is_no_failure_of_the_trial(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    """Ray ends the process group before the processes; what calls it meanwhile gets an error that names no other worker."""
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"})
+    assert _two_workers(tmp_path, trial, "torn") == ["PeerLost", "PeerLost"]
+    assert TrialDirectory(Store(tmp_path / "runs"), "torn").status() is TrialStatus.STARTED
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    """The group is ended later than a step may take: the trial goes on with smaller batches all the same."""
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 4)
+    assert _two_workers(tmp_path, trial, "hungry") == ["", "NeedsSmallerBatches"]
+    directory = TrialDirectory(Store(tmp_path / "runs"), "hungry")
+    assert (directory.status(), directory.micro_batches()) == (TrialStatus.STARTED, 2)

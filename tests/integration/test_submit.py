@@ -47,7 +47,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.setenv("PATH", f"{folder}/bin{os.pathsep}{os.environ['PATH']}")
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "PYTHONPATH"):
             patch.delenv(name, raising=False)
-        assert subprocess.run([python, "-c", "import stlab"], capture_output=True, cwd=folder).returncode == 1
+        # An editable install leaves the shipped studies there, in a folder `stlab` without any code.
+        assert subprocess.run([python, "-c", "import stlab.cli"], capture_output=True, cwd=folder).returncode == 1
         patch.setattr(sys, "executable", str(python))
         nodes = request.getfixturevalue("two_nodes")
         patch.undo()

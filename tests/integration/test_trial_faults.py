@@ -95,7 +95,7 @@ def ran(request: pytest.FixtureRequest, stlab: Any) -> tuple[int, Any, pd.DataFr
 
 def test_the_study_ends_with_the_rest(ran: Any) -> None:
     _, _, rows = ran
-    assert rows.status.to_dict() == {"bug": "failed", "hang": "failed", "memory": "finished", "sound": "finished"}
+    assert rows.status.to_dict() == {"bug": "failed", "hang": "failed", "memory": "finished", "sound": "finished"}, list(rows.error)
     assert rows.loc[["memory", "sound"], "test_mae"].notna().all()
 
 

@@ -17,7 +17,7 @@ class FailedHere(Exception):
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether an error says that another worker could not be reached."""
-    if isinstance(error, dist.DistError):
+    """Whether an error says that another worker could not be reached, or came of the group's end: whoever ends it takes it apart first."""
+    if isinstance(error, dist.DistError) or not dist.is_initialized():
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)

@@ -229,6 +229,12 @@ class _Run:
             }
         )
 
+    def _another_has_said(self) -> bool:
+        """Whether another worker failed or ran out of memory, which is on record: this one waited for it, and its group is to end."""
+        if self.world == 1:
+            return False
+        return self.directory.micro_batches() > self.micro_batches or self.directory.read("failed.json") is not None
+
     def _hung(self, stack: list[str]) -> None:
         """Called by the watchdog, while the thread that trains hangs."""
         epochs, steps = self.job.position() if self.job is not None else (0, 0)
@@ -238,7 +244,7 @@ class _Run:
         )
         logger.error("trial %s: %s\n%s", self.directory.trial_id, text, "\n".join(stack))
         try:
-            if self.lead:
+            if self.lead and not self._another_has_said():
                 self._write_failure(text, stack)
         finally:  # a storage that is away must not keep the process
             if self.on_hang is not None:
