@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tests.integration.watched_runs import EPOCHS, Runs, study_of
+from tests.integration.watched_runs import EPOCHS, Runs, on_two_nodes, study_of
 
 GRACE_SECONDS = 30  # what Slurm and Kubernetes give by default
 
@@ -45,10 +45,7 @@ def runs(two_nodes: Any, study_text: str, tmp_path_factory: pytest.TempPathFacto
 def tidy(runs: Runs) -> Iterator[None]:
     """What one test leaves behind takes nothing from the next: drivers, and nodes beyond the first two."""
     yield
-    runs.go_on()
-    for run in runs.started:
-        if run.poll() is None:
-            run.kill()
+    runs.end()
     for node in runs.nodes.nodes[2:]:
         if node.poll() is None:
             runs.nodes.kill(node)
@@ -165,16 +162,6 @@ def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Ru
     epochs = [(e["trial_id"], row["epoch"]) for name in ("shared", "other") for e in runs.heard(name, "epochs") for row in e["rows"]]
     assert sorted(epochs) == sorted((trial, epoch) for trial in mine.index for epoch in range(1, EPOCHS + 1)), "each is trained once"
     assert [runs.heard(name, "begin")[0]["concurrency"] for name in ("shared", "other")] == [1, 1]
-
-
-def on_two_nodes(runs: Runs, run: subprocess.Popen[bytes], storage: str) -> list[int]:
-    """The workers of a trial that has two, once each of two nodes has one."""
-    return runs.wait_for(lambda: _one_each(runs), run, storage)  # type: ignore[no-any-return]
-
-
-def _one_each(runs: Runs) -> list[int]:
-    busy = [pids for node in runs.nodes.nodes if node.poll() is None and (pids := runs.nodes.trainers(node))]
-    return [pid for pids in busy for pid in pids] if [len(pids) for pids in busy] == [1, 1] else []
 
 
 def test_two_workers_on_two_nodes_train_as_one(runs: Runs) -> None:

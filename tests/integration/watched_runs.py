@@ -56,7 +56,7 @@ class Runs:
     def start(self, storage: str, *overrides: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{storage}.log").open("ab") as log:
             run = subprocess.Popen(
-                [sys.executable, "watched.py", "long.yaml", storage, self.nodes.address, f"{storage}.jsonl", *overrides],
+                [*self.nodes.enter, sys.executable, "watched.py", "long.yaml", storage, self.nodes.address, f"{storage}.jsonl", *overrides],
                 cwd=self.folder, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.started.append(run)
@@ -97,6 +97,13 @@ class Runs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         self.held.clear()
+
+    def end(self) -> None:
+        """Nothing of this is left running."""
+        self.go_on()
+        for run in self.started:
+            if run.poll() is None:
+                run.kill()
 
     def checkpoints(self, storage: str) -> dict[str, int]:
         """The newest checkpoint of every trial that has not ended: its number."""
@@ -160,3 +167,13 @@ def study_of(text: str, seeds: str = "[0]") -> str:
     """A study whose trials have EPOCHS epochs, and as many checkpoints."""
     text = text.replace("name: tiny", "name: long").replace("max_epochs: 2", f"max_epochs: {EPOCHS}, patience: {EPOCHS}")
     return text.replace("seeds: [0, 1]", f"seeds: {seeds}\nbaselines: []")
+
+
+def on_two_nodes(runs: Runs, run: subprocess.Popen[bytes], storage: str) -> list[int]:
+    """The workers of a trial that has two, once each of two nodes has one."""
+    return runs.wait_for(lambda: _one_each(runs), run, storage)  # type: ignore[no-any-return]
+
+
+def _one_each(runs: Runs) -> list[int]:
+    busy = [pids for node in runs.nodes.nodes if node.poll() is None and (pids := runs.nodes.trainers(node))]
+    return [pid for pids in busy for pid in pids] if [len(pids) for pids in busy] == [1, 1] else []

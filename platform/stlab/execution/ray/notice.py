@@ -5,9 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any
-
-from ray.train.torch import TorchConfig
 
 _told = threading.Event()
 
@@ -38,19 +35,3 @@ def heed_signals() -> None:
         _told.set()
 
     signal.signal(signal.SIGTERM, note)
-
-
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Torch's process group, in workers that heed signals."""
-
-    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_training_start(worker_group, backend_config)
-        worker_group.execute(heed_signals)  # by the actor, in its main thread
-
-
-class HeedingTorchConfig(TorchConfig):
-    """A TorchConfig whose workers heed signals."""
-
-    @property
-    def backend_cls(self) -> type[Any]:
-        return _Backend

@@ -22,7 +22,7 @@ from stlab.errors import StorageError
 from stlab.execution.board import Board
 from stlab.execution.ray.cluster import ON_THE_HEAD, last_line
 from stlab.execution.ray.falls import Falls
-from stlab.execution.ray.notice import HeedingTorchConfig
+from stlab.execution.ray.process_group import StudyTorchConfig
 from stlab.execution.ray.worker import work_off
 from stlab.plan import Pack
 from stlab.results import Store
@@ -146,7 +146,7 @@ def _drive(config: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None
             use_gpu=use_gpu,
             resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {})},
         ),
-        torch_config=HeedingTorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
+        torch_config=StudyTorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
             name=job["name"],
             storage_path=job["scratch"],
