@@ -125,10 +125,10 @@ def test_a_lack_of_memory_is_not_asked_about_again_after_a_preemption_or_an_erro
 
 
 def test_a_death_while_the_kernel_killed_for_memory_is_one_of_memory() -> None:
-    board = board_of("a b", "c d")
+    board = board_of("a b", "c d", resources=ResourcesSpec(gpus=0, infrastructure_retries=1))
 
     def taken(group: int, machine: str, count: int) -> Assignment:
-        found = board.take(group, MemoryKills(machine, count))
+        found = board.take(group, [MemoryKills(machine, count), MemoryKills("another", 100 - count)])
         assert isinstance(found, Assignment)
         return found
 
@@ -143,9 +143,40 @@ def test_a_death_while_the_kernel_killed_for_memory_is_one_of_memory() -> None:
     board.hand_back(0)
     assert not taken(0, "one", 12).needs_less_memory, "a preemption is no death"
     assert taken(0, "one", 12).given_up == (
-        "its workers died 4 times (resources.infrastructure_retries: 3); the last time: nobody could say why. "
+        "its workers died 2 times (resources.infrastructure_retries: 1); the last time: nobody could say why. "
         "`stlab run --retry-failed` goes on from its last checkpoint"
     )
+
+
+def test_the_kernel_of_any_of_a_trials_machines_may_have_killed() -> None:
+    board = board_of("a", resources=ResourcesSpec(gpus=0, workers=2))
+    board.take(0, [MemoryKills("one", 7), MemoryKills("two", 3)])
+    board.fall(0, "it died.")
+    found = board.take(0, [MemoryKills("one", 7), MemoryKills("two", 4)])
+    assert isinstance(found, Assignment)
+    assert found.needs_less_memory
+
+
+def test_deaths_for_want_of_memory_cost_nothing_as_long_as_less_can_be_needed() -> None:
+    board = board_of("a", resources=ResourcesSpec(gpus=0, infrastructure_retries=0))
+    for _ in range(12):
+        assert take(board).given_up is None
+        board.fall(0, "killed for its memory", of_memory=True)
+    assert take(board).given_up is None
+    board.fall(0, "killed for its memory", of_memory=True)
+    assert "for want of memory 13 times" in (take(board).given_up or "")
+
+
+def test_a_death_after_a_notice_is_no_failure_and_the_next_is() -> None:
+    board = board_of("a", resources=ResourcesSpec(gpus=0, infrastructure_retries=0))
+    for lost in (lambda: board.fall(0, "its node was taken away"), lambda: None):  # told of, or seen when the group comes again
+        taken = take(board)
+        assert (taken.attempt, taken.given_up) == (1, None)
+        board.notice(0)
+        lost()
+    assert take(board).given_up is None
+    board.fall(0, "killed")
+    assert take(board).given_up is not None
 
 
 def test_what_one_of_several_workers_wrote_when_another_died_is_set_aside() -> None:

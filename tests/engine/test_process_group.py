@@ -26,8 +26,16 @@ REFUSED = RuntimeError("Gloo connectFullMesh failed: Connection refused, remote=
 class Workers:
     """A worker group of which only this process is."""
 
+    given_back = 0
+
     def execute(self, function: Callable[[], Any]) -> None:
         function()
+
+    def get_worker_group_state(self) -> Workers:
+        return self
+
+    def shutdown(self) -> None:
+        Workers.given_back += 1
 
 
 @pytest.fixture
@@ -54,26 +62,30 @@ def _decision(error: Exception) -> FailureDecision:
 
 def test_workers_that_do_not_find_each_other_are_started_anew_but_not_for_ever(start: Callable[[Exception | None], None]) -> None:
     assert _decision(REFUSED) is FailureDecision.RAISE, "as Ray has it, one refused connection ends the whole run"
-    for _ in range(3):
+    before = Workers.given_back
+    for _ in range(4):
         with pytest.raises(WorkerGroupStartupFailedError, match="did not find each other: Gloo connectFullMesh") as failed:
             start(REFUSED)
         assert _decision(failed.value) is FailureDecision.RETRY
-    with pytest.raises(RuntimeError, match="Connection refused"):
+    with pytest.raises(RuntimeError, match=r"5 times over: .*Connection refused") as failed_for_good:
         start(REFUSED)
+    assert _decision(failed_for_good.value) is FailureDecision.RAISE
+    assert Workers.given_back == before + 5, "what the group held of the cluster"
 
 
 def test_failures_count_in_a_row(start: Callable[[Exception | None], None]) -> None:
     for _ in range(3):
-        for _ in range(3):
+        for _ in range(4):
             with pytest.raises(WorkerGroupStartupFailedError):
                 start(REFUSED)
         start(None)
 
 
-def test_a_worker_that_dies_meanwhile_is_rays_to_replace(start: Callable[[Exception | None], None]) -> None:
-    for _ in range(6):
-        with pytest.raises(ray_exceptions.RayActorError):
-            start(ray_exceptions.RayActorError(error_msg="The actor died."))
+def test_a_worker_that_dies_meanwhile_is_replaced(start: Callable[[Exception | None], None]) -> None:
+    before = Workers.given_back
+    with pytest.raises(WorkerGroupStartupFailedError, match="The actor died"):
+        start(ray_exceptions.RayActorError(error_msg="The actor died."))
+    assert Workers.given_back == before + 1
 
 
 def test_gloo_listens_where_ray_does_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +102,24 @@ def test_gloo_listens_where_ray_does_unless_told_otherwise(monkeypatch: pytest.M
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     use_rays_network()
     assert process_group.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What became of the other is known a little later than that it is gone; the first error that Ray sees decides."""
+    from stlab.execution.ray import worker
+    from stlab.spec import ResourcesSpec
+    from stlab.training.group import PeerLost
+
+    waited: list[float] = []
+
+    class Missing:
+        def __init__(self, job: object) -> None: ...
+
+        def take(self) -> None:
+            raise PeerLost("Connection closed by peer")
+
+    monkeypatch.setattr(worker, "_Worker", Missing)
+    monkeypatch.setattr(worker.time, "sleep", waited.append)
+    with pytest.raises(PeerLost):
+        worker.work_off({"resources": ResourcesSpec(gpus=0).model_dump(), "pack": 0})
+    assert waited == [10.0]

@@ -221,6 +221,11 @@ def test_the_caller_asks_for_smaller_batches_after_a_kill(make_trial: MakeTrial,
     directory, status = run(trial, tmp_path / "one window", micro_batches=64)
     assert status is TrialStatus.FAILED
     assert "with 1 window at a time, of a batch of 32" in (directory.read("failed.json") or {})["reason"]
+    # With more memory, another time, it goes on; what nobody can be asked for is not on record.
+    directory.clear_failure()
+    again, status = run(trial, tmp_path / "one window")
+    assert status is TrialStatus.FINISHED
+    assert (again.read("result.json") or {})["micro_batch"] == 1
 
 
 LIMITED = """
@@ -295,7 +300,8 @@ def test_a_hung_step_is_recorded_with_its_stack_while_it_hangs(
             wait_for_nobody()
         return own(batch)
 
-    def on_hang() -> None:
+    def on_hang(is_recorded: bool) -> None:
+        assert is_recorded
         assert directory.status() is TrialStatus.FAILED, "on record before the process may be ended"
         ended.append(time.monotonic())
 
@@ -337,7 +343,7 @@ def hanging(*arguments):
 
 module.create_model = hanging
 trial = TrialSpec.model_validate_json(sys.argv[1])
-module.run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True, on_hang=lambda: os._exit(70))
+module.run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True, on_hang=lambda recorded: os._exit(70))
 """
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.spec import TrialSpec
+from stlab.training import run_trial
 
 LATE = 20  # seconds until a group is ended, on a cluster that has much to do
 
@@ -22,6 +23,7 @@ from stlab.errors import DataError
 from stlab.results import Store, TrialDirectory
 from stlab.spec import TrialSpec
 from stlab.training import run_trial
+from stlab.training.checkpoint import Checkpoints
 from stlab.training.loop import Fit
 
 rank, folder, trial, what = int(sys.argv[1]), *sys.argv[2:]
@@ -32,7 +34,7 @@ steps, step = 0, Fit._step
 def faulty(self, *given):
     global steps
     steps += 1
-    if rank == 1 and steps == 4:
+    if rank == 1 and steps == 4 and what not in ("slow", "apart"):
         if what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "lacks":
@@ -46,9 +48,20 @@ def faulty(self, *given):
     return step(self, *given)
 
 Fit._step = faulty
+if what == "slow" and rank == 0:
+    save = Checkpoints.save
+
+    def slow(self, *given):
+        Checkpoints.save = save
+        time.sleep(LATE)
+        return save(self, *given)
+
+    Checkpoints.save = slow
+if what == "apart" and rank == 1:
+    Checkpoints.restore = lambda *given: None
 directory = TrialDirectory(Store(f"{folder}/runs"), what)
 try:
-    print(run_trial(TrialSpec.model_validate_json(trial), {}, directory, test=True, on_hang=lambda: os._exit(0)))
+    print(run_trial(TrialSpec.model_validate_json(trial), {}, directory, test=True, on_hang=lambda recorded: os._exit(0)))
 except Exception as error:
     print(type(error).__name__)
     sys.stdout.flush()
@@ -108,6 +121,27 @@ def test_a_group_that_is_taken_apart_is_no_failure_of_the_trial(make_trial: Call
 def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     """The group is ended later than a step may take: the trial goes on with smaller batches all the same."""
     trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 4)
-    assert _two_workers(tmp_path, trial, "hungry") == ["", "NeedsSmallerBatches"]
+    assert _two_workers(tmp_path, trial, "hungry") == ["PeerLost", "NeedsSmallerBatches"]
     directory = TrialDirectory(Store(tmp_path / "runs"), "hungry")
     assert (directory.status(), directory.micro_batches()) == (TrialStatus.STARTED, 2)
+
+
+@pytest.mark.timeout(300)
+def test_nobody_hangs_while_the_first_writes_a_checkpoint(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    """A slow store keeps the others' next step waiting longer than a step may take."""
+    trial = make_trial(
+        model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 4, checkpoint_seconds=0.01, max_epochs=2
+    )  # fmt: skip
+    first, second = _two_workers(tmp_path, trial, "slow")
+    assert first == "finished"
+    assert second in ("finished", "started"), "it may look before the first has written the result, and was not ended"
+
+
+@pytest.mark.timeout(300)
+def test_workers_that_see_different_checkpoints_do_not_go_on(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"})
+    store = Store(tmp_path / "runs")
+    steps = iter(range(10))
+    assert run_trial(trial, {}, TrialDirectory(store, "apart"), test=True, stop=lambda: next(steps) == 5) is TrialStatus.STARTED
+    assert _two_workers(tmp_path, trial, "apart") == ["PeerLost", "PeerLost"]
+    assert TrialDirectory(store, "apart").status() is TrialStatus.STARTED

@@ -1,6 +1,6 @@
 """Trials that fail by themselves, in real workers: a bug, a step that hangs, a lack of memory; on one worker, and on one of two.
 
-The LSTM is made to do so where it has a certain width, in the workers that Ray starts.
+The LSTM is made to do so where it has a certain width, in the workers that Ray starts. Nor do these find each other at first.
 """
 
 from __future__ import annotations
@@ -22,18 +22,33 @@ import importlib.abc, importlib.util, os, sys, time
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "stmodels.lstm.model":
+        if name not in SABOTAGED:
             return None
-        sys.meta_path.remove(self)
+        sabotage = SABOTAGED.pop(name)
         spec = importlib.util.find_spec(name)
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            sabotage(module.LSTMForecaster)
+            sabotage(module)
         spec.loader.exec_module = exec_module
         return spec
 
-def sabotage(model):
+def start(config):
+    """The first worker that looks for the others does not find them."""
+    init = config.dist.init_process_group
+
+    def refused(*args, **kwargs):
+        try:
+            os.close(os.open(os.environ["STLAB_TEST_REFUSED"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return init(*args, **kwargs)
+        raise RuntimeError("Gloo connectFullMesh failed with: Connection refused")
+
+    if "STLAB_TEST_REFUSED" in os.environ:
+        config.dist.init_process_group = refused
+
+def step(lstm):
+    model = lstm.LSTMForecaster
     import torch
     import torch.distributed as dist
     forward = model.forward
@@ -52,6 +67,7 @@ def sabotage(model):
 
     model.forward = faulty
 
+SABOTAGED = {"stmodels.lstm.model": step, "ray.train.torch.config": start}
 if any("default_worker.py" in word for word in sys.orig_argv):
     sys.meta_path.insert(0, Finder())
 '''
@@ -87,6 +103,7 @@ def ran(request: pytest.FixtureRequest, stlab: Any) -> tuple[int, Any, pd.DataFr
     with pytest.MonkeyPatch.context() as patch:
         paths = [str(folder / "sabotage"), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("STLAB_TEST_REFUSED", str(folder / f"refused{workers}"))
         answer = stlab("run", f"{study['name']}.yaml", "--storage", f"runs{workers}", timeout=900)
     assert answer.code == 1, answer
     table = pd.read_parquet(folder / f"runs{workers}" / "studies" / str(study["name"]) / "results" / "trials.parquet")
@@ -97,6 +114,13 @@ def test_the_study_ends_with_the_rest(ran: Any) -> None:
     _, _, rows = ran
     assert rows.status.to_dict() == {"bug": "failed", "hang": "failed", "memory": "finished", "sound": "finished"}, list(rows.error)
     assert rows.loc[["memory", "sound"], "test_mae"].notna().all()
+
+
+def test_workers_that_do_not_find_each_other_are_started_anew(ran: Any, stlab: Any) -> None:
+    """What the first of them held of the cluster is free again: of two workers, it was all there is."""
+    workers, answer, _ = ran
+    assert (stlab.folder / f"refused{workers}").exists()
+    assert "pack 0" not in answer.out
 
 
 def test_a_bug_is_told_with_the_end_of_its_log(ran: Any) -> None:

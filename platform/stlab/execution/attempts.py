@@ -16,9 +16,13 @@ class Budget:
     """Errors of its own (``resources.trial_retries``)."""
 
 
+_MOST_HALVINGS = 12  # a batch of 4096 has no more; what needs too much before its first batch would be begun for ever
+
+
 @dataclass
 class _Tally:
     deaths: int = 0
+    for_memory: int = 0
     failures: int = 0
     ran_out_of_memory: bool = False
     cause: str = ""
@@ -46,11 +50,13 @@ class Attempts:
         """Its workers died, for ``cause``."""
         tally = self._tally(trial)
         tally.deaths += 1
+        tally.for_memory += of_memory
         tally.cause, tally.ran_out_of_memory = cause, of_memory
 
     def died_of_memory(self, trial: Hashable) -> None:
         """It turns out that the last death was for want of memory."""
         tally = self._tally(trial)
+        tally.for_memory += not tally.ran_out_of_memory
         tally.cause, tally.ran_out_of_memory = f"{tally.cause} The kernel had killed for want of memory.", True
 
     def failed(self, trial: Hashable, budget: Budget) -> bool:
@@ -74,11 +80,14 @@ class Attempts:
         return self._tally(trial).failures > 0
 
     def given_up(self, trial: Hashable, budget: Budget) -> str | None:
-        """Why it is not to be run again, where its workers died too often."""
+        """Why it is not to be run again, where its workers died too often. For want of memory they may: each time it needs less."""
         tally = self._tally(trial)
-        if tally.deaths <= budget.infrastructure:
+        deaths = tally.deaths - tally.for_memory
+        if tally.for_memory > _MOST_HALVINGS:
+            return f"its workers were killed for want of memory {tally.for_memory} times, however small its batches were; {tally.cause}"
+        if deaths <= budget.infrastructure:
             return None
-        times = "once" if tally.deaths == 1 else f"{tally.deaths} times"
+        times = "once" if deaths == 1 else f"{deaths} times"
         return (
             f"its workers died {times} (resources.infrastructure_retries: {budget.infrastructure}); the last time: {tally.cause} "
             "`stlab run --retry-failed` goes on from its last checkpoint"

@@ -24,6 +24,7 @@ from stlab.results import Store
 
 logger = logging.getLogger(__name__)
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # as file systems say it: the last is Lustre's
 _FOLDER = ".locks"  # beside the studies: their folders are moved when a study is changed
 
 
@@ -52,7 +53,7 @@ def lock(store: Store, name: str, holder: Holder) -> Iterator[Holder | None]:
             yield _read(file.read())
             return
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            if error.errno not in _NO_LOCKS:
                 raise _unwritable(path, error) from error
             logger.warning("%s: this file system has no locks (%s); make sure that no two runs share a study", path, error)
             yield None
@@ -124,8 +125,13 @@ def study_holder(store: Store, study: str) -> Holder | None:
         with path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:  # held, or a file system without locks: then what was written last is all there is to go by
+            except BlockingIOError:
                 return _read(file.read())
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise _unwritable(path, error) from error
+                said = file.read()  # all there is to go by; nothing where nobody could lock it
+                return _read(said) if said else None
     except FileNotFoundError:
         pass
     return None

@@ -63,7 +63,8 @@ class WorkerGroups(ABC, Generic[Task]):
         self._attempts = Attempts()
         self._running: dict[int, Task] = {}
         self._kills: dict[str, int] = {}  # by machine: as it was last told
-        self._kills_before: dict[Hashable, MemoryKills] = {}  # by trial: as an attempt began
+        self._kills_before: dict[Hashable, Sequence[MemoryKills]] = {}  # by trial: as an attempt began
+        self._leaving: set[int] = set()  # groups that were told to go
         self._announced: set[tuple[Hashable, int]] = set()
         self._deferred: set[Hashable] = set()  # somebody else was training them when they were last taken
         self._deaths_without_trial = [0] * len(resources)
@@ -98,18 +99,18 @@ class WorkerGroups(ABC, Generic[Task]):
         """The group has ended and holds nothing of the cluster any more."""
         self._quota.leave(group)
 
-    def take(self, group: int, kills: MemoryKills | None = None) -> Assignment | Wait | None:
+    def take(self, group: int, kills: Sequence[MemoryKills] = ()) -> Assignment | Wait | None:
         """The next trial for a worker group. WAIT: perhaps later; None: nothing is left.
 
         Args:
-            kills: what the machine of its first worker says now.
+            kills: what the machines of its workers say now.
         """
-        if kills is not None:
-            self._kills[kills.machine] = kills.count
+        self._kills |= {found.machine: found.count for found in kills}
         if self._halted is not None:
             return None
         if group in self._running:
             self.fall(group, "nobody could say why.")
+        self._leaving.discard(group)
         task = self._next(group)
         if task is None or isinstance(task, Wait):
             return task
@@ -129,13 +130,12 @@ class WorkerGroups(ABC, Generic[Task]):
             self.say({"kind": "started", "trial_id": found.trial_id, "attempt": assignment.attempt})
         return assignment
 
-    def _ask_the_kernel(self, key: Hashable, kills: MemoryKills | None) -> None:
-        """Whether it killed for want of memory since the trial was begun, on the machine where it then died; and remember ``kills``."""
-        before = self._kills_before.pop(key, None)
-        if before is not None and self._kills[before.machine] > before.count:
+    def _ask_the_kernel(self, key: Hashable, kills: Sequence[MemoryKills]) -> None:
+        """Whether it killed for want of memory since the trial was begun, on a machine where it then died; and remember ``kills``."""
+        before = self._kills_before.pop(key, ())
+        if any(self._kills[found.machine] > found.count for found in before):
             self._attempts.died_of_memory(key)
-        if kills is not None:
-            self._kills_before[key] = kills
+        self._kills_before[key] = kills
 
     def end(self, group: int, status: str) -> None:
         """The group's trial ended, in whatever way; a failed one is run again as far as its budget goes."""
@@ -163,6 +163,10 @@ class WorkerGroups(ABC, Generic[Task]):
         self._attempts.left(self._key(task))
         self._kills_before.pop(self._key(task), None)
 
+    def notice(self, group: int) -> None:
+        """The group was told to go. Should it die before it has left its trial, that is no failure."""
+        self._leaving.add(group)
+
     def defer(self, group: int) -> None:
         """Somebody else trains the group's trial at this moment: it waits until they are done, and is a result then."""
         if group in self._running:
@@ -173,6 +177,10 @@ class WorkerGroups(ABC, Generic[Task]):
 
     def fall(self, group: int, cause: str, of_memory: bool = False) -> bool:
         """The group died, for ``cause``. Whether it is worth starting it again."""
+        if group in self._leaving:
+            self._leaving.discard(group)
+            self.hand_back(group)
+            return True
         if group in self._running:
             task = self._running.pop(group)
             self._attempts.died(self._key(task), cause, of_memory=of_memory)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stlab.training.group import world_size
+
 
 def term_gradients(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], share: float | Tensor) -> dict[str, Tensor]:
     """Each term's gradient, unweighted and not clipped, as one vector times ``share``; parts of a batch are added up.
@@ -30,8 +32,8 @@ def term_norms(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``grad_norm.<term>``: the L2 norm of each term's gradient over all workers of the trial."""
     norms = {}
     for name, flat in gradients.items():
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            flat = flat / dist.get_world_size()
+        if (world := world_size()) > 1:
+            flat = flat / world
             dist.all_reduce(flat)
         norms[f"grad_norm.{name}"] = flat.norm()
     return norms

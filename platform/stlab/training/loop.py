@@ -19,6 +19,7 @@ from stlab.data import Dataset, Windows
 from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.gradients import term_gradients, term_norms
+from stlab.training.group import PeerLost, gathered, world_size
 from stlab.training.memory import micro_batch, parts_of
 from stlab.training.metrics import evaluate
 from stlab.training.pauses import Pauses, TrialStopped
@@ -77,9 +78,9 @@ class Fit:
     """Into how many parts a worker's share of a batch is divided, to need less memory."""
 
     def __post_init__(self) -> None:
-        self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.world = world_size()
+        self.distributed = self.world > 1
         self.rank = dist.get_rank() if self.distributed else 0
-        self.world = dist.get_world_size() if self.distributed else 1
         self.batch_size = self.train.batch_size or default_batch_size(self.dataset)
         self.micro_batch = micro_batch(self.batch_size, self.world, self.micro_batches)
         self.windows: Windows = self.dataset.windows("train", self.device)
@@ -100,6 +101,13 @@ class Fit:
         self.steps = self.progress.step + (self.midway.steps if self.midway is not None else 0)
         """Optimiser steps done."""
         self.is_saved = restored is not None
+        self._begin_together()
+
+    def _begin_together(self) -> None:
+        """Raise PeerLost where the workers go on from different checkpoints: on a network's folder one may see the newest later."""
+        steps = gathered(self.steps)
+        if len(set(steps)) > 1:
+            raise PeerLost(f"the workers see different checkpoints, after {', '.join(map(str, steps))} steps")
 
     @property
     def steps_an_epoch(self) -> int:
@@ -224,7 +232,10 @@ class Fit:
         """After a step: write a checkpoint where it is time, stop where that is asked."""
         due = self.pauses.due()
         if due.save or due.stop:
-            self._save(self._midway(log, norms, seconds))
+            with self.watch.resting():
+                self._save(self._midway(log, norms, seconds))
+                if self.distributed:  # the first writes, and the others' next step would wait for it
+                    dist.all_reduce(torch.zeros(1, device=self.device))
         if due.stop:
             raise TrialStopped
 
@@ -247,11 +258,7 @@ class Fit:
     def _midway(self, log: StepLog, norms: dict[str, Tensor], seconds: float) -> Midway:
         """Where the epoch stands, gathered from all workers."""
         read, waiting = log.contents()
-        mine = (waiting, random_state(self.device))
-        everyone: list[Any] = [mine] * self.world
-        if self.distributed:
-            dist.all_gather_object(everyone, mine)
-        rows, states = zip(*everyone, strict=True)
+        rows, states = zip(*gathered((waiting, random_state(self.device))), strict=True)
         return Midway(seconds, log.names, read, list(rows), norms, list(states))
 
     def _step(self, index: Tensor, rate: float, norms: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

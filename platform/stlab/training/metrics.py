@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.data import Dataset, Windows
+from stlab.training.group import world_size
 
 Errors = dict[str, Any]
 Keep = Callable[[Tensor, Tensor, Tensor], None]
@@ -41,7 +42,7 @@ class ErrorSums:
 
     def reduce(self) -> None:
         """Add up the sums of all workers."""
-        if dist.is_available() and dist.is_initialized():
+        if world_size() > 1:
             dist.all_reduce(self.sums)
 
     def errors(self, scale: float, with_mape: bool) -> Errors:
@@ -105,7 +106,8 @@ def evaluate(
         if keep is not None:
             keep(index, forecast, truth)
 
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    world = world_size()
+    rank = dist.get_rank() if world > 1 else 0
     everything = torch.arange(len(windows), device=device)
     mine = everything if keep is not None else everything.tensor_split(world)[rank]
     most = len(windows) if keep is not None else math.ceil(len(windows) / world)

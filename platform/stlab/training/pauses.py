@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from stlab.training.group import world_size
+
 _ASK_SECONDS = 1.0  # about so often several workers ask each other
 _ASK_STEPS = 50  # and at the latest after so many steps
 
@@ -34,9 +36,8 @@ class Pauses:
 
     def __init__(self, seconds: float, stop: Callable[[], bool] | None, device: torch.device) -> None:
         self.seconds, self.stop, self.device = seconds, stop, device
-        is_distributed = dist.is_available() and dist.is_initialized()
-        self.world = dist.get_world_size() if is_distributed else 1
-        self.rank = dist.get_rank() if is_distributed else 0
+        self.world = world_size()
+        self.rank = dist.get_rank() if self.world > 1 else 0
         self.every, self.steps = 1, 0
         self.asked_at = self.saved_at = time.monotonic()
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stlab.errors import TrialFailed
+from stlab.training.group import world_size
 
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 
@@ -74,9 +75,9 @@ class StepLog:
         if not self.waiting:
             return
         rows = torch.stack(self.waiting)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if (world := world_size()) > 1:
             dist.all_reduce(rows)
-            rows /= dist.get_world_size()
+            rows /= world
         bad = (~rows[:, 0].isfinite()).nonzero()
         if len(bad):
             step = self.first_step + len(self) - len(rows) + int(bad[0])

@@ -22,7 +22,7 @@ from stlab.errors import StorageError, TrialFailed, UserError, first_line
 from stlab.results import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
-from stlab.training.group import FailedHere, PeerLost, is_peer_lost
+from stlab.training.group import FailedHere, PeerLost, agreed, is_peer_lost, world_size
 from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
 from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible, is_out_of_memory, micro_batch
 from stlab.training.metrics import Errors, Keep, evaluate
@@ -55,7 +55,7 @@ def run_trial(
     report: Report = lambda event: None,
     prunable: bool = False,
     stop: Callable[[], bool] | None = None,
-    on_hang: Callable[[], None] | None = None,
+    on_hang: Callable[[bool], None] | None = None,
     micro_batches: int = 1,
 ) -> TrialStatus:
     """Train one trial, resuming where its directory left off, and measure it on the test segment if asked.
@@ -73,8 +73,8 @@ def run_trial(
         prunable: whether the trial stops early when ``report`` answers why it should. One that was pruned before is left as it is
             then, and trained to its end otherwise.
         stop: asked between steps. Once it says yes on any worker, a checkpoint is written and STARTED is returned.
-        on_hang: called on every worker, in a thread of its own, when no step ended for ``train.step_timeout`` and that is on record:
-            to end the process, say. Without it the trial ends when the step does.
+        on_hang: called on every worker, in a thread of its own, when no step ended for ``train.step_timeout``, with whether this worker
+            has that on record: to end the process, say. Without it the trial ends when the step does.
         micro_batches: divide a worker's share of a batch into so many parts at the least, because it was killed for want of
             memory. What the directory says (:meth:`TrialDirectory.micro_batches`) holds where that is more: ask for twice that.
 
@@ -86,8 +86,9 @@ def run_trial(
     """
     status = directory.status()
     is_trained = status is TrialStatus.FINISHED and (not test or directory.is_tested())
-    if is_trained or status is TrialStatus.FAILED or (prunable and status is TrialStatus.PRUNED):
-        return status
+    is_over = is_trained or status is TrialStatus.FAILED or (prunable and status is TrialStatus.PRUNED)
+    if over := agreed(status if is_over else None):  # on a network's folder one worker may see what is there later than another
+        return over
     run = _Run(trial, identity, directory, test, report, prunable, stop, on_hang)
     run.divide(micro_batches)
     while (reached := run.attempt()) is None:
@@ -102,14 +103,16 @@ class _Run:
 
     def __init__(
         self, trial: TrialSpec, identity: Mapping[str, Any], directory: TrialDirectory, test: bool, report: Report, prunable: bool,
-        stop: Callable[[], bool] | None, on_hang: Callable[[], None] | None,
+        stop: Callable[[], bool] | None, on_hang: Callable[[bool], None] | None,
     ) -> None:  # fmt: skip
         self.trial, self.identity, self.directory, self.test = trial, identity, directory, test
         self.report, self.prunable, self.stop, self.on_hang = report, prunable, stop, on_hang
-        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.world = world_size()
         self.lead = self.world == 1 or dist.get_rank() == 0
         self.micro_batches = 1
         self.notes: list[str] = []
+        self.has_failed = False
+        """Whether this worker has a failure on record."""
         self.job: _Job | None = None
         if self.lead:
             for damaged in directory.set_aside_damaged():
@@ -123,7 +126,7 @@ class _Run:
 
     def divide(self, asked: int) -> None:
         """Take up the division of batches that the directory knows, or a finer one that is asked for."""
-        self.micro_batches = self.directory.micro_batches()
+        self.micro_batches = agreed(self.directory.micro_batches())
         if self.micro_batches > 1:
             self.notes += self.directory.memory_notes()
         if asked > self.micro_batches:
@@ -148,6 +151,8 @@ class _Run:
         except TrialPruned as reason:
             self._pruned(str(reason))
         except HungStep as error:
+            if self._another_has_said():
+                raise PeerLost("another worker's end kept the step") from error
             logger.error("trial %s: %s", self.directory.trial_id, error)
             if self.directory.read("failed.json") is None:
                 self._failed(error)  # it could not be written down when it was noticed
@@ -167,6 +172,8 @@ class _Run:
             self.directory.write_trial({**_plain(self.trial), **self.identity})
         self.job = job = _Job(self, watchdog)
         if self.micro_batches > 1 and not is_divisible(job.batch_size, self.world, self.micro_batches // 2):
+            if self.lead:  # with more memory, another time, it may go on with the smallest parts there are
+                self.directory.write_micro_batches(self.micro_batches // 2, f"there are no {self.micro_batches} parts of a batch")
             raise MemoryError("its workers were killed")
         is_trained = self.directory.status() is TrialStatus.FINISHED
         if is_trained and self.test and not job.has_selected():
@@ -218,6 +225,7 @@ class _Run:
 
     def _write_failure(self, reason: str, tail: list[str], step: int | None = None) -> None:
         epochs, steps = self.job.position() if self.job is not None else (0, 0)
+        self.has_failed = True
         self.directory.write_failure(
             {
                 "reason": reason,
@@ -231,7 +239,7 @@ class _Run:
 
     def _another_has_said(self) -> bool:
         """Whether another worker failed or ran out of memory, which is on record: this one waited for it, and its group is to end."""
-        if self.world == 1:
+        if self.world == 1 or self.has_failed:
             return False
         return self.directory.micro_batches() > self.micro_batches or self.directory.read("failed.json") is not None
 
@@ -243,12 +251,16 @@ class _Run:
             "(train.step_timeout)"
         )
         logger.error("trial %s: %s\n%s", self.directory.trial_id, text, "\n".join(stack))
+        ends, is_recorded = True, False
         try:
-            if self.lead and not self._another_has_said():
+            if self._another_has_said():
+                ends = False  # whoever started the workers has heard, and ends them
+            elif self.lead:
                 self._write_failure(text, stack)
+                is_recorded = True
         finally:  # a storage that is away must not keep the process
-            if self.on_hang is not None:
-                self.on_hang()
+            if ends and self.on_hang is not None:
+                self.on_hang(is_recorded)
 
 
 def _plain(trial: TrialSpec) -> dict[str, Any]:

@@ -28,6 +28,7 @@ ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A sliver of what every head has: for what must outlive all other nodes."""
 _STARTS = 4  # tries to start Ray on this machine
 _WAITING = 16  # groups beyond those that fit now, where nobody says how far a cluster grows: two processes each, on the head
+_MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; without one it would hold its GPUs and wait
 _NAMES = ("CPU", "GPU")
 
 
@@ -133,15 +134,16 @@ def slots(resources: ResourcesSpec) -> int:
         _check_amounts(resources, worker)
         _check_nodes(growth, worker)
     have = ray.cluster_resources()
-    now = min(int(have.get(name, 0) // (amount * resources.workers)) for name, amount in worker.items())
-    allowed = min((quota[name] // group[name] for name in worker if name in quota), default=math.inf)
+    now = workers_on(have, {name: group[name] for name in worker})
+    limited = {name: group[name] for name in quota if name in worker}
+    allowed = workers_on(quota, limited) if limited else math.inf
     most = _most_groups(growth, now, worker, resources.workers, allowed)
     if growth is not None and most < 1:
         raise ResourceError(
             f"a trial's resources.workers={resources.workers} do not fit the nodes that the cluster can grow to, each on one node. "
             "Lower resources.workers, resources.cpus or resources.gpus."
         )
-    return int(max(1, min(most, allowed)))
+    return int(max(1, min(most, allowed, _MOST_GROUPS)))
 
 
 def _most_groups(growth: Growth | None, now: int, worker: Mapping[str, float], size: int, allowed: float) -> float:

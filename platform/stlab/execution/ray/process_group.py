@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
@@ -18,7 +17,7 @@ from stlab.execution.ray.notice import heed_signals
 logger = logging.getLogger(__name__)
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
-_MOST_FAILURES = 4  # in a row: a port that was taken meanwhile, a node that was lost
+_MOST_FAILURES = 5  # in a row: a port that was taken meanwhile, a node that was lost
 
 
 def interface_of(address: str) -> str | None:
@@ -44,15 +43,15 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: StudyTorchConfig) -> None:
         """Raises WorkerGroupStartupFailedError, after which Ray starts the group anew: any other error would end the Train run."""
-        worker_group.execute(use_rays_network)
         try:
+            worker_group.execute(use_rays_network)
             super().on_start(worker_group, backend_config)
-        except RayActorError:  # Ray starts the group anew
-            raise
-        except Exception as error:
+        except Exception as error:  # of the network's, or a worker that died
             backend_config.failures += 1
+            # Ray takes this group for one that has started, and never gives back what it holds of the cluster.
+            worker_group.get_worker_group_state().shutdown()
             if backend_config.failures >= _MOST_FAILURES:
-                raise
+                raise RuntimeError(f"the workers did not find each other, {_MOST_FAILURES} times over: {error}") from error
             logger.warning("the workers did not find each other; once more: %s", error)
             raise WorkerGroupStartupFailedError(f"the workers did not find each other: {error}") from error
         backend_config.failures = 0

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
 _ADMISSION_SECONDS = 1.0  # between two questions of a worker group that the study's quota keeps out
+_PATIENCE_SECONDS = 6 * 3600  # of a worker for the others: the first alone measures the test segment, and they wait for it
 _NO_LIMIT = -1  # of restarts: the board counts them, a trial at a time
 
 Listener = Callable[[list[dict[str, Any]]], None]
@@ -146,7 +147,9 @@ def _drive(config: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None
             use_gpu=use_gpu,
             resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {})},
         ),
-        torch_config=StudyTorchConfig(backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo"),
+        torch_config=StudyTorchConfig(
+            backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo", timeout_s=_PATIENCE_SECONDS
+        ),
         run_config=ray.train.RunConfig(
             name=job["name"],
             storage_path=job["scratch"],

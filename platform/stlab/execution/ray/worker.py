@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
@@ -25,6 +25,7 @@ from stlab.spec import ResourcesSpec, TrialSpec
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5  # between two questions of a worker group that has nothing to do
+_OTHERS_SECONDS = 10.0  # until whoever misses another worker says so itself
 _LAST_WORDS_SECONDS = 5.0  # to tell the board of a hung trial
 
 
@@ -39,6 +40,8 @@ def work_off(job: Mapping[str, Any]) -> None:
     resources = ResourcesSpec(**job["resources"])
     # One thread more than cores is costly: the pools of several workers would fight over them.
     torch.set_num_threads(max(1, int(resources.cpus)))
+    from stlab.training.group import PeerLost
+
     worker = _Worker(job)
     while True:
         try:
@@ -50,20 +53,11 @@ def work_off(job: Mapping[str, Any]) -> None:
                 worker.run(taken)
         except StorageError as error:  # full, or away: another trial would fare no better
             worker.halt(str(error))
+        except PeerLost:
+            # Often seen before what became of the other is known. That is what counts: it ends this process, too.
+            time.sleep(_OTHERS_SECONDS)
+            raise
     ray.train.report({"pack": job["pack"]})
-
-
-Said = TypeVar("Said")
-
-
-def _as_the_lead(said: Said) -> Said:
-    """What the first worker of the group gives, on all of them."""
-    import torch.distributed as dist
-
-    box = [said]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 class _Worker:
@@ -74,10 +68,14 @@ class _Worker:
         self.store = Store(job["storage"])
         self.is_lead = ray.train.get_context().get_world_rank() == 0
         self.held = contextlib.ExitStack()
+        self.has_told = False
 
     def take(self) -> Assignment | Wait | None:
         """The next trial, the same on every worker of the group."""
-        taken = _as_the_lead(self._take() if self.is_lead else None)
+        from stlab.training.group import agreed, gathered
+
+        kills = tuple(found for found in gathered(MemoryKills.here()) if found is not None)
+        taken = agreed(self._take(kills) if self.is_lead else None)
         if isinstance(taken, Preempted):
             raise taken
         return taken
@@ -88,17 +86,17 @@ class _Worker:
         Raises:
             StorageError: other workers of the group wait for this one; they all end so.
         """
-        import torch.distributed as dist
+        from stlab.training.group import world_size
 
         self.held.close()
         ray.get(self.board.halt.remote(self.group, reason))
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             raise StorageError(reason)
 
-    def _take(self) -> Assignment | Wait | Preempted | None:
+    def _take(self, kills: tuple[MemoryKills, ...]) -> Assignment | Wait | Preempted | None:
         if is_told_to_go():
             return Preempted("told to go between two trials")
-        taken: Assignment | Wait | None = ray.get(self.board.take.remote(self.group, MemoryKills.here()))
+        taken: Assignment | Wait | None = ray.get(self.board.take.remote(self.group, kills))
         if not isinstance(taken, Assignment):
             return taken
         held_by = self.held.enter_context(self._hold(taken.trial_id))
@@ -120,6 +118,8 @@ class _Worker:
 
     def run(self, taken: Assignment) -> None:
         """Train a trial, or record why it is not to be trained any more."""
+        from stlab.training.group import agreed
+
         directory = TrialDirectory(self.store, taken.trial_id)
         if taken.given_up is not None:
             if self.is_lead:
@@ -128,7 +128,7 @@ class _Worker:
             status = "failed"
         else:
             # The others may look at the directory before the lead has written that it is done.
-            status = _as_the_lead(self._train(taken, directory))
+            status = agreed(self._train(taken, directory))
         self.held.close()
         if status == "started":
             if self.is_lead:
@@ -139,6 +139,7 @@ class _Worker:
 
     def _train(self, taken: Assignment, directory: TrialDirectory) -> str:
         from stlab.training import run_trial
+        from stlab.training.group import agreed
 
         if taken.spec is None:
             spec, identity = self.job["work"][taken.trial_id]
@@ -146,7 +147,7 @@ class _Worker:
             spec, identity = taken.spec, taken.identity or {}
 
         # The first alone asks: what it answers is written down by it, while the others might still be reading.
-        parts = _as_the_lead(2 * directory.micro_batches() if taken.needs_less_memory and self.is_lead else 1)
+        parts = agreed(2 * directory.micro_batches() if taken.needs_less_memory and self.is_lead else 1)
 
         def report(event: Mapping[str, Any]) -> str | None:
             self.board.say.remote({**event, "trial_id": taken.trial_id})
@@ -160,14 +161,22 @@ class _Worker:
             test=self.job["test"] if taken.spec is None else taken.test,
             report=report,
             prunable=taken.prunable,
-            stop=is_told_to_go,
+            stop=self._is_to_stop,
             on_hang=self._end_process,
             micro_batches=parts,
         ).value  # fmt: skip
 
-    def _end_process(self) -> None:
-        """A step hangs, which nothing but the end of the process can end. That is on record."""
-        if self.is_lead:
+    def _is_to_stop(self) -> bool:
+        """Asked between steps. The board hears of a notice at once: whatever it does to the trial is no failure of its."""
+        told = is_told_to_go()
+        if told and not self.has_told:
+            self.has_told = True
+            self.board.notice.remote(self.group)
+        return told
+
+    def _end_process(self, is_recorded: bool) -> None:
+        """A step hangs, which nothing but the end of the process can end."""
+        if self.is_lead and is_recorded:
             with contextlib.suppress(ray.exceptions.RayError):  # whatever becomes of it, the controller sees the process die
                 ray.get(self.board.end.remote(self.group, "failed"), timeout=_LAST_WORDS_SECONDS)
         os._exit(1)
