@@ -127,7 +127,25 @@ def _changes(study: StudySpec, config: ModelConfig, off: Overrides) -> bool:
 
 
 def _switched_off(study: StudySpec, base: ModelConfig, components: Sequence[str]) -> Overrides:
-    """Overrides that switch components off one after the other; what is off by then adds nothing."""
+    """Overrides that switch components off, in whatever order they are named; what is off with the others adds nothing."""
+    needed = list(components)
+    for component in components:
+        others = [other for other in needed if other != component]
+        if others and _goes_with(study, base, others, component):
+            needed = others
+    return _one_by_one(study, base, needed)[0]
+
+
+def _goes_with(study: StudySpec, base: ModelConfig, others: Sequence[str], component: str) -> bool:
+    """Whether a component is off once the others are: the flow's loss with the flow branch, say."""
+    try:
+        config = _one_by_one(study, base, others)[1]
+    except (ConfigError, pydantic.ValidationError):
+        return False  # these cannot be off without it
+    return not _changes(study, config, config.components()[component])
+
+
+def _one_by_one(study: StudySpec, base: ModelConfig, components: Sequence[str]) -> tuple[Overrides, ModelConfig]:
     overrides: Overrides = {}
     config = base
     for component in components:
@@ -136,7 +154,7 @@ def _switched_off(study: StudySpec, base: ModelConfig, components: Sequence[str]
             overrides |= off
             switches = {path.removeprefix("model."): value for path, value in overrides.items() if path.startswith("model.")}
             config = _config({**study.base.model, **switches})
-    return overrides
+    return overrides, config
 
 
 def _reason(error: Exception) -> str:

@@ -192,9 +192,10 @@ class Results:
         Raises:
             ProtocolMismatch: the trials were made by different protocols.
         """
-        from stlab.report import ablation_table
+        from stlab.report import ablation_table, compare
 
-        return ablation_table(self.arrow.to_pylist(), self._axes())
+        rows, axes = self.arrow.to_pylist(), self._axes()
+        return ablation_table(rows, axes, compare(rows, axes, self._study(), self._store))
 
     def epochs(self) -> pd.DataFrame:
         """A row an epoch of every trial, running ones too: ``variant``, ``seed``, ``trial_id``, then the epoch's figures."""
@@ -257,10 +258,15 @@ class Results:
 
         return load_trial(self._store, trial_id or str(self.best["trial_id"]), device)
 
+    def _study(self) -> dict[str, Any] | None:
+        """The resolved study; None where its file was not kept."""
+        text = self._directory.read_study()
+        return None if text is None else dict(yaml.safe_load(text) or {})
+
     def _axes(self) -> list[str] | None:
         """The study's axes; None where its file was not kept."""
-        text = self._directory.read_study()
-        return None if text is None else list((yaml.safe_load(text) or {}).get("axes") or {})
+        study = self._study()
+        return None if study is None else list(study.get("axes") or {})
 
 
 def _source(study: Study, overrides: Mapping[str, Any]) -> StudySource:

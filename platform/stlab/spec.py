@@ -320,6 +320,8 @@ class SearchSpec(Spec):
             raise ValueError("the two objectives are the same. Keep one of them")
         if len(self.objectives) > 1 and self.pruner != "none":
             raise ValueError(f"pruner: {self.pruner} compares one error, and this search has two objectives. Set pruner: none")
+        if self.sampler == "nsga2" and self.pruner != "none":
+            raise ValueError(f"pruner: {self.pruner} ends trials that sampler: nsga2 breeds from. Set pruner: none, or another sampler")
         if len(self.objectives) > 1 and self.sampler == "cmaes":
             raise ValueError("sampler: cmaes has one objective, this search two. Choose nsga2, tpe, gp or random")
         if self.max_trials is None and self.max_gpu_hours is None and self.max_wall is None:

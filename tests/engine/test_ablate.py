@@ -78,6 +78,17 @@ def test_pairs_leave_out_what_is_left_out_already() -> None:
     assert len(set(generated.values())) == len(generated)
 
 
+@pytest.mark.parametrize(("mode", "names"), [("pairs", ("flow_loss", "flow")), ("cumulative", ("cross_prompts", "flow_loss", "flow"))])
+def test_the_order_of_the_components_makes_no_other_trials(mode: str, names: tuple[str, ...]) -> None:
+    """Without the flow branch its loss is off already, whichever of both stands first."""
+    there = planned(ablate(mode, *names))
+    if mode == "pairs":
+        assert list(ids(there)) == ["full", "w/o flow_loss", "w/o flow"]
+    assert set(ids(planned(ablate(mode, *reversed(names)))).values()) >= {ids(there)["full"]}
+    without = ids(planned(ablate("leave_one_out", "flow")))["w/o flow"]
+    assert without in ids(there).values()
+
+
 def test_a_component_may_be_named_by_its_switch() -> None:
     by_field = ids(planned(ablate("leave_one_out", "cross_prompt_layers")))
     assert by_field["w/o cross_prompt_layers"] == ids(planned(ablate("leave_one_out", "cross_prompts")))["w/o cross_prompts"]

@@ -194,6 +194,22 @@ def test_results_are_the_directories(study: Results, files: dict[str, Path]) -> 
         study.predictions("none")
 
 
+def test_the_table_is_held_against_what_the_report_is(tmp_path: Path) -> None:
+    """The study's own reference, and the base's point on an axis."""
+    store = Store(tmp_path)
+    rows = [
+        {"study": "s", "variant": name, "trial_id": f"{name}-{seed}", "seed": seed, "status": "finished", "baseline": False,
+         "test_rmse": rmse + 0.1 * seed + 0.01 * (seed == 1), "test_mae": rmse, "val_rmse": rmse, "protocol": "{}", "dataset": "d"}
+        for name, rmse in (("full", 3.0), ("plain", 4.0)) for seed in range(3)
+    ]  # fmt: skip
+    directory = StudyDirectory(store, "s")
+    directory.write_study("name: s\nreference: plain\naxes: {}\n")
+    directory.write_trials(rows)
+    table = stlab.results(store.location, "s").table().set_index("variant")
+    assert table.loc["full", "reference"] == "plain"
+    assert table.loc["full", "diff_rmse"] == pytest.approx(-1.0, abs=0.02)
+
+
 def test_figures_are_drawn_without_a_report(study: Results) -> None:
     with pytest.raises(UserError, match="no report"):
         _ = study.report_path

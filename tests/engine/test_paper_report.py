@@ -259,3 +259,18 @@ def test_a_study_without_a_paper_has_no_block(tmp_path: Path) -> None:
     StudyDirectory(store, "s").write_trials([write_trial(store, "full", 0, 1.0)])
     assert beside_paper(store, [], {"name": "s", "paper": None}) == []
     assert "Beside the paper" not in Path(write_report(store, "s", {"name": "s"})).read_text()
+
+
+@pytest.mark.parametrize("family", ["grid", "sensors"])
+def test_data_are_the_same_before_and_after_a_trial(family: str, make_trial: Any, tmp_path: Path) -> None:
+    """What a plan says of them is what the test forecasts tell."""
+    from stlab.data import load_dataset
+    from stlab.report.paper_data import planned_data, seen_data
+    from stlab.training import run_trial
+
+    trial = make_trial(model={"name": "last_value"}, data={"family": family})
+    store, dataset = Store(tmp_path), load_dataset(trial.data)
+    run_trial(trial, {"protocol": json.dumps(dataset.protocol)}, TrialDirectory(store, "a"), test=True)
+    seen = seen_data(store, TrialDirectory(store, "a").row())
+    assert seen is not None
+    assert planned_data(dataset) == seen

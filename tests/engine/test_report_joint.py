@@ -123,6 +123,18 @@ def test_each_published_table_stands_beside_the_studies_that_name_it(written: tu
     assert "Beside the paper: ST-VFM, Table 3" in text_of(path.read_text())
 
 
+def test_beside_a_paper_a_shared_trial_has_the_name_of_the_study_that_names_it(tmp_path: Path) -> None:
+    """Of λ = 0 the page says "full"; the study with the paper says "w/o loss", which is none of the paper's rows."""
+    store = Store(tmp_path / "runs")
+    along(store, "weights", "bike")
+    named = (("full", 0.5), ("w/o loss", 0.0))
+    rows = [trial(store, "bike", "full", value, seed) | {"variant": name} for name, value in named for seed in SEEDS]
+    write(store, "parts", [baseline(store, "bike"), *rows], axes={}, paper={**PAPER, "rows": {"full": "Ours (full)"}})
+    (part,) = read_sections(store, ["weights", "parts"])
+    (table,) = part.papers
+    assert [(entry.label, entry.method, entry.seeds) for entry in table.entries] == [("full", "Ours (full)", 3)]
+
+
 def test_several_data_sets_are_panels_of_one_figure(store: Store) -> None:
     names = ["weights", "parts", "weights_taxi"]
     path, parts = write_joint_report(store, names)

@@ -157,6 +157,15 @@ def test_limits_are_told_wherever_the_table_goes(field: str, value: Any, says: s
     assert says in " ".join(rendered(rows).split())
 
 
+def test_the_caption_names_what_the_asterisk_is_against() -> None:
+    rows = [
+        row(variant, seed, 6.0 + shift + 0.1 * seed + 0.01 * (seed == 1) * shift, **{"param.data.train_ratio": ratio})
+        for ratio in (0.1, 1.0) for variant, shift in (("full", 0.0), ("plain", 1.0)) for seed in range(3)
+    ]  # fmt: skip
+    told = to_latex(rows, ["data.train_ratio"])
+    assert "distinguishable from full's, paired" in told, "at each point its own, not the first point's alone"
+
+
 def test_who_loses_to_the_slot_of_week_is_told() -> None:
     text = " ".join(rendered(study()).split())
     assert "1 of 2 variants beat the mean by slot of week (RMSE 7.186); not: no flow." in text

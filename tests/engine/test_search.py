@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from stlab.errors import StudyError
-from stlab.execution.search import checked
+from stlab.execution.search import checked, is_over, left_to_search
 from stlab.plan import DataFacts, Plan, make_plan
 from stlab.results import Store, TrialDirectory
 from stlab.search.history import History, State
@@ -129,6 +129,8 @@ def test_distributions_are_optunas(written: dict[str, Any], expected: Any) -> No
          "pruner: median compares one error"),
         ("search={space: {train.lr: {float: [1, 2]}}, max_trials: 3, objectives: [val_rmse, device_seconds], sampler: cmaes}",
          "sampler: cmaes has one objective"),
+        ("search={space: {train.lr: {float: [1, 2]}}, max_trials: 3, sampler: nsga2, pruner: median}",
+         "pruner: median ends trials that sampler: nsga2"),
         ("search.points=[{train.lr: 1.0}]", "1.0 is not within 1e-05 and 0.1"),
         ("search.points=[{model.rank: 4}]", "model.rank is not in the space"),
         ("axes.train.lr=[1, 2]", "is an axis too"),
@@ -259,6 +261,56 @@ def test_a_failed_trial_is_run_again_under_its_number_when_asked(tmp_path: Path)
     assert again.number == 0
     assert same is not None
     assert same.trial_id == trial.trial_id
+
+
+def test_what_failed_of_the_selection_is_run_again_when_asked(tmp_path: Path) -> None:
+    """A seed of it, or its test: both would stay failed for ever."""
+    plan, store = planned("search.max_trials=2", "seeds=[0, 1]"), Store(tmp_path)
+    search = searching(store, plan)
+    while step(search):
+        pass
+    history = History(store, plan.study, plan.arms[0])
+    best = history.best(history.entries())
+    assert best is not None
+    first, second = (TrialDirectory(store, trial.trial_id) for trial in history.selected(best))
+    first.write_failure({"reason": "at its test"})
+    second.write_failure({"reason": "in training"})
+    assert first.is_over()
+    assert second.is_over()
+    assert is_over(history, 0.0)
+    history.retry_failed()
+    assert not first.is_over()
+    assert not second.is_over()
+    assert not is_over(history, 0.0)
+
+
+def test_what_a_search_has_left_is_forecast(tmp_path: Path) -> None:
+    plan, store = planned("search.max_trials=5", "seeds=[0, 1, 2]", CONDITIONAL), Store(tmp_path)
+    (left,), unbounded = left_to_search(plan, store)
+    assert (left.label, left.count, unbounded) == ("base", 5 + 2, [])
+    assert {trial.spec.model["peft"] for trial in left.corners} == {"adapter", "lora"}
+    search = searching(store, plan)
+    while step(search):
+        pass
+    (left,), _ = left_to_search(plan, store)
+    assert left.count == 3, "the selected configuration with three seeds, none of them measured"
+    endless = planned("search={space: {train.lr: {float: [1.0e-5, 0.1], log: true}}, max_wall: 1}")
+    assert left_to_search(endless, store) == ([], ["base"])
+
+
+@pytest.mark.parametrize(("gpus", "trials"), [(0, 3), (0.5, 6), (2, 2)])
+def test_gpu_hours_are_hours_of_gpus(tmp_path: Path, gpus: float, trials: int) -> None:
+    """An hour's budget, 1300 s a trial: a GPU that two trials share serves twice as many of them."""
+    hours = "search={space: {train.lr: {float: [1.0e-5, 0.1], log: true}}, sampler: random, max_gpu_hours: 1}"
+    search = searching(Store(tmp_path), planned(hours, f"resources.gpus={gpus}"))
+    begun = 0
+    while (proposed := search.next(0.0)) is not None:
+        entry, trial = proposed
+        assert trial is not None
+        finish(TrialDirectory(search.history.store, trial.trial_id), entry.params, seconds=1300)
+        search.tell(entry.number)
+        begun += 1
+    assert begun == trials
 
 
 def test_budgets_end_a_search(tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def test_means_over_seeds_leave_out_what_was_only_searched() -> None:
     assert summary_tags("full", own)["seeds"] == "0, 1"
 
 
+def test_a_figure_that_is_no_number_is_a_failure_here_as_in_the_report() -> None:
+    rows = [row("a", 2.0, test_rmse=2.5), row("b", 2.2, test_rmse=float("nan"), seed=1), row("c", 2.4, test_rmse=2.7, seed=2)]
+    metrics = summary_metrics(rows)
+    assert (metrics["failed"], metrics["test_rmse_n"]) == (1.0, 2.0)
+    assert metrics["test_rmse"] == pytest.approx(2.6)
+
+
 def test_a_searched_trial_is_tagged_with_its_number() -> None:
     assert [trial_tags(one, ()).get("number") for one in SEARCH] == ["3", "3", "5", "1", "0"]
     assert "number" not in trial_tags(row("x", 1.0), ())

@@ -15,7 +15,7 @@ from stlab import __version__
 from stlab.catalog import create_config
 from stlab.errors import DataError, UserError
 from stlab.execution.machine import check_machine, threads_of
-from stlab.identity import code_hash, library_versions, trial_id
+from stlab.identity import absolute, code_hash, library_versions, trial_id
 from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.spec import DataSpec, TrialSpec
 from stlab.training import run_trial
@@ -146,7 +146,7 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
         ) from error
     if data_path is None:
         return spec
-    data = DataSpec(**{**spec.data.model_dump(), "path": str(Path(data_path).expanduser().absolute())})
+    data = DataSpec(**{**spec.data.model_dump(), "path": absolute(data_path)})
     return spec.model_copy(update={"data": data})
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+from stlab.execution.probe import ToSearch
 from stlab.plan import Arm, Plan, PlannedTrial, plan_point
 from stlab.results import Store, TrialDirectory
 from stlab.search.history import Entry, History, Outcome, located, wall_seconds
@@ -74,6 +75,27 @@ def corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
         for path, _, point in space.corners():
             if path.startswith("model.") and space.fields[path].categorical is not None:
                 yield plan_point(plan.study, arm, point)
+
+
+def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]:
+    """What the searches of a study have left, for a forecast; and the labels of those that no number of trials ends."""
+    assert plan.study.search is not None
+    found, unbounded = [], []
+    for history in histories(plan, store):
+        if history.search.max_trials is None:
+            unbounded.append(history.arm.label)
+            continue
+        tried = state_of(history)
+        ended = sum(outcome is not None for _, outcome in tried)
+        chosen = [trial for trial in selected(history) if not TrialDirectory(store, trial.trial_id).is_over()]
+        # The selected configuration is trained with every seed, and has one of them already.
+        after = len(chosen) if ended >= history.search.max_trials else len(plan.study.seeds) - 1
+        count = max(0, history.search.max_trials - ended) + after
+        if count:
+            points = (point for _, _, point in history.space.corners())
+            corners = (history.arm.template, *(plan_point(plan.study, history.arm, point) for point in points))
+            found.append(ToSearch(history.arm.label, corners, count))
+    return found, unbounded
 
 
 def run(

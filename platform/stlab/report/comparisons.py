@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from stlab.errors import UserError
 from stlab.report.blocks import block_differences, read_window_errors
-from stlab.report.statistics import CONFIDENCE, Row, Summary, outcome, summarise
-from stlab.results import Store, single_protocol, table_rows
+from stlab.report.statistics import CONFIDENCE, Row, Summary, summarise
+from stlab.results import Store, outcome, single_protocol, table_rows
 
 ALPHA = 1 - CONFIDENCE
 """A difference is marked where its corrected p is below this."""

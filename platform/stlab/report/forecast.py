@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from stlab.report.statistics import Row, Summary, outcome
+from stlab.report.statistics import Row, Summary
 from stlab.report.wording import duration, memory
-from stlab.results import Store
+from stlab.results import Store, outcome
 
 
 def read_forecasts(store: Store, studies: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -171,8 +171,9 @@ def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]
         for name in of:
             own = part.own[name]
             mapped = paper_rows(specs[name], load_paper(file), table, dict.fromkeys(own.values()))
-            rows |= {trial_id: here[trial_id] for trial_id in own}
-            methods |= {str(here[i]["variant"]): mapped[variant] for i, variant in own.items() if variant in mapped}
+            # By the study's own names: a trial that two studies share has the other's name on the page.
+            rows |= {trial_id: {**here[trial_id], "variant": variant} for trial_id, variant in own.items()}
+            methods |= mapped
             axes |= dict.fromkeys(studies[name].get("axes") or {})
         paper = {"file": file, "table": table, "dataset": dataset, "rows": methods}
         found += beside_paper(store, list(rows.values()), {"paper": paper}, list(axes))

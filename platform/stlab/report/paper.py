@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from stlab.papers import Cell, Paper, coverage, load_paper
 from stlab.report.paper_data import SeenData, differences, seen_data
-from stlab.report.statistics import Interval, Row, Summary, outcome, summarise
-from stlab.results import Store
+from stlab.report.statistics import Interval, Row, Summary, summarise
+from stlab.results import Store, outcome
 from stlab.spec import PaperSpec
 from stlab.study_paper import paper_rows
 

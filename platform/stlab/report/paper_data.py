@@ -6,10 +6,16 @@ import datetime
 import itertools
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from stlab.papers import DatasetFacts
 from stlab.report.statistics import Row
 from stlab.results import Store
+
+if TYPE_CHECKING:
+    from stlab.data import Dataset
 
 _DAY = datetime.timedelta(days=1)
 
@@ -48,6 +54,22 @@ def seen_data(store: Store, row: Row) -> SeenData | None:
         return SeenData(shape, steps, slack)
     step = min(later - earlier for earlier, later in itertools.pairwise(times))
     return SeenData(shape, steps, slack, step.total_seconds() / 60, times[-1] - (steps - 1) * step, times[-1])
+
+
+def planned_data(dataset: Dataset) -> SeenData:
+    """The same of data that nothing has been trained on yet."""
+    shape = dataset.info.shape[-2:] if dataset.info.family == "grid" else dataset.info.shape[:1]
+    test = dataset.windows("test")
+    if test.series is None:  # ready-made windows: their numbers are no steps of a series
+        return SeenData(shape)
+    steps, times = len(test.series), test.times(torch.arange(len(test)))
+    if times is None:
+        return SeenData(shape, steps)
+    last = times.max().astype(datetime.datetime)
+    step = (times[0, 1] - times[0, 0]).astype(datetime.timedelta) if times.shape[1] > 1 else None
+    if step is None:
+        return SeenData(shape, steps, last=last)
+    return SeenData(shape, steps, 0, step.total_seconds() / 60, last - (steps - 1) * step, last)
 
 
 def differences(facts: DatasetFacts, seen: SeenData) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stlab.results import single_protocol, table_rows
+from stlab.results import outcome, single_protocol, table_rows
 
 CONFIDENCE = 0.95
 _SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the week", re.IGNORECASE)
@@ -193,14 +193,6 @@ def lowest_mae(summaries: Sequence[Summary]) -> Summary | None:
     """The variant with the lowest mean test MAE; None where none was tested."""
     tested = [(line.test_mae.mean, line) for line in summaries if not line.baseline and line.test_mae]
     return min(tested, key=lambda pair: pair[0])[1] if tested else None
-
-
-def outcome(row: Row) -> str:
-    """A row's status; a trial whose error is not a finite number has failed, whatever its files say."""
-    status = str(row.get("status"))
-    metrics = [row.get(name) for name in ("val_rmse", "val_mae", "test_rmse", "test_mae")]
-    diverged = any(value is not None and not math.isfinite(value) for value in metrics)
-    return "failed" if status == "finished" and diverged else status
 
 
 def _fixed(rows: Sequence[Row], axes: Sequence[str]) -> set[tuple[str, str]]:

@@ -141,7 +141,7 @@ def caption(rows: Sequence[Row], lines: Sequence[Summary], comparisons: Sequence
         family = max(one.family for one in comparisons)
         over = "seeds" if comparisons[0].over == "seeds" else "blocks of test windows, one seed"
         sentences[:0] = [
-            f"Asterisk: test RMSE distinguishable from {comparisons[0].reference}'s, paired t-test over {over}, p < 0.05 after "
+            f"Asterisk: test RMSE distinguishable from {reference_label(comparisons)}'s, paired t-test over {over}, p < 0.05 after "
             f"Holm's correction over {family}."
         ]
     return " ".join(

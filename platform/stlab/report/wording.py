@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stlab.report.statistics import Interval, Row, Summary, anchor, has_slot_of_week, is_slot_of_week, outcome, plain
+from stlab.report.statistics import Interval, Row, Summary, anchor, has_slot_of_week, is_slot_of_week, plain
+from stlab.results import outcome
 
 SLOT_OF_WEEK = "the mean by slot of week"
 

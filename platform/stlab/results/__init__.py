@@ -9,7 +9,7 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from stlab.results.selection import best_trial, table_rows
+from stlab.results.selection import best_trial, outcome, table_rows
 from stlab.results.store import Store
 from stlab.results.study_directory import StudyDirectory, single_protocol
 from stlab.results.trial_directory import TrialDirectory, TrialStatus
@@ -17,7 +17,7 @@ from stlab.results.trial_directory import TrialDirectory, TrialStatus
 if TYPE_CHECKING:
     from stlab.api import Results
 
-__all__ = ["Store", "StudyDirectory", "TrialDirectory", "TrialStatus", "best_trial", "single_protocol", "table_rows"]
+__all__ = ["Store", "StudyDirectory", "TrialDirectory", "TrialStatus", "best_trial", "outcome", "single_protocol", "table_rows"]
 
 
 class _Callable(types.ModuleType):

@@ -14,6 +14,14 @@ def table_rows(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if not row.get("searched")]
 
 
+def outcome(row: Mapping[str, Any]) -> str:
+    """A row's status; a trial whose error is not a finite number has failed, whatever its files say."""
+    status = str(row.get("status"))
+    metrics = [row.get(name) for name in ("val_rmse", "val_mae", "test_rmse", "test_mae")]
+    diverged = any(value is not None and not math.isfinite(value) for value in metrics)
+    return "failed" if status == "finished" and diverged else status
+
+
 def best_trial(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The finished trial with the lowest validation error; the first of equals, None where none has finished.
 

@@ -139,12 +139,15 @@ class History:
             return entry.trial_id is None
 
     def retry_failed(self) -> None:
-        """Have failed trials run again, under their numbers."""
+        """Have failed trials run again, under their numbers, and what failed of the selected configuration's training or test."""
         for entry in self.entries():
             directory = self.directory(entry)
             if directory is not None and directory.status() is TrialStatus.FAILED:
                 directory.clear_failure()
                 self.write(replace(entry, told=False))
+        best = self.best(self.entries())
+        for trial in self.selected(best) if best else ():
+            TrialDirectory(self.store, trial.trial_id).clear_failure()
 
     def has_budget(self, begun: int, device_seconds: float, wall_seconds: float) -> bool:
         """Whether one more trial may begin."""
@@ -156,8 +159,8 @@ class History:
         )
 
     def device_seconds(self, outcomes: Mapping[str, Outcome]) -> float:
-        """What the trials took, each counted once, however often it was chosen."""
-        return sum(outcome.device_seconds for outcome in outcomes.values())
+        """What the trials took, each counted once, however often it was chosen. Of GPUs, as many as a worker has, or its share of one."""
+        return sum(outcome.device_seconds for outcome in outcomes.values()) * (self.arm.template.spec.resources.gpus or 1.0)
 
     def best(self, entries: Sequence[Entry]) -> Entry | None:
         """The finished entry with the least first objective, the earliest of equals; None where none finished."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from stlab.results import table_rows
+from stlab.results import outcome, table_rows
 
 Row = Mapping[str, Any]
 
@@ -115,8 +115,8 @@ def summary_metrics(rows: Iterable[Row]) -> dict[str, float]:
     from scipy import stats
 
     rows = list(rows)
-    done = [row for row in rows if row.get("status") == "finished"]
-    metrics: dict[str, float] = {"failed": float(sum(row.get("status") == "failed" for row in rows))}
+    done = [row for row in rows if outcome(row) == "finished"]
+    metrics: dict[str, float] = {"failed": float(sum(outcome(row) == "failed" for row in rows))}
     for name in SUMMARISED:
         values = [float(row[name]) for row in done if row.get(name) is not None]
         if not values:
