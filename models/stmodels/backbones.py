@@ -165,17 +165,26 @@ def _build_test_vit(name: str, weights: str, use_cls: bool) -> Backbone:
     )
 
 
+def check_backbone(name: str) -> None:
+    """Raise ConfigError where there is no backbone of this name; builds nothing."""
+    if name in BACKBONES:
+        return
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4)
+        raise ConfigError(
+            f"model.backbone={name} is unknown. Near: {', '.join(near) or 'none'}. Allowed: {', '.join(BACKBONES)}, any timm ViT."
+        )
+
+
 def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
     import timm
     from timm.layers import LayerScale
     from timm.models.vision_transformer import VisionTransformer
 
+    check_backbone(name)
     timm_name = TIMM_NAMES.get(name, name)
-    if not timm.is_model(timm_name.split(".")[0]):
-        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models()], n=4)
-        raise ConfigError(
-            f"model.backbone={name} is unknown. Near: {', '.join(near) or 'none'}. Allowed: {', '.join(BACKBONES)}, any timm ViT."
-        )
     with torch.device("meta"):  # its shape alone, before anything is drawn or fetched
         shape = timm.create_model(timm_name, num_classes=0)
     # Other kinds of block have no place of their own for adapters, or no attention module at all.

@@ -71,6 +71,11 @@ def problem(
         variant: The trial's variant.
     """
     loc = tuple(path)
+    # What a model says of itself has no place; it begins with the field, perhaps after the data's name.
+    named = re.match(rf"(?:\S+: )?{section}\.(\w+)", message) if section and not loc else None
+    # Where nobody wrote that field it may be another's doing.
+    if named and source and source.is_written(source.origin((section, named[1]), variant)):
+        path = (named[1],)
     if section:
         loc = source.origin((section, *path), variant) if source else (section, *path)
     rank, place = source.place(loc) if source else (0, "")

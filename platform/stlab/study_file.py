@@ -69,6 +69,8 @@ def find_study(name_or_path: str) -> Path:
         shipped = [path for path in shipped_studies() if name_or_path in (path.stem, path.name)]
         if found := _file(here / name_or_path) or next(iter(shipped), None):
             return found
+    if given.is_dir():
+        raise StudyError(f"{name_or_path} is a folder. {_known()}")
     names = list(_by_name())
     close = get_close_matches(given.stem, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -92,6 +94,20 @@ def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> Study
         line = error.object[: error.start].count(b"\n") + 1
         raise StudyError(f"{label}:{line}: is not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
     return StudySource.from_text(text, label, overrides)
+
+
+def with_trials(name_or_path: str, overrides: Sequence[str] | None, trials: int | None) -> list[str]:
+    """The overrides and ``--trials N``, which is ``search.max_trials=N``.
+
+    Raises:
+        StudyError: the study has no search, or cannot be read.
+    """
+    overrides = list(overrides or ())
+    if trials is None:
+        return overrides
+    if not isinstance((source := load_study_source(name_or_path, overrides)).data.get("search"), dict):
+        raise StudyError(f"--trials {trials}: {source.label} has no search, of which this is the number of trials. Leave it out.")
+    return [*overrides, f"search.max_trials={trials}"]
 
 
 def parse(source: StudySource) -> StudySpec:
@@ -222,6 +238,8 @@ def _studies_in(folder: Path) -> list[Path]:
 
 
 def _file(path: Path) -> Path | None:
+    if not path.name:  # `.` and `/` have none
+        return None
     candidates = (path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 

@@ -78,6 +78,11 @@ class StudySource:
         line = _line(self.root, tuple(loc)) if self.root else None
         return (line, f"{self.label}:{line}") if line else (0, self.label)
 
+    def is_written(self, loc: Sequence[Key]) -> bool:
+        """Whether the study, as the overrides left it, says something at ``loc`` itself."""
+        name = _dotted(loc)
+        return any(_dotted(keys) == name for keys in leaves(self.data))
+
     def origin(self, path: Sequence[Key], variant: str | None = None) -> tuple[Key, ...]:
         """The location that gives a trial its field ``path``: in the variant, else on an axis, else in the base.
 

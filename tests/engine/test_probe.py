@@ -13,7 +13,8 @@ import torch
 
 from stlab.errors import ResourceError
 from stlab.execution import probe
-from stlab.execution.probe import Measured, forecast, keep_forecast, measure, shape_of
+from stlab.execution.machine import groups_here
+from stlab.execution.probe import Measured, ToSearch, forecast, keep_forecast, measure, shape_of
 from stlab.plan import PlannedTrial
 from stlab.report.forecast import beside_forecast, cost_words, read_forecasts
 from stlab.results import Store
@@ -66,6 +67,34 @@ def test_sums_are_those_of_a_hand(make_trial: Callable[..., TrialSpec], monkeypa
     assert made.gpu_hours == pytest.approx(93 / 3600)  # 2 workers × 0.5
     assert made.price == pytest.approx(93 / 3600 * 10)
     assert (made.ends_at - made.made_at).total_seconds() == 51.0
+
+
+def test_a_search_counts_as_so_many_of_its_dearest_trials(make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "measure", lambda spec: replace(MEASURED, epoch_seconds=2.0 if spec.model["rank"] == 2 else 5.0))
+    corners = planned([make_trial(max_epochs=10), make_trial(model={"rank": 3}, max_epochs=10)])
+    made = forecast([], {corners[0].spec.resources: 2}, searches=[ToSearch("full", tuple(corners), 3)])
+    assert list(made.seconds.values()) == [51.0] * 3
+    assert made.wall_seconds == 102.0
+    assert made.document()["trials"] == {}, "nobody knows their ids"
+
+
+def test_a_second_forecast_keeps_the_first_ones_trials(
+    make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(probe, "measure", lambda spec: MEASURED)
+    todo, store = planned([make_trial(), make_trial(seed=1)]), Store(tmp_path)
+    slots = {todo[0].spec.resources: 1}
+    keep_forecast(store, "small", forecast(todo, slots))
+    keep_forecast(store, "small", forecast(todo[1:], slots))
+    assert read_forecasts(store, ["small"]).keys() == {trial.trial_id for trial in todo}
+
+
+def test_this_machine_runs_as_many_as_its_gpus_and_the_quota_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    cases = [({}, 2), ({"gpus": 0}, 16), ({"gpus": 0.2}, 10), ({"workers": 2}, 1), ({"cpus": 12}, 1), ({"gpus": 0, "max_cpus": 3}, 3)]
+    cases += [({"gpus": 0.1, "max_gpus": 0.5}, 5), ({"gpus": 8}, 1)]
+    assert [groups_here(ResourcesSpec(**given)) for given, _ in cases] == [most for _, most in cases]
 
 
 def test_no_price_and_no_gpu_mean_no_money(make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch) -> None:

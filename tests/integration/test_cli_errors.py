@@ -162,8 +162,21 @@ def test_unknown_names_are_answered_with_known_ones(study: Path, say: Callable[.
     _refused(say("sync", "nothing"), "no results", "stlab run nothing")
     _refused(say("ui"), "mlflow.db", "stlab sync")
     _refused(
-        say("run", study.name, "--set", "model.backbone=vit_tset"), "vit_tset", "Near: vit_test", "dinov2_s", "no flow"
+        say("run", study.name, "--set", "model.backbone=vit_tset"), "--set model.backbone=vit_tset", "Near: vit_test", "dinov2_s"
     )
+    _refused(say("plan", study.name, "--set", "model.backbone=vit_tset"), "--set model.backbone=vit_tset", "Near: vit_test")
+
+
+def test_what_a_model_says_of_itself_is_said_once_and_where_it_was_written(study: Path, say: Callable[..., Any]) -> None:
+    err = say("plan", study.name, "--set", "model.rank=0").err
+    assert err.strip() == "error: --set model.rank=0: base.model.rank: model.rank must be at least 1, it is 0"
+
+
+def test_a_folder_is_no_study_and_trials_are_a_searchs(study: Path, say: Callable[..., Any]) -> None:
+    for folder in (".", "..", "/"):
+        _refused(say("plan", folder), f"{folder} is a folder", "st_vfm_ablation")
+    for command in (["run"], ["plan"], ["submit", "--address", "http://127.0.0.1:9", "--storage", "s3://bucket/runs"]):
+        _refused(say(command[0], study.name, *command[1:], "--trials", "3"), "--trials 3", "tiny.yaml has no search")
 
 
 def test_pretrained_weights_without_network_name_the_way_out(study: Path, say: Callable[..., Any]) -> None:

@@ -188,7 +188,35 @@ def test_status_counts_from_the_directories_alone(say: Callable[..., Any], stora
     assert "run by" not in every
 
 
+def test_a_trial_that_failed_at_its_test_has_failed(say: Callable[..., Any], storage: Path) -> None:
+    from stlab.results import Store, TrialDirectory
+
+    TrialDirectory(Store(storage), "aa01").write_failure({"reason": "a bug in its test", "epoch": 9})
+    answer = say("status", "five", "--storage", str(storage))
+    assert "2 failed" in answer.out
+    assert "a bug in its test" in answer.out
+
+
+def test_status_of_a_whole_storage(say: Callable[..., Any], storage: Path, tmp_path: Path) -> None:
+    from stlab.results import Store, StudyDirectory
+
+    StudyDirectory(Store(storage), "another").write_study("name: another\n")
+    lines = say("status", "--storage", str(storage)).out.splitlines()
+    assert lines[0] == "another: 0 trials: none yet"
+    assert lines[1].startswith("five: 5 trials: ")
+    nothing = say("status", "--storage", str(tmp_path / "empty"))
+    assert nothing.code == 2
+    assert "no study was begun in" in nothing.err
+
+
 def test_status_of_what_was_never_begun(say: Callable[..., Any], storage: Path) -> None:
+    """A job may be about to begin it, or write elsewhere: the cluster is asked all the same."""
+    with socket.socket() as closed:  # bound, and nobody listens
+        closed.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        asked = say("status", "six", "--storage", str(storage), "--address", nowhere)
+    assert "no study 'six' was begun" in asked.out
+    assert nowhere in asked.err
     answer = say("status", "six", "--storage", str(storage))
     assert answer.code == 2
     assert "there: five" in answer.err

@@ -137,7 +137,10 @@ class STVFMConfig:
         return (1 + 0.3 * temporal) * (2 if self.flow else 1) + 0.3 * self.cross_prompt_layers
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError where this model cannot run on that data."""
+        """Raise ConfigError where this model cannot run on that data, or has a backbone that nobody knows."""
+        from stmodels.backbones import check_backbone  # seconds, which those who only read a study need not wait
+
+        check_backbone(self.backbone)
         if info.family != "grid":
             raise ConfigError(f"st_vfm forecasts grids (T, C, H, W); this data is of the family '{info.family}'")
         _, height, width = info.shape

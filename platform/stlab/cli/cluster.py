@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlab.cli.options import SetOption, StudyArgument, TrackingOption, coloured, console_for_output, myself
+from stlab.cli.options import (
+    SetOption,
+    StudyArgument,
+    TrackingOption,
+    TrialsOption,
+    coloured,
+    console_for_output,
+    myself,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +39,7 @@ def submit(
     ],
     tracking_uri: TrackingOption = None,
     overrides: SetOption = None,
-    trials: Annotated[int | None, typer.Option("--trials", help="Trials of each search: search.max_trials.")] = None,
+    trials: TrialsOption = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")

@@ -12,18 +12,28 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stlab.execution.probe import Forecast
-    from stlab.plan import PlannedTrial
+    from stlab.plan import Plan, PlannedTrial
     from stlab.results import Store
     from stlab.spec import ResourcesSpec
 
+_OF_SEARCHES = "Of a search, each trial is taken to cost what the dearest of those does that have one field at an end."
+
 
 def probe_and_say(
-    console: Console, todo: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int], store: Store, study: str
+    console: Console, plan: Plan, todo: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int], store: Store
 ) -> None:
     """Measure each distinct shape, keep the forecast beside the study, and print it."""
     from stlab.execution.probe import forecast, keep_forecast
+    from stlab.execution.search import left_to_search
 
-    if all(trial.spec.baseline for trial in todo):
+    searches, unbounded = left_to_search(plan, store) if plan.arms else ([], [])
+    if unbounded:
+        console.print(
+            f"Not forecast: {', '.join(unbounded)}, which no number of trials ends (search.max_trials, or --trials).",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not searches and all(trial.spec.baseline for trial in todo):
         console.print("Nothing is left to train, so there is nothing to measure.")
         return
     store.make()
@@ -33,9 +43,9 @@ def probe_and_say(
             # A status reads a string's brackets as styles, whatever its console does.
             status.update(coloured(f"measuring {done + 1} of {total} shapes:", "", f" {trial.label}"))
 
-        made = forecast(todo, slots, told)
-    path = keep_forecast(store, study, made)
-    _table(console, todo, made)
+        made = forecast(todo, slots, told, searches)
+    path = keep_forecast(store, plan.study.name, made)
+    _table(console, [*todo, *made.searched.values()], made)
     for line in lines(made):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"forecast {path}", highlight=False, soft_wrap=True)
@@ -56,7 +66,7 @@ def _table(console: Console, todo: Sequence[PlannedTrial], made: Forecast) -> No
         first = trials[0]
         found = made.trials[first.trial_id]
         table.add_row(
-            first.label.removesuffix(f", seed {first.spec.seed}"),
+            first.label.removesuffix(f", seed {first.spec.seed}").removesuffix(f" {first.note}") + (", the dearest" if first.note else ""),
             str(len(trials)),
             f"{1000 * found.step_seconds:.3g} ms",
             duration(found.epoch_seconds),
@@ -78,5 +88,6 @@ def lines(made: Forecast) -> list[str]:
         f"Started now, it ends by {made.ends_at.astimezone():%Y-%m-%d %H:%M} ({duration(made.wall_seconds)}{together}).",
         "At most: every trial to train.max_epochs; early stopping ends sooner. Starting Ray and its workers (half a minute), baselines and",
         "the report come on top; trials side by side may slow one another.",
+        *([_OF_SEARCHES] if made.searched else []),
         f"Measured on {', '.join(devices)}, by a few steps of each shape.",
     ]

@@ -32,6 +32,8 @@ TrackingOption = Annotated[
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default sqlite in the storage."),
 ]
 
+TrialsOption = Annotated[int | None, typer.Option("--trials", help="Trials of each search: search.max_trials.")]
+
 
 def myself() -> str:
     """This command line, as it can be typed here: the bare name only where it is on the path."""

@@ -30,18 +30,24 @@ def say_coverage(console: Console, plan: Plan) -> None:
     if spec is None:
         return
     from stlab.papers import coverage, load_paper
+    from stlab.report.paper_data import differences, planned_data
     from stlab.report.paper_tables import terminal_coverage
     from stlab.study_paper import paper_rows
+    from stlab.training.trial import dataset_for
 
     paper = load_paper(spec.file)
     trained = [trial for trial in plan.trials if not trial.spec.baseline]
     name = str(trained[0].identity["dataset"]) if trained else ""
     dataset = spec.dataset or paper.find_dataset(name)
     ratios = {trial.spec.data.train_ratio for trial in trained}
+    facts = paper.facts.datasets.get(dataset or "")
+    differs = differences(facts, planned_data(dataset_for(trained[0].spec.data)))[0] if facts and trained else []
     for table in spec.tables:
         rows = paper_rows(spec, paper, table, plan.study.variants)
         console.print()
-        console.print(terminal_coverage(paper, table, coverage(paper, table, rows, dataset, ratios)))
+        console.print(terminal_coverage(paper, table, coverage(paper, table, rows, dataset, ratios, is_paper_data=not differs)))
+    if differs:
+        console.print(f"{name} is not the data the paper names {dataset}: {'; '.join(differs)}.", highlight=False, soft_wrap=True)
     if dataset is None:
         console.print(
             f"{name} is none of the paper's data sets by its name: no cell is filled. If it is one of them, say which: "

@@ -27,19 +27,29 @@ JobAddressOption = Annotated[
 
 
 def status(
-    name: Annotated[str, typer.Argument(metavar="STUDY", help="A study that was begun, or its file.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study that was begun, or its file; none: a line on each of the storage.")
+    ] = None,
     storage: StorageOption = "runs",
     address: JobAddressOption = None,
     every: Annotated[bool, typer.Option("--all", help="List the finished trials and those to do as well.")] = False,
 ) -> None:
     """Tell how far a study is: trials by state, from its directories; with an address also the job that runs it."""
+    from stlab.errors import UserError
     from stlab.execution.status import study_state
     from stlab.results import Store
 
-    name = study_name(name)
     console = console_for_output()
-    state = study_state(Store(storage), name)
-    _say_state(console, state, every)
+    if name is None:
+        _say_all(console, Store(storage))
+        return
+    name = study_name(name)
+    try:
+        _say_state(console, study_state(Store(storage), name), every)
+    except UserError as error:  # its job may not have begun it yet, or writes elsewhere
+        if address is None:
+            raise
+        console.print(f"study    {error}", highlight=False, soft_wrap=True)
     if address is not None:
         from stlab.execution.ray.jobs import Jobs
 
@@ -91,12 +101,27 @@ def logs(
             console.print(f"    {line}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _say_state(console: Console, state: StudyState, every: bool) -> None:
+def _say_all(console: Console, store: Store) -> None:
+    """A line a study, for who has forgotten their names."""
+    from stlab.errors import UserError
+    from stlab.execution.status import study_state
+
+    names = store.names("studies")
+    if not names:
+        raise UserError(f"no study was begun in {store.location}. Is it the right --storage?")
+    for name in names:
+        console.print(_counts(study_state(store, name)), highlight=False, soft_wrap=True)
+
+
+def _counts(state: StudyState) -> str:
     from stlab.execution.status import STATES
 
     counts = [f"{state.count(name)} {name}" for name in STATES if state.count(name)]
-    total = len(state.trials) + state.to_come
-    console.print(f"{state.name}: {total} trials: {', '.join(counts) or 'none yet'}", highlight=False, soft_wrap=True)
+    return f"{state.name}: {len(state.trials) + state.to_come} trials: {', '.join(counts) or 'none yet'}"
+
+
+def _say_state(console: Console, state: StudyState, every: bool) -> None:
+    console.print(_counts(state), highlight=False, soft_wrap=True)
     if state.run_by is not None:
         console.print(f"run by   {state.run_by}", highlight=False, soft_wrap=True)
     shown = state.trials if every else state.in_state("running", "stopped", "failed")

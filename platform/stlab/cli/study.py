@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from stlab.cli.options import (
     StorageOption,
     StudyArgument,
     TrackingOption,
+    TrialsOption,
     coloured,
     console_for_output,
     load_study,
@@ -47,12 +47,13 @@ def run(
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
-    trials: Annotated[int | None, typer.Option("--trials", help="Trials of each search: search.max_trials.")] = None,
+    trials: TrialsOption = None,
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
-    if trials is not None:
-        overrides = [*(overrides or ()), f"search.max_trials={trials}"]
     from stlab.results import Store
+    from stlab.study_file import with_trials
+
+    overrides = with_trials(study, overrides, trials)
 
     store = Store(storage)
     spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
@@ -153,15 +154,18 @@ def plan(
     overrides: SetOption = None,
     storage: StorageOption = "runs",
     concurrency: Annotated[
-        int | None, typer.Option(help="Worker groups at once, for the packs; by default what this machine runs.")
+        int | None, typer.Option(min=1, help="Worker groups at once, for the packs; by default what this machine runs.")
     ] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Take a few training steps of each shape: time, memory, cost, end.")
     ] = False,
+    trials: TrialsOption = None,
 ) -> None:
     """List a study's trials (variant, axis values, seed, id, done or not) and packs; without --probe nothing runs."""
-    spec, source = load_study(study, overrides)
     from stlab.execution.study import plan_study
+    from stlab.study_file import with_trials
+
+    spec, source = load_study(study, with_trials(study, overrides, trials))
 
     _say_plan(plan_study(spec, source), storage, concurrency, probe)
 
@@ -169,16 +173,15 @@ def plan(
 def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) -> None:
     from rich.table import Table
 
+    from stlab.errors import ResourceError
+    from stlab.execution.machine import check_machine, groups_here
     from stlab.plan import make_packs
     from stlab.results import Store, TrialDirectory
 
     console, store = console_for_output(), Store(storage)
     todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
-    slots = {
-        t.spec.resources: concurrency
-        or max(1, int((os.cpu_count() or 1) / (t.spec.resources.cpus * t.spec.resources.workers)))
-        for t in todo
-    }
+    wanted = {trial.spec.resources for trial in (*todo, *(arm.template for arm in plan.arms))}
+    slots = {resources: concurrency or groups_here(resources) for resources in wanted}
     packs = make_packs(todo, slots)
     pack_of = {trial.trial_id: str(number) for number, pack in enumerate(packs) for trial in pack.trials}
     table = Table(
@@ -188,7 +191,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         "id",
         "state",
         "pack",
-        title=f"{plan.study.name}: {len(plan.trials)} trials",
+        title=f"{plan.study.name}: {len(plan.trials)} trials" + (" beside its searches" if plan.arms else ""),
         title_justify="left",
     )
     for trial in plan.trials:
@@ -206,14 +209,18 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     say_search(console, plan, store)
     for note in plan.notes:
         console.print(coloured("note:", "dim", f" {note}"))
+    try:
+        check_machine(wanted)
+    except ResourceError as error:
+        console.print(coloured("note:", "dim", f" not on this machine alone: {error}"), soft_wrap=True)
     say_coverage(console, plan)
-    console.print(
-        f"{len(todo)} to do, in {len(packs)} packs; {len(plan.unique()) - len(todo)} there already.", highlight=False
-    )
+    there, plural = len(plan.unique()) - len(todo), "" if len(packs) == 1 else "s"
+    besides = "; of the searches, see above" if plan.arms else ""
+    console.print(f"{len(todo)} to do, in {len(packs)} pack{plural}; {there} there already{besides}.", highlight=False)
     if probe:
         from stlab.cli.forecast import probe_and_say
 
-        probe_and_say(console, todo, slots, store, plan.study.name)
+        probe_and_say(console, plan, todo, slots, store)
 
 
 def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
@@ -244,10 +251,10 @@ def report(
     path = write_report(store, name)
     console = console_for_output()
     study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")
-    compared = compare(rows, None, study, store)
-    console.print(terminal_table(rows, width=console.width, comparisons=compared))
+    axes = list(study.get("axes") or []) if study else None
+    console.print(terminal_table(rows, axes, console.width, compare(rows, axes, study, store)))
     say_found(console, store, name)
-    say_paper(console, store, rows, study, list(study.get("axes") or []) or None)
+    say_paper(console, store, rows, study, axes)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 
 

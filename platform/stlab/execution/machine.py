@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from stlab.errors import ResourceError
+from stlab.execution.capacity import workers_on
+from stlab.execution.quota import limits, needs
 from stlab.spec import ResourcesSpec
 
 _CONNECT_SECONDS = 5.0
@@ -45,6 +47,18 @@ def check_machine(wanted: Iterable[ResourcesSpec]) -> None:
                     f"resources.workers={resources.workers}); this machine has {there}. Lower resources.{field} or "
                     "resources.workers, or give the --address of a larger Ray cluster."
                 )
+
+
+def groups_here(resources: ResourcesSpec) -> int:
+    """How many trials with these resources this machine runs at once, within the study's quota; at least one."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if resources.gpus is None:
+        resources = resources.model_copy(update={"gpus": 1.0 if gpus else 0.0})
+    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
+    allowed = {name: min(have[name], most) for name, most in limits([resources]).items()}
+    return max(1, workers_on(have | allowed, {name: amount for name, amount in needs(resources).items() if amount}))
 
 
 def check_address(address: str | None) -> None:

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,6 +33,7 @@ from stmodels.rng import initialise, permutation
 WARM_UP_STEPS = 2  # the first steps allocate, compile and choose kernels
 STEPS = 5
 _EVALUATED_BATCHES = 3
+_SEARCHED = "at the most"  # the note of a stand-in
 
 # Fields that change values and no cost: trials that differ in these alone have one shape.
 _NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
@@ -60,6 +61,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class ToSearch:
+    """What one search has left: trials that nobody knows yet, each taken to cost what the dearest of ``corners`` does."""
+
+    label: str
+    corners: tuple[PlannedTrial, ...]
+    """The base's trial, and those with one searched field at an end or a choice."""
+    count: int
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What is left of a study will take, at the most."""
 
@@ -75,6 +86,8 @@ class Forecast:
     price: float | None
     """None where no price is set, or no GPU is used."""
     made_at: datetime
+    searched: dict[str, PlannedTrial] = field(default_factory=dict)
+    """Stand-ins for what searches have left, by the names that they have in ``trials``."""
 
     @property
     def device_hours(self) -> float:
@@ -97,6 +110,7 @@ class Forecast:
             "trials": {
                 name: {**dataclasses.asdict(measured), "seconds_at_most": self.seconds[name]}
                 for name, measured in self.trials.items()
+                if name not in self.searched
             },
         }
 
@@ -112,6 +126,7 @@ def forecast(
     todo: Sequence[PlannedTrial],
     slots: Mapping[ResourcesSpec, int],
     told: Callable[[int, int, PlannedTrial], None] = lambda done, total, trial: None,
+    searches: Sequence[ToSearch] = (),
 ) -> Forecast:
     """Take a few training steps for each distinct shape, here, and say what all the trials will take.
 
@@ -119,17 +134,22 @@ def forecast(
         todo: trials to train.
         slots: how many trials of each resources run at once.
         told: called before each shape with how many are done, how many there are, and a trial that has it.
+        searches: what they have left counts as so many of the dearest trials they may choose.
 
     Raises:
         ResourceError: a trial asks for a GPU and there is none here, or its memory does not suffice.
         StudyError: a model cannot be built.
     """
     trained = [trial for trial in todo if not trial.spec.baseline]
-    shapes = {shape_of(trial.spec): trial for trial in reversed(trained)}
+    corners = [trial for search in searches for trial in search.corners]
+    shapes = {shape_of(trial.spec): trial for trial in reversed([*trained, *corners])}
     measured: dict[str, Measured] = {}
     for done, (shape, trial) in enumerate(reversed(shapes.items())):
         told(done, len(shapes), trial)
         measured[shape] = measure(trial.spec)
+    for search in searches:
+        dearest = max(search.corners, key=lambda trial: measured[shape_of(trial.spec)].trial_seconds(trial.spec))
+        trained += [replace(dearest, trial_id=f"{search.label} {number}", note=_SEARCHED) for number in range(search.count)]
     of = {trial.trial_id: measured[shape_of(trial.spec)] for trial in trained}
     seconds = {trial.trial_id: of[trial.trial_id].trial_seconds(trial.spec) for trial in trained}
     gpu_hours = math.fsum(seconds[t.trial_id] / 3600 * _gpus(t.spec.resources) * t.spec.resources.workers for t in trained)
@@ -142,6 +162,7 @@ def forecast(
         gpu_hours=gpu_hours,
         price=_price(trained, seconds) if gpu_hours else None,
         made_at=datetime.now(UTC),
+        searched={trial.trial_id: trial for trial in trained if trial.note == _SEARCHED},
     )
 
 
@@ -240,7 +261,10 @@ def _price(trials: Sequence[PlannedTrial], seconds: Mapping[str, float]) -> floa
 
 
 def keep_forecast(storage: Store, study: str, made: Forecast) -> str:
-    """Write ``studies/<name>/forecast.json``, which the report sets beside what it took; its path."""
+    """Write ``studies/<name>/forecast.json``, which the report sets beside what it took; its path. Trials forecast before stay there."""
     relative = f"studies/{study}/forecast.json"
-    storage.write_json(relative, made.document())
+    document = made.document()
+    if storage.exists(relative):
+        document["trials"] = {**storage.read_json(relative)["trials"], **document["trials"]}
+    storage.write_json(relative, document)
     return storage.address(relative)

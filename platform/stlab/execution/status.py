@@ -87,6 +87,9 @@ def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) ->
     if status is TrialStatus.NEW:
         return TrialState(**about, state="to do")
     if status is TrialStatus.FINISHED:
+        at_test = None if directory.is_tested() else directory.read("failed.json")
+        if at_test is not None:
+            return TrialState(**about, state="failed", epoch=at_test.get("epoch"), reason=at_test.get("reason"))
         return TrialState(**about, state="finished")
     if status in (TrialStatus.FAILED, TrialStatus.PRUNED):
         end = directory.read(f"{status.value}.json") or {}

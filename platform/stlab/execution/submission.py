@@ -13,7 +13,7 @@ from stlab.execution.study import check_protocol, data_facts
 from stlab.files import holds_secret, is_uri, secrets_of, shown
 from stlab.plan import DataFacts, make_plan
 from stlab.spec import DataSpec
-from stlab.study_file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies
+from stlab.study_file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies, with_trials
 from stlab.study_source import Key, StudySource
 
 _DATA_FILES = ("path", "node_ids", "distances")
@@ -97,12 +97,9 @@ def check_order(order: Order) -> Checked:
     notes = []
     if order.tracking_uri and urlsplit(order.tracking_uri).hostname in ("localhost", "127.0.0.1", "::1"):
         notes.append(f"{shown(order.tracking_uri)} is, for the job, a server on the cluster's own head.")
-    overrides = list(order.overrides)
-    if order.trials is not None:
-        overrides.append(f"search.max_trials={order.trials}")
     if order.add_seeds is not None:
         return _extension(order, notes)
-    source = load_study_source(order.study, overrides)
+    source = load_study_source(order.study, with_trials(order.study, order.overrides, order.trials))
     spec = parse(source)
     _refuse_relative_paths(source)
     elsewhere: list[str] = []
