@@ -117,6 +117,7 @@ def test_a_group_that_is_taken_apart_is_no_failure_of_the_trial(make_trial: Call
     assert TrialDirectory(Store(tmp_path / "runs"), "torn").status() is TrialStatus.STARTED
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     """The group is ended later than a step may take: the trial goes on with smaller batches all the same."""
@@ -126,6 +127,7 @@ def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Ca
     assert (directory.status(), directory.micro_batches()) == (TrialStatus.STARTED, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nobody_hangs_while_the_first_writes_a_checkpoint(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     """A slow store keeps the others' next step waiting longer than a step may take."""
