@@ -14,7 +14,7 @@ import pytest
 
 from tests.engine.trials import assert_went_on, saved_seconds
 
-EPOCHS = 60
+EPOCHS = 20
 START_SECONDS = 300  # for Ray and its workers, on a busy machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
