@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.integration.ray_nodes import Host, RayNodes
-from tests.integration.watched_runs import Runs, on_two_nodes, study_of
+from tests.integration.watched_runs import EPOCHS, Runs, on_two_nodes, study_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -84,7 +84,8 @@ def runs(cable: Cable, study_text: str, tmp_path_factory: pytest.TempPathFactory
     """A cluster of the two hosts, a CPU each, and a run that nobody disturbed."""
     hosts = [Host(a, ("ip", "netns", "exec", name)) for name, a in zip(cable.names, cable.addresses, strict=True)]
     nodes = RayNodes(Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")), hosts=hosts)
-    runs = Runs(tmp_path_factory.mktemp("network"), nodes, study_of(study_text))
+    few = study_of(study_text).replace(f"max_epochs: {EPOCHS}", "max_epochs: 6")
+    runs = Runs(tmp_path_factory.mktemp("network"), nodes, few)
     try:
         nodes.add(variables=IMPATIENT)
         nodes.add(variables=IMPATIENT)

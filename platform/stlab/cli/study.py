@@ -122,7 +122,8 @@ def _say_outcome(
         console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
     reused = [row["reused_from"] for row in outcome.rows if row.get("reused_from")]
     for other in dict.fromkeys(reused):
-        console.print(f"reused   {reused.count(other)} trials that {other} had trained", highlight=False)
+        count = reused.count(other)
+        console.print(f"reused   {count} trial{'' if count == 1 else 's'} that {other} had trained", highlight=False)
     missing = outcome.ended_as("missing")
     if missing:
         console.print(coloured(f"{len(missing)} trials did not end.", "red", " The same command goes on with them."))
