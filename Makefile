@@ -30,7 +30,7 @@ test-slow: setup  ## tests that take long or need a server
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy platform/stlab
-	$(BIN)/mypy --strict -m stlab.spec -m stlab.plan -p stlab.results -m stlab.schema -m stlab.study_file -m stlab.study_errors -m stlab.study_source
+	$(BIN)/mypy --strict -m stlab.study.spec -m stlab.study.plan -p stlab.storage -m stlab.study.schema -m stlab.study.file -m stlab.study.errors -m stlab.study.source
 	$(BIN)/lint-imports
 
 audit: setup  ## known vulnerabilities of what constraints.txt pins (asks PyPI; --strict: what could not be asked about is an error)

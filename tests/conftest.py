@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 # Set before any import of the libraries, which read them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+# Fixtures that several rooms share.
+pytest_plugins = ["tests.support.servers", "tests.support.ray_nodes", "tests.support.command_line", "tests.support.studies"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
@@ -29,128 +21,3 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class S3:
-    """A real S3 server on the loopback, and who may write there."""
-
-    endpoint: str
-    access_key: str = "AKIATESTSTESTSTESTS0"
-    secret_key: str = "hunter2SecretKeyOfTheTestsNeverToBeShown"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a process needs to reach it."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
-
-    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """An unsigned request: moto does not ask who it is, unless told to."""
-        call = urllib.request.Request(f"{self.endpoint}/{path}", data=body or None, method=method)
-        with urllib.request.urlopen(call, timeout=30) as answer:
-            content: bytes = answer.read()
-        return content
-
-    def make_bucket(self, name: str) -> str:
-        self.request("PUT", name)
-        return name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
-    """Until a server answers, whatever it says."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.1)
-        else:
-            return
-
-
-def start_mlflow(port: int, log: Path, *options: str, **variables: str) -> subprocess.Popen[bytes]:
-    """``mlflow server`` in a process group of its own, as soon as it answers."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port), *options]
-    environment = os.environ | variables | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, log, seconds=240)
-    except BaseException:
-        end_group(process)
-        raise
-    return process
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that has a group of its own, and what it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def mount(*arguments: str) -> None:
-    """Mount, or skip the test where that is not allowed."""
-    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        pytest.skip(f"mounting is not allowed here: {answer.stderr.strip()}")
-
-
-@contextlib.contextmanager
-def disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A small disk of its own at a new folder."""
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder))
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all the room there is, by the file that is returned."""
-    taken = folder / "other people's"
-    with taken.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
-    return taken
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """Moto's server in a process of its own; its content is gone with it."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    server = S3(f"http://127.0.0.1:{free_port()}")
-    port = server.endpoint.rpartition(":")[2]
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port], stdout=output, stderr=output)
-    try:
-        wait_for(f"{server.endpoint}/moto-api/", process, log)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """The S3 server, and this process's environment such that it is the one that s3:// means."""
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    return s3_server

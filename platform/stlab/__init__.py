@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stlab.version import __version__
+
 if TYPE_CHECKING:
-    from stlab.api import Results, load_model, run
+    from stlab.api import Results, load_model, results, run
 
-__version__ = "0.1.0"
 
-__all__ = ["Results", "__version__", "load_model", "run"]
+__all__ = ["Results", "__version__", "load_model", "results", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Python's way in, imported when it is used: the package itself stays light."""
+    """Import ``stlab.api`` when one of its names is used: the package itself stays light."""
     import importlib
 
-    if name in ("run", "load_model", "Results"):
+    if name in ("run", "load_model", "results", "Results"):
         return getattr(importlib.import_module("stlab.api"), name)
-    if name == "results":  # a package of this name, which is callable too
-        return importlib.import_module("stlab.results")
     raise AttributeError(f"module 'stlab' has no attribute '{name}'")

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stlab.errors import UserError
-from stlab.results import Store, StudyDirectory, TrialDirectory, best_trial
-from stlab.spec import StudySpec
-from stlab.study_file import dump_study, load_study_source, parse
-from stlab.study_source import StudySource
-from stlab.study_yaml import write_yaml
+from stlab.storage import Store, StudyDirectory, TrialDirectory, best_trial
+from stlab.study.file import dump_study, load_study_source, parse
+from stlab.study.source import StudySource
+from stlab.study.spec import StudySpec
+from stlab.study.yaml import write_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from matplotlib.figure import Figure
 
-    from stlab.execution.track import TrackingObserver
+    from stlab.execution.tracking_observer import TrackingObserver
     from stlab.inference import TrainedForecaster
     from stlab.report.predictions import Predictions
 
@@ -59,7 +59,7 @@ def run(
         tracking: keep MLflow up to date.
         tracking_uri: where MLflow is; by default SQLite in a local storage, and nowhere with a remote one.
         progress: show the progress on the terminal.
-        **options: what else ``stlab.execution.study.run_study`` takes: ``address``, ``retry_failed``.
+        **options: what else ``stlab.execution.run_study.run_study`` takes: ``address``, ``retry_failed``.
 
     Returns:
         What the study has come to. A failed trial is a row with ``status`` failed, and a warning in the log.
@@ -67,7 +67,7 @@ def run(
     Raises:
         UserError: the study, its data, weights or resources cannot be used, or MLflow's URI; nothing was trained.
     """
-    from stlab.execution.study import run_study
+    from stlab.execution.run_study import run_study
 
     source = _source(study, overrides or {})
     spec = parse(source)
@@ -281,7 +281,7 @@ def _source(study: Study, overrides: Mapping[str, Any]) -> StudySource:
 def _tracker(store: Store, name: str, wanted: bool, uri: str | None) -> TrackingObserver | None:
     if not wanted:
         return None
-    from stlab.execution.track import TrackingObserver
+    from stlab.execution.tracking_observer import TrackingObserver
     from stlab.tracking import default_uri
 
     uri = uri or default_uri(store)

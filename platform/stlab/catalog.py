@@ -2,7 +2,7 @@
 
 To add a model: a frozen dataclass that says what can be chosen (``inert``, ``components``, ``files``,
 ``relative_cost``, ``check``), a
-:class:`~stmodels.forecaster.Forecaster` built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
+:class:`~stmodels.base.Forecaster` built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stlab.errors import ModelError
 from stlab.files import is_uri, local_copy, shown
 from stmodels.baselines.config import BASELINES, BaselineConfig
 from stmodels.errors import ConfigError, WeightsError
-from stmodels.lstm.config import LSTMConfig
+from stmodels.series.config import LSTMConfig
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vlm.config import STVLMConfig
 
 if TYPE_CHECKING:
-    from stmodels.forecaster import Forecaster
+    from stmodels.base import Forecaster
     from stmodels.types import SeriesInfo
 
 
@@ -60,7 +60,7 @@ def _st_vlm(config: Any, info: SeriesInfo) -> Forecaster:
 
 
 def _lstm(config: Any, info: SeriesInfo) -> Forecaster:
-    from stmodels.lstm.model import LSTMForecaster
+    from stmodels.series.lstm import LSTMForecaster
 
     return LSTMForecaster(config, info)
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from stlab.catalog import create_model
 from stlab.data import Dataset
-from stlab.data.content import DAY_SECONDS
-from stlab.data.scaler import Scaler
-from stlab.data.season import season_by_slot, slot_of_week
+from stlab.data.formats.content import DAY_SECONDS
+from stlab.data.protocol.scaler import Scaler
+from stlab.data.protocol.season import season_by_slot, slot_of_week
 from stlab.errors import DataError, ModelError, UserError
-from stlab.identity import code_hash
-from stlab.results import Store, TrialDirectory
-from stlab.spec import DataSpec
+from stlab.storage import Store, TrialDirectory
+from stlab.study.identity import code_hash
+from stlab.study.spec import DataSpec
 from stlab.training.checkpoint import Checkpoints
 from stlab.training.device import autocast_for
 from stlab.training.metrics import to_unit
@@ -38,7 +38,7 @@ from stmodels.types import Batch, SeriesInfo
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from stmodels.forecaster import Forecaster
+    from stmodels.base import Forecaster
 
 logger = logging.getLogger(__name__)
 

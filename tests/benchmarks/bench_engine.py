@@ -72,7 +72,7 @@ def test_overhead_of_fifteen_trials(tmp_path: Path) -> None:
         "of which not training": last - first - training,
         "Ray's workers start (and end)": ends[-1] - begun[0] - (last - first),
         "report, MLflow, end": wall - ends[-1],
-        "import of the driver's libraries": _seconds("import stlab.execution.study, stlab.execution.track"),
+        "import of the driver's libraries": _seconds("import stlab.execution.run_study, stlab.execution.tracking_observer"),
         "import of Ray": _seconds("import stlab.execution.ray"),
         "overhead a trial (target 2)": overhead,
     }

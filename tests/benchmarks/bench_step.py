@@ -84,7 +84,7 @@ def test_step(in_turns, large_products, seconds_of_flops, count_flops, table) ->
 def test_gathering(in_turns, table) -> None:
     """Target: gathering a batch takes less than 1 % of a step."""
     from stlab.data import load_dataset
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
 
     path = Path(__file__).resolve().parents[3] / "shared" / "data" / "nycbike1.npz"
     if not path.exists():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from stlab.catalog import config_class, config_values
-from stlab.results import Store, TrialDirectory
-from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
+from stlab.storage import Store, TrialDirectory
+from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 
 TINY: dict[str, Any] = {
     "backbone": "vit_test",

@@ -21,8 +21,8 @@ from stlab.data import load_dataset
 from stlab.errors import DataError, ModelError, StudyError, UserError
 from stlab.inference import load_saved, load_trial
 from stlab.report.predictions import read_predictions
-from stlab.results import Store, StudyDirectory, TrialDirectory, TrialStatus
-from stlab.spec import DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
+from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
+from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
 from stlab.training import run_trial
 
 TINY = {"backbone": "vit_test", "weights": "random", "temporal_width": 8, "temporal_heads": 2, "temporal_layers": 1,
@@ -243,7 +243,7 @@ def test_a_study_may_be_given_in_any_form(form: str, tmp_path: Path, monkeypatch
         seen.update(options, spec=spec, storage=storage)
         raise UserError("far enough")
 
-    monkeypatch.setattr("stlab.execution.study.run_study", remember)
+    monkeypatch.setattr("stlab.execution.run_study.run_study", remember)
     (tmp_path / "one.yaml").write_text(text)
     given = {"path": tmp_path / "one.yaml", "mapping": yaml.safe_load(text), "spec": StudySpec(**yaml.safe_load(text))}[form]
     with pytest.raises(UserError, match="far enough"):

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from stlab.data.npz import read_npz
+from stlab.data.formats.npz import read_npz
 from stlab.errors import UserError
-from stlab.results import Store, TrialDirectory
-from stlab.study_file import StudySource, parse
+from stlab.storage import Store, TrialDirectory
+from stlab.study.file import StudySource, parse
 from stlab.training.checkpoint import Checkpoints, Progress, _seal, trainable_state
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stmodels.forecaster import Forecaster
+from stmodels.base import Forecaster
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vfm.model import STVFM

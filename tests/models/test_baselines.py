@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from stlab.data import Dataset, Windows, load_dataset
-from stlab.spec import DataSpec
+from stlab.study.spec import DataSpec
 from stlab.training.metrics import evaluate
 from stmodels.baselines.config import BASELINES, BaselineConfig
 from stmodels.baselines.model import Baseline

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from stlab.catalog import config_class, config_values, create_model
 from stlab.errors import ModelError
-from stlab.results import Store, TrialDirectory, TrialStatus
-from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
+from stlab.storage import Store, TrialDirectory, TrialStatus
+from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 from stlab.training import run_trial
 from stmodels.errors import ConfigError
 from stmodels.layers import lstm as layer
 from stmodels.layers.losses import mean_absolute, mean_squared
 from stmodels.layers.lstm import LSTM
-from stmodels.lstm.config import LSTMConfig
-from stmodels.lstm.model import LSTMForecaster
 from stmodels.rng import initialise
+from stmodels.series.config import LSTMConfig
+from stmodels.series.lstm import LSTMForecaster
 from stmodels.types import Batch, SeriesInfo
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stlab.data import Dataset, load_dataset
-from stlab.spec import DataSpec
+from stlab.study.spec import DataSpec
 from stmodels.st_vfm.model import STVFM
 from stmodels.types import Batch, SeriesInfo
 

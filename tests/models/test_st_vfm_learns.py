@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stlab.catalog import config_class, config_values
-from stlab.results import Store, TrialDirectory
-from stlab.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
+from stlab.storage import Store, TrialDirectory
+from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 from stlab.training.trial import run_trial
 
 BIKES = Path(__file__).parents[2] / ".." / "shared" / "data" / "nycbike1.npz"

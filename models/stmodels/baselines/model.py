@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stmodels.base import Forecaster, TrainWindows
 from stmodels.baselines.config import BaselineConfig
 from stmodels.baselines.ridge import Ridge
-from stmodels.forecaster import Forecaster, TrainWindows
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 

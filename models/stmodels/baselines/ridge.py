@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stmodels.forecaster import TrainWindows
+from stmodels.base import TrainWindows
 from stmodels.types import Batch, SeriesInfo
 
 

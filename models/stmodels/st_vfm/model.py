@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.backbones import Backbone, create_backbone
-from stmodels.forecaster import Forecaster
+from stmodels.base import Forecaster
 from stmodels.layers.cross_prompt import CrossPromptLayer
 from stmodels.layers.flow import history_flow, target_flow
 from stmodels.layers.losses import mean_squared

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stmodels.forecaster import Forecaster
+from stmodels.base import Forecaster
 from stmodels.layers.linear import Linear
 from stmodels.layers.losses import mean_absolute
 from stmodels.layers.lstm import LSTM

@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from stlab import __version__
 from stlab.cli.cluster import stop, submit
 from stlab.cli.data import inspect
 from stlab.cli.doctor import doctor
@@ -23,6 +22,7 @@ from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
 from stlab.cli.tracking import sync, ui
 from stlab.errors import UserError
+from stlab.version import __version__
 
 app = typer.Typer(
     help="Ablation studies and searches for spatio-temporal forecasting that hold.",

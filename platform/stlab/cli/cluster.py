@@ -23,7 +23,7 @@ from stlab.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.execution.ray.jobs import Job, Jobs
+    from stlab.submission.jobs import Job, Jobs
 
 AddressOption = Annotated[
     str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard: http://head:8265.")
@@ -47,14 +47,14 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.")] = True,
 ) -> None:
     """Run a study on a cluster: sends stlab and the study, follows the log, and ends with the job's exit code."""
-    from stlab.execution.shipment import package_folders, size
-    from stlab.execution.submission import Order, check_order
+    from stlab.submission.order import Order, check_order
+    from stlab.submission.package import package_folders, size
 
     console = console_for_output()
     order = Order(study, list(overrides or ()), storage, tracking_uri, trials, retry_failed, add_seeds)
     checked = check_order(order)
     name = checked.name
-    from stlab.execution.ray.jobs import Jobs
+    from stlab.submission.jobs import Jobs
 
     jobs = Jobs(address)
     for note in checked.notes:
@@ -83,7 +83,7 @@ def submit(
 
 def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
     """Show a job's log as it comes; its exit code. Ctrl-C leaves the job running, and is 130; a cluster that stays away is 3."""
-    from stlab.execution.ray.jobs import OutOfSight
+    from stlab.submission.jobs import OutOfSight
 
     try:
         job = jobs.follow(job_id, _write, lambda text: typer.echo(text, err=True))
@@ -101,7 +101,7 @@ def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
 def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or the id of its job.")], address: AddressOption) -> None:
     """Stop the job that runs a study. What is trained stays."""
     from stlab.errors import UserError
-    from stlab.execution.ray.jobs import Jobs
+    from stlab.submission.jobs import Jobs
 
     console = console_for_output()
     jobs = Jobs(address)

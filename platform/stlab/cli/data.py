@@ -19,10 +19,11 @@ def inspect(
     picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default NAME.png here.")] = None,
 ) -> None:
     """Shape, span, step, missing values, range, what the split gives; the mean grid and the daily profile as a picture."""
-    from stlab.data import load_dataset, summarise
-    from stlab.data.formats import READERS
-    from stlab.report.data_picture import data_picture
-    from stlab.report.style import render
+    from stlab.data import load_dataset
+    from stlab.data.formats.readers import READERS
+    from stlab.inspection.data_summary import summarise
+    from stlab.report.figures.data_set import data_picture
+    from stlab.report.figures.style import render
 
     console = console_for_output()
     suffix = Path(path).suffix.lower()

@@ -12,7 +12,7 @@ from stlab.cli.options import SetOption, TrackingOption, console_for_output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.execution.doctor import Check
+    from stlab.inspection.doctor import Check
 
 
 def doctor(
@@ -33,7 +33,7 @@ def doctor(
 
 
 def _checks(storage: str | None, tracking_uri: str | None, address: str | None, overrides: list[str]) -> Iterator[Check]:
-    from stlab.execution import doctor as checks
+    from stlab.inspection import doctor as checks
 
     yield from checks.machine_checks()
     yield from checks.ray_checks(address)

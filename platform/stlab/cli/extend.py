@@ -8,10 +8,10 @@ from stlab.cli.options import load_study, myself
 from stlab.errors import UserError
 
 if TYPE_CHECKING:
-    from stlab.plan import PlannedTrial
-    from stlab.results import Store
-    from stlab.spec import StudySpec
-    from stlab.study_source import StudySource
+    from stlab.storage import Store
+    from stlab.study.plan import PlannedTrial
+    from stlab.study.source import StudySource
+    from stlab.study.spec import StudySpec
 
 
 def extended(study: str, overrides: list[str] | None, store: Store, count: int) -> tuple[StudySpec, StudySource]:
@@ -24,10 +24,10 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     Raises:
         UserError: it was not run, or trials of it are left to do.
     """
-    from stlab.execution.study import plan_study
-    from stlab.results import StudyDirectory, TrialDirectory
-    from stlab.study_file import parse
-    from stlab.study_source import StudySource
+    from stlab.execution.run_study import plan_study
+    from stlab.storage import StudyDirectory, TrialDirectory
+    from stlab.study.file import parse
+    from stlab.study.source import StudySource
 
     name = study if StudyDirectory(store, study).read_study() is not None else load_study(study, None)[0].name
     text = StudyDirectory(store, name).read_study()
@@ -52,7 +52,7 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
 
 def _other_code(store: Store, name: str, left: list[PlannedTrial]) -> str:
     """That a newer stlab computes otherwise, where this is why trials are left."""
-    from stlab.results import StudyDirectory
+    from stlab.storage import StudyDirectory
 
     versions = {row["code_version"] for row in StudyDirectory(store, name).read_trials().to_pylist() if row["code_version"]}
     now = left[0].identity["code_version"]

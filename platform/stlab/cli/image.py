@@ -36,7 +36,7 @@ def image(
     if spec.family != "sensors":
         raise UserError(f"data.family: {spec.family}: an image is of nodes. Leave it out: cells are nodes too.")
     from stlab.data import load_dataset
-    from stlab.report.view import choose_nodes, node_scores
+    from stlab.report.model_input import choose_nodes, node_scores
 
     dataset = load_dataset(spec)
     window = _cut(dataset, data, at, nodes)
@@ -188,8 +188,8 @@ def _channels(window: _Window) -> dict[str, np.ndarray]:
 
 
 def _draw(dataset: Dataset, window: _Window, channels: dict[str, np.ndarray], marked: list[int]) -> bytes:
-    from stlab.report.node_figures import image_figure
-    from stlab.report.style import render
+    from stlab.report.figures.nodes import image_figure
+    from stlab.report.figures.style import render
 
     title = f"{dataset.name}, {_span(window, ' to ')}, {_how_many(window)}"
     return render(image_figure(channels, [str(node) for node in window.nodes], marked, title), "png")
@@ -213,7 +213,7 @@ def _lines(
     """Label and text, in reading order, for a terminal."""
     import numpy as np
 
-    from stlab.report.view import THRESHOLD, without_missing
+    from stlab.report.model_input import THRESHOLD, without_missing
 
     measured = dataset.scaler.inverse(window.values.double()).numpy() + 0.0  # no −0 from scaling and back
     readings = without_missing(measured, dataset.protocol.get("mask"))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.results import Store
+    from stlab.storage import Store
 
 
 def say_joint(console: Console, store: Store, names: Sequence[str]) -> None:
     """Write the page and print a table a data set."""
     from stlab.report import compare, terminal_table
-    from stlab.report.joint import write_joint_report
-    from stlab.report.paper_tables import terminal_paper
+    from stlab.report.page.joint import write_joint_report
+    from stlab.report.paper.tables import terminal_paper
 
     path, sections = write_joint_report(store, names)
     for part in sections:

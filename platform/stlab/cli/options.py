@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from stlab.spec import DataSpec, StudySpec
-    from stlab.study_source import StudySource
+    from stlab.study.source import StudySource
+    from stlab.study.spec import DataSpec, StudySpec
 
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the bare name of a shipped one.")]
@@ -63,13 +63,13 @@ def study_name(name: str) -> str:
     """A study's name, given that or its file."""
     if not name.endswith((".yaml", ".yml")):
         return name
-    from stlab.study_file import load_study_source
+    from stlab.study.file import load_study_source
 
     return str(load_study_source(name).data["name"])
 
 
 def load_study(study: str, overrides: list[str] | None) -> tuple[StudySpec, StudySource]:
-    from stlab.study_file import load_study_source, parse
+    from stlab.study.file import load_study_source, parse
 
     source = load_study_source(study, overrides or ())
     return parse(source), source
@@ -77,7 +77,7 @@ def load_study(study: str, overrides: list[str] | None) -> tuple[StudySpec, Stud
 
 def data_spec(path: str, overrides: list[str], **defaults: str) -> DataSpec:
     """A data specification from a path and ``--set`` options, by way of a study that holds nothing else."""
-    from stlab.study_file import StudySource, parse
+    from stlab.study.file import StudySource, parse
 
     text = json.dumps({"name": "inspect", "base": {"data": {"path": path, **defaults}, "model": {"name": "last_value"}}})
     return parse(StudySource.from_text(text, "--set", overrides)).base.data

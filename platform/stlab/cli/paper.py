@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.plan import Plan
-    from stlab.results import Store
+    from stlab.storage import Store
+    from stlab.study.plan import Plan
 
 
 def say_paper(
     console: Console, store: Store, rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any], axes: Sequence[str] | None = None
 ) -> None:
     """The paper's figures beside ours, after a run or a report; nothing where the study names no paper."""
-    from stlab.report.paper import beside_paper
-    from stlab.report.paper_tables import terminal_paper
+    from stlab.report.paper.tables import terminal_paper
+    from stlab.report.paper.verdicts import beside_paper
 
     for part in terminal_paper(beside_paper(store, rows, study, axes)):
         console.print()
@@ -30,9 +30,9 @@ def say_coverage(console: Console, plan: Plan) -> None:
     if spec is None:
         return
     from stlab.papers import coverage, load_paper
-    from stlab.report.paper_data import differences, planned_data
-    from stlab.report.paper_tables import terminal_coverage
-    from stlab.study_paper import paper_rows
+    from stlab.report.paper.data_facts import differences, planned_data
+    from stlab.report.paper.tables import terminal_coverage
+    from stlab.study.paper import paper_rows
     from stlab.training.trial import dataset_for
 
     paper = load_paper(spec.file)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from stlab.execution.replay import Replay
+    from stlab.inspection.replay import Replay
 
 
 def replay(
@@ -27,9 +27,9 @@ def replay(
     ] = None,
 ) -> None:
     """Train a finished trial again, here, and say whether the numbers agree: exit code 0 where they do, 1 where not."""
-    from stlab.execution.replay import TOLERANCE, find_trial
-    from stlab.execution.replay import replay as run_again
-    from stlab.results import Store
+    from stlab.inspection.replay import TOLERANCE, find_trial
+    from stlab.inspection.replay import replay as run_again
+    from stlab.storage import Store
 
     console, store = console_for_output(), Store(storage)
     name = find_trial(store, trial_id)

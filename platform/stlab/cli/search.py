@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.plan import Plan
-    from stlab.results import Store
     from stlab.search.history import History
-    from stlab.spec import Distribution, SearchSpec
+    from stlab.storage import Store
+    from stlab.study.plan import Plan
+    from stlab.study.spec import Distribution, SearchSpec
 
 
 def say_search(console: Console, plan: Plan, store: Store) -> None:
     """The space, the budget and what is done, of a study that has a search."""
     from rich.table import Table
 
-    from stlab.execution.search import histories
+    from stlab.execution.run_search import histories
 
     search = plan.study.search
     if search is None:
@@ -41,8 +41,8 @@ def say_search(console: Console, plan: Plan, store: Store) -> None:
 
 def say_found(console: Console, store: Store, study: str) -> None:
     """How a study's search went, and what of it has seen the test segment; nothing where there is none."""
-    from stlab.report.search_figures import read_search
-    from stlab.report.search_words import sealed, sentence
+    from stlab.report.figures.search import read_search
+    from stlab.report.page.search_text import sealed, sentence
 
     found = read_search(store, study)
     if found is None:
@@ -69,7 +69,7 @@ def distribution(found: Distribution) -> str:
 
 
 def _done(history: History, store: Store) -> list[str]:
-    from stlab.execution.search import is_over, state_of
+    from stlab.execution.run_search import is_over, state_of
     from stlab.search.history import State, wall_seconds
 
     tried = state_of(history)

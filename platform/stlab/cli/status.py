@@ -13,9 +13,9 @@ from stlab.cli.options import StorageOption, coloured, console_for_output, mysel
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.execution.ray.jobs import Job
-    from stlab.execution.status import StudyState, TrialState
-    from stlab.results import Store
+    from stlab.inspection.status import StudyState, TrialState
+    from stlab.storage import Store
+    from stlab.submission.jobs import Job
 
 _LOG_LINES = 30
 _EPOCHS = 12
@@ -36,8 +36,8 @@ def status(
 ) -> None:
     """Tell how far a study is: trials by state, from its directories; with an address also the job that runs it."""
     from stlab.errors import UserError
-    from stlab.execution.status import study_state
-    from stlab.results import Store
+    from stlab.inspection.status import study_state
+    from stlab.storage import Store
 
     console = console_for_output()
     if name is None:
@@ -51,7 +51,7 @@ def status(
             raise
         console.print(f"study    {error}", highlight=False, soft_wrap=True)
     if address is not None:
-        from stlab.execution.ray.jobs import Jobs
+        from stlab.submission.jobs import Jobs
 
         jobs = Jobs(address)
         found = jobs.of_study(name)
@@ -72,12 +72,12 @@ def logs(
 ) -> None:
     """Show what a trial or a job has said: epochs, failures with their log's tail; with an address the job's log."""
     from stlab.errors import UserError
-    from stlab.execution.status import find_trial
-    from stlab.results import Store
+    from stlab.inspection.status import find_trial
+    from stlab.storage import Store
 
     console = console_for_output()
     if address is not None:
-        from stlab.execution.ray.jobs import Jobs
+        from stlab.submission.jobs import Jobs
 
         jobs = Jobs(address)
         if found := jobs.of_study(target):
@@ -104,7 +104,7 @@ def logs(
 def _say_all(console: Console, store: Store) -> None:
     """A line a study, for who has forgotten their names."""
     from stlab.errors import UserError
-    from stlab.execution.status import study_state
+    from stlab.inspection.status import study_state
 
     names = store.names("studies")
     if not names:
@@ -114,7 +114,7 @@ def _say_all(console: Console, store: Store) -> None:
 
 
 def _counts(state: StudyState) -> str:
-    from stlab.execution.status import STATES
+    from stlab.inspection.status import STATES
 
     counts = [f"{state.count(name)} {name}" for name in STATES if state.count(name)]
     return f"{state.name}: {len(state.trials) + state.to_come} trials: {', '.join(counts) or 'none yet'}"
@@ -136,7 +136,7 @@ def _table(trials: Sequence[TrialState]) -> object:
     from rich import box
     from rich.table import Table
 
-    from stlab.execution.status import STATES
+    from stlab.inspection.status import STATES
 
     table = Table("id", "trial", "state", "epoch", "last sign", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for trial in sorted(trials, key=lambda trial: STATES.index(trial.state)):
@@ -149,8 +149,8 @@ def _table(trials: Sequence[TrialState]) -> object:
 
 def _say_trial(console: Console, store: Store, trial_id: str) -> str | None:
     """What the trial's directory says; the study that began it."""
-    from stlab.execution.status import trial_state
-    from stlab.results import TrialDirectory
+    from stlab.inspection.status import trial_state
+    from stlab.storage import TrialDirectory
 
     directory = TrialDirectory(store, trial_id)
     trial = directory.read("trial.json") or {}

@@ -29,9 +29,9 @@ from stlab.files import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.execution.study import Outcome
-    from stlab.plan import Plan, PlannedTrial
-    from stlab.results import TrialDirectory
+    from stlab.execution.run_study import Outcome
+    from stlab.storage import TrialDirectory
+    from stlab.study.plan import Plan, PlannedTrial
 
 
 def run(
@@ -50,16 +50,16 @@ def run(
     trials: TrialsOption = None,
 ) -> None:
     """Run a study: what is left of it, and nothing twice."""
-    from stlab.results import Store
-    from stlab.study_file import with_trials
+    from stlab.storage import Store
+    from stlab.study.file import with_trials
 
     overrides = with_trials(study, overrides, trials)
 
     store = Store(storage)
     spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
     from stlab.execution.progress import TerminalProgress
-    from stlab.execution.study import run_study
-    from stlab.execution.track import TrackingObserver
+    from stlab.execution.run_study import run_study
+    from stlab.execution.tracking_observer import TrackingObserver
     from stlab.tracking import default_uri
 
     console = console_for_output()
@@ -100,7 +100,7 @@ def _say_outcome(
     console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
 ) -> None:
     from stlab.report import compare, terminal_table
-    from stlab.results import Store, TrialDirectory, table_rows
+    from stlab.storage import Store, TrialDirectory, table_rows
 
     console.print()
     study = outcome.plan.study
@@ -163,8 +163,8 @@ def plan(
     trials: TrialsOption = None,
 ) -> None:
     """List a study's trials (variant, axis values, seed, id, done or not) and packs; without --probe nothing runs."""
-    from stlab.execution.study import plan_study
-    from stlab.study_file import with_trials
+    from stlab.execution.run_study import plan_study
+    from stlab.study.file import with_trials
 
     spec, source = load_study(study, with_trials(study, overrides, trials))
 
@@ -175,9 +175,9 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     from rich.table import Table
 
     from stlab.errors import ResourceError
-    from stlab.execution.machine import check_machine, groups_here
-    from stlab.plan import make_packs
-    from stlab.results import Store, TrialDirectory
+    from stlab.execution.preflight import check_machine, groups_here
+    from stlab.storage import Store, TrialDirectory
+    from stlab.study.plan import make_packs
 
     console, store = console_for_output(), Store(storage)
     todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
@@ -219,7 +219,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     besides = "; of the searches, see above" if plan.arms else ""
     console.print(f"{len(todo)} to do, in {len(packs)} pack{plural}; {there} there already{besides}.", highlight=False)
     if probe:
-        from stlab.cli.forecast import probe_and_say
+        from stlab.cli.cost import probe_and_say
 
         probe_and_say(console, plan, todo, slots, store)
 
@@ -240,7 +240,7 @@ def report(
     import yaml
 
     from stlab.report import compare, terminal_table, write_report
-    from stlab.results import Store, StudyDirectory, table_rows
+    from stlab.storage import Store, StudyDirectory, table_rows
 
     names = [study_name(name) for name in names]
     store = Store(storage)
@@ -264,7 +264,7 @@ def schema() -> None:
     from pydantic import TypeAdapter
 
     from stlab.catalog import trainable_models
-    from stlab.schema import study_schema
+    from stlab.study.schema import study_schema
 
     models = {name: TypeAdapter(config).json_schema() for name, config in trainable_models().items()}
     typer.echo(json.dumps(study_schema(models), indent=2, ensure_ascii=False))

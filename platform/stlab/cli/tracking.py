@@ -20,7 +20,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Serve the MLflow UI on a storage's runs, at http://127.0.0.1:5000."""
-    from stlab.results import Store
+    from stlab.storage import Store
     from stlab.tracking import TrackingUnavailable, default_uri, study_url, ui_command
 
     store = Store(storage)
@@ -48,7 +48,7 @@ def sync(
 ) -> None:
     """Bring MLflow up to date from a study's directories; as often as asked, without doubles."""
     from stlab import tracking
-    from stlab.results import Store
+    from stlab.storage import Store
 
     store = Store(storage)
     uri = tracking_uri or tracking.default_uri(store)

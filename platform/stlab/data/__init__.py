@@ -2,8 +2,7 @@
 
 from stlab.data.dataset import Dataset
 from stlab.data.load import load_dataset
-from stlab.data.scaler import Scaler
-from stlab.data.summary import DataSummary, summarise
+from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
 
-__all__ = ["DataSummary", "Dataset", "Scaler", "Windows", "load_dataset", "summarise"]
+__all__ = ["Dataset", "Scaler", "Windows", "load_dataset"]

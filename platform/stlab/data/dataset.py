@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from stlab.data.content import CHANNEL_AXIS, SEGMENTS
-from stlab.data.scaler import Scaler
+from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS
+from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
 from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
 
 
 class WindowSource(Protocol):

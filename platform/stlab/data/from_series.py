@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stlab.data.content import Series, content_hash
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
-from stlab.data.missing import fill_missing
-from stlab.data.scaler import Scaler, fit_min_max, fit_z_score
-from stlab.data.season import Season, season_by_slot, slot_of_week
-from stlab.data.split import split_series, used_steps
+from stlab.data.formats.content import Series, content_hash
+from stlab.data.protocol.missing import fill_missing
+from stlab.data.protocol.scaler import Scaler, fit_min_max, fit_z_score
+from stlab.data.protocol.season import Season, season_by_slot, slot_of_week
+from stlab.data.protocol.split import split_series, used_steps
 from stlab.data.windows import SeriesTensors, SeriesWindows, Windows
 from stlab.errors import DataError
 from stmodels.types import SeriesInfo
@@ -23,7 +23,7 @@ from stmodels.types import SeriesInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stlab.data.content import SEGMENTS, ReadyWindows, windows_hash
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels, resolved_null
+from stlab.data.formats.content import SEGMENTS, ReadyWindows, windows_hash
 from stlab.data.from_series import scaled_tensor
-from stlab.data.scaler import fit_min_max
-from stlab.data.split import share_of
+from stlab.data.protocol.scaler import fit_min_max
+from stlab.data.protocol.split import share_of
 from stlab.data.windows import ReadyMadeWindows, Windows
 from stlab.errors import DataError
 from stmodels.types import SeriesInfo
@@ -22,7 +22,7 @@ from stmodels.types import SeriesInfo
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stlab.data.content import ReadyWindows
 from stlab.data.dataset import Dataset
-from stlab.data.formats import read_content
+from stlab.data.formats.content import ReadyWindows
+from stlab.data.formats.readers import read_content
 from stlab.data.from_series import dataset_from_series
 from stlab.data.from_windows import dataset_from_windows
 from stlab.data.nodes import one_channel
 
 if TYPE_CHECKING:
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
 
 
 def load_dataset(spec: DataSpec) -> Dataset:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stlab.data.content import Series
+from stlab.data.formats.content import Series
 from stlab.errors import DataError
 
 

@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stlab.execution.study import Outcome
-from stlab.plan import Plan, PlannedTrial
-from stlab.spec import SearchSpec
+from stlab.execution.run_study import Outcome
+from stlab.study.plan import Plan, PlannedTrial
+from stlab.study.spec import SearchSpec
 
 # A string would be markup to rich: names and errors have brackets of their own, and a `[/…` in them would end the run. So what is
 # printed here with words of others in it is a Text.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from stlab.spec import ResourcesSpec
+from stlab.study.spec import ResourcesSpec
 
 
 def needs(resources: ResourcesSpec) -> dict[str, float]:

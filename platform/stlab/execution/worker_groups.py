@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from stlab.execution.attempts import Attempts, Budget
 from stlab.execution.memory_kills import MemoryKills
 from stlab.execution.quota import Quota, limits, needs
-from stlab.spec import ResourcesSpec
+from stlab.study.spec import ResourcesSpec
 
 _DEATHS_WITHOUT_TRIAL = 3  # in a row; a group that dies more often before it has a trial never will have one
 

@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from stlab.errors import StudyError
-from stlab.spec import Family, Spec
+from stlab.study.spec import Family, Spec
 
 _FOLDER = Path(__file__).parent
 _KEYS = ("table", "method", "dataset", "train_ratio")

@@ -3,11 +3,11 @@
 Slow imports (matplotlib, pandas, scipy, jinja2) wait until they are used.
 """
 
-from stlab.report.comparisons import Comparison, compare
-from stlab.report.joint import joint_figures
-from stlab.report.page import report_figures, write_report
-from stlab.report.statistics import Interval, Summary, summarise
-from stlab.report.tables import ablation_table, terminal_table, to_latex
+from stlab.report.page.joint import joint_figures
+from stlab.report.page.study import report_figures, write_report
+from stlab.report.statistics.comparisons import Comparison, compare
+from stlab.report.statistics.summary import Interval, Summary, summarise
+from stlab.report.tables.ablation import ablation_table, terminal_table, to_latex
 
 __all__ = [
     "Comparison",

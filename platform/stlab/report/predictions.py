@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stlab.report.view import without_missing
-from stlab.results import Store, TrialDirectory
+from stlab.report.model_input import without_missing
+from stlab.storage import Store, TrialDirectory
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stlab.errors import StudyError
-from stlab.plan import Arm, PlannedTrial, plan_point
-from stlab.results import Store, TrialDirectory, TrialStatus
 from stlab.search.space import Point, Space
-from stlab.spec import SearchSpec, StudySpec
+from stlab.storage import Store, TrialDirectory, TrialStatus
+from stlab.study.plan import Arm, PlannedTrial, plan_point
+from stlab.study.spec import SearchSpec, StudySpec
 
 
 class State(StrEnum):

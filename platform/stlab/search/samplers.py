@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from typing import TYPE_CHECKING
 
-from stlab.spec import SearchSpec
+from stlab.study.spec import SearchSpec
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

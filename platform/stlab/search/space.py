@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stlab.errors import StudyError
-from stlab.plan import Arm, PlannedTrial, plan_point
-from stlab.results.schema import flatten
-from stlab.spec import Distribution, SearchSpec, StudySpec, conditions_first
-from stlab.study_errors import Problem, problem, show, study_error
-from stlab.study_source import StudySource, did_you_mean, flatten_overrides
+from stlab.storage.schema import flatten
+from stlab.study.errors import Problem, problem, show, study_error
+from stlab.study.plan import Arm, PlannedTrial, plan_point
+from stlab.study.source import StudySource, did_you_mean, flatten_overrides
+from stlab.study.spec import Distribution, SearchSpec, StudySpec, conditions_first
 
 if TYPE_CHECKING:
     import optuna

@@ -13,12 +13,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from stlab.errors import StudyError, first_line
 from stlab.files import secrets_of, shown
-from stlab.plan import Arm, PlannedTrial
-from stlab.results import Store
 from stlab.search.history import Entry, History, Outcome, State
 from stlab.search.samplers import create_pruner, create_sampler, settle
 from stlab.search.space import as_params
-from stlab.spec import StudySpec
+from stlab.storage import Store
+from stlab.study.plan import Arm, PlannedTrial
+from stlab.study.spec import StudySpec
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from stlab.results import Store
 from stlab.search.history import Entry, History, Outcome, State
 from stlab.search.space import as_params
-from stlab.spec import StudySpec
+from stlab.storage import Store
+from stlab.study.spec import StudySpec
 
 _FEWEST_FOR_IMPORTANCE = 10  # finished trials; PED-ANOVA compares the best tenth of them with the rest
 

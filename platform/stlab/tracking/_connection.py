@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from stlab.errors import UserError
 from stlab.files import secrets_of, shown
-from stlab.results import Store
+from stlab.storage import Store
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlab.errors import UserError
-from stlab.results import Store
+from stlab.storage import Store
 from stlab.tracking._connection import is_database
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stlab import __version__
 from stlab.errors import ModelError
-from stlab.results import Store, TrialDirectory
+from stlab.storage import Store, TrialDirectory
+from stlab.version import __version__
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -110,7 +110,7 @@ def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
     import numpy as np
     import torch
 
-    from stlab.spec import DataSpec
+    from stlab.study.spec import DataSpec
     from stlab.training.trial import dataset_for
 
     directory = TrialDirectory(store, trial_id)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from stlab.results import outcome, table_rows
+from stlab.storage import outcome, table_rows
 
 Row = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stlab.results import Store
+from stlab.storage import Store
 from stlab.tracking._rows import EPOCH_MARKER, epoch_metrics
 
 if TYPE_CHECKING:

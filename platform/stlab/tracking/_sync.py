@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from stlab.results import Store, StudyDirectory, TrialDirectory
+from stlab.storage import Store, StudyDirectory, TrialDirectory
 from stlab.tracking._rows import RUN_STATUS
 from stlab.tracking._tracker import Tracker
 

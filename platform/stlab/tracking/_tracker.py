@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from stlab.errors import UserError
 from stlab.files import shown
-from stlab.results import Store, TrialDirectory, best_trial
+from stlab.storage import Store, TrialDirectory, best_trial
 from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, reaching
 from stlab.tracking._experiment import NOTE, find_or_create_experiment
 from stlab.tracking._models import keep_model

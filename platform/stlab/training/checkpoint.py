@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from stlab.errors import StorageError, first_line
-from stlab.results import TrialDirectory
+from stlab.storage import TrialDirectory
 from stlab.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stlab.training.group import world_size
+from stlab.training.workers import world_size
 
 
 def term_gradients(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], share: float | Tensor) -> dict[str, Tensor]:

@@ -19,20 +19,20 @@ from stlab.data import Dataset, Windows
 from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.gradients import term_gradients, term_norms
-from stlab.training.group import PeerLost, gathered, world_size
+from stlab.training.interruption import Pauses, TrialStopped
 from stlab.training.memory import micro_batch, parts_of
 from stlab.training.metrics import evaluate
-from stlab.training.pauses import Pauses, TrialStopped
 from stlab.training.random_state import random_state, set_random_state
 from stlab.training.schedule import learning_rate
 from stlab.training.step_log import NonFiniteLoss, StepLog
 from stlab.training.watchdog import Watchdog
-from stmodels.forecaster import Forecaster
+from stlab.training.workers import PeerLost, gathered, world_size
+from stmodels.base import Forecaster
 from stmodels.rng import named_seed, permutation
 from stmodels.types import Batch
 
 if TYPE_CHECKING:
-    from stlab.spec import TrainSpec
+    from stlab.study.spec import TrainSpec
 
 Report = Callable[[Mapping[str, Any]], str | None]
 """Told of epochs; where a search may prune the trial, it answers why to stop now, or None."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.data import Dataset, Windows
-from stlab.training.group import world_size
+from stlab.training.workers import world_size
 
 Errors = dict[str, Any]
 Keep = Callable[[Tensor, Tensor, Tensor], None]

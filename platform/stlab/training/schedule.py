@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stlab.spec import TrainSpec
+    from stlab.study.spec import TrainSpec
 
 _THRESHOLD = 1e-4  # ReduceLROnPlateau's default: a relative improvement smaller than this is none
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stlab.errors import TrialFailed
-from stlab.training.group import world_size
+from stlab.training.workers import world_size
 
 CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the device
 

@@ -19,23 +19,23 @@ import torch.distributed as dist
 from stlab.catalog import create_model
 from stlab.data import Dataset, Windows, load_dataset
 from stlab.errors import StorageError, TrialFailed, UserError, first_line
-from stlab.results import TrialDirectory, TrialStatus
+from stlab.storage import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
-from stlab.training.group import FailedHere, PeerLost, agreed, is_peer_lost, world_size
+from stlab.training.interruption import TrialStopped
 from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
 from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible, is_out_of_memory, micro_batch
 from stlab.training.metrics import Errors, Keep, evaluate
-from stlab.training.pauses import TrialStopped
+from stlab.training.model_input import view_of_window
 from stlab.training.predictions import KeptPredictions, by_horizon, ignore
 from stlab.training.step_log import NonFiniteLoss
-from stlab.training.view import view_of_window
 from stlab.training.watchdog import HungStep, Watchdog
-from stmodels.forecaster import Forecaster
+from stlab.training.workers import FailedHere, PeerLost, agreed, is_peer_lost, world_size
+from stmodels.base import Forecaster
 from stmodels.rng import initialise
 
 if TYPE_CHECKING:
-    from stlab.spec import TrialSpec
+    from stlab.study.spec import TrialSpec
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
+    from stlab.execution.ray.actor_lock import study_held
     from stlab.execution.ray.cluster import cluster_amounts, connection, growth_note, slots, with_gpus
-    from stlab.execution.ray.names import study_held
     from stlab.execution.ray.sweep import Listener, run_packs, run_search
 
 __all__ = [

@@ -16,11 +16,11 @@ from typing import Any
 import ray
 
 from stlab.errors import ResourceError
-from stlab.execution.capacity import Growth, groups_after_growth, workers_on
+from stlab.execution.autoscaling import Growth, groups_after_growth, workers_on
 from stlab.execution.quota import limits, needs
 from stlab.execution.ray import SETTINGS, token
-from stlab.execution.ray.growth import growth_at_head
-from stlab.spec import ResourcesSpec
+from stlab.execution.ray.autoscaling import growth_at_head
+from stlab.study.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
 

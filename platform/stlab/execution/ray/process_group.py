@@ -12,7 +12,7 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-from stlab.execution.ray.notice import heed_signals
+from stlab.execution.ray.preemption import heed_signals
 
 logger = logging.getLogger(__name__)
 

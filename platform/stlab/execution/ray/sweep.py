@@ -19,17 +19,17 @@ import ray.tune
 from ray.train.torch import TorchTrainer
 
 from stlab.errors import StorageError
-from stlab.execution.board import Board
+from stlab.execution.queue import Board
 from stlab.execution.ray.cluster import ON_THE_HEAD, last_line
-from stlab.execution.ray.falls import Falls
 from stlab.execution.ray.process_group import StudyTorchConfig
 from stlab.execution.ray.worker import work_off
-from stlab.plan import Pack
-from stlab.results import Store
-from stlab.spec import ResourcesSpec
+from stlab.execution.ray.worker_failure import Falls
+from stlab.storage import Store
+from stlab.study.plan import Pack
+from stlab.study.spec import ResourcesSpec
 
 if TYPE_CHECKING:
-    from stlab.execution.search_board import SearchWork
+    from stlab.execution.search_queue import SearchWork
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
     """Run packs to their end; every trial leaves its directory in ``storage``.
 
     Args:
-        listen: called in a thread of its own with the events of :class:`~stlab.execution.board.Board`, in order.
+        listen: called in a thread of its own with the events of :class:`~stlab.execution.queue.Board`, in order.
 
     Returns:
         What went wrong outside of any trial, a line a pack.
@@ -65,7 +65,7 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, test: bool, liste
 
 def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
     """Run a search to its end, and measure what it selects; see :func:`run_packs`."""
-    from stlab.execution.search_board import SearchBoard
+    from stlab.execution.search_queue import SearchBoard
 
     board = _on_the_head(SearchBoard).remote(Store(storage), work)
     return _run(board, [(resources, {}) for resources in work.groups], storage, work.study.name, False, listen)

@@ -13,14 +13,14 @@ import ray
 import ray.train
 
 from stlab.errors import StorageError
-from stlab.execution.holder import Holder
-from stlab.execution.holding import lock, trial_lock
+from stlab.execution.locks.file_lock import lock, trial_lock
+from stlab.execution.locks.owner import Holder
 from stlab.execution.memory_kills import MemoryKills
-from stlab.execution.ray.names import name_held
-from stlab.execution.ray.notice import Preempted, is_told_to_go
+from stlab.execution.ray.actor_lock import name_held
+from stlab.execution.ray.preemption import Preempted, is_told_to_go
 from stlab.execution.worker_groups import WAIT, Assignment, Wait
-from stlab.results import Store, TrialDirectory
-from stlab.spec import ResourcesSpec, TrialSpec
+from stlab.storage import Store, TrialDirectory
+from stlab.study.spec import ResourcesSpec, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def work_off(job: Mapping[str, Any]) -> None:
     resources = ResourcesSpec(**job["resources"])
     # One thread more than cores is costly: the pools of several workers would fight over them.
     torch.set_num_threads(max(1, int(resources.cpus)))
-    from stlab.training.group import PeerLost
+    from stlab.training.workers import PeerLost
 
     worker = _Worker(job)
     while True:
@@ -72,7 +72,7 @@ class _Worker:
 
     def take(self) -> Assignment | Wait | None:
         """The next trial, the same on every worker of the group."""
-        from stlab.training.group import agreed, gathered
+        from stlab.training.workers import agreed, gathered
 
         kills = tuple(found for found in gathered(MemoryKills.here()) if found is not None)
         taken = agreed(self._take(kills) if self.is_lead else None)
@@ -86,7 +86,7 @@ class _Worker:
         Raises:
             StorageError: other workers of the group wait for this one; they all end so.
         """
-        from stlab.training.group import world_size
+        from stlab.training.workers import world_size
 
         self.held.close()
         ray.get(self.board.halt.remote(self.group, reason))
@@ -118,7 +118,7 @@ class _Worker:
 
     def run(self, taken: Assignment) -> None:
         """Train a trial, or record why it is not to be trained any more."""
-        from stlab.training.group import agreed
+        from stlab.training.workers import agreed
 
         directory = TrialDirectory(self.store, taken.trial_id)
         if taken.given_up is not None:
@@ -139,7 +139,7 @@ class _Worker:
 
     def _train(self, taken: Assignment, directory: TrialDirectory) -> str:
         from stlab.training import run_trial
-        from stlab.training.group import agreed
+        from stlab.training.workers import agreed
 
         if taken.spec is None:
             spec, identity = self.job["work"][taken.trial_id]

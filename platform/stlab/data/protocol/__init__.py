@@ -1,0 +1,1 @@
+"""The protocol of a data set: split, scaler, missing readings, season."""

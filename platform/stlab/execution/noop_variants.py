@@ -1,0 +1,120 @@
+"""Variants whose switches do nothing are refused before anything trains: they would fill a row of the table with noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stlab.errors import StudyError
+from stlab.execution.model_check import build_model
+from stlab.execution.preflight import threads_of
+from stlab.study.plan import Plan, PlannedTrial
+from stlab.study.spec import TrialSpec
+from stlab.training.loop import training_loss
+from stlab.training.trial import dataset_for
+from stmodels.rng import initialise, named_seed
+
+_WINDOWS = 4
+_ROUNDING = 1e-5  # relative; what another order of sums makes of float32
+
+Pair = tuple[PlannedTrial, PlannedTrial]
+
+
+class Effect(NamedTuple):
+    """What a model's switches can show in one optimiser step."""
+
+    parameters: dict[str, torch.Size]
+    forecast: Tensor  # (B, Q, *S)
+    gradients: dict[str, Tensor]  # of the training loss: what the first optimiser step is made of
+
+
+def refuse_dead_switches(plan: Plan) -> None:
+    """Refuse two variants of one training whose models have the same parameters, forecast and first optimiser step.
+
+    Models start from the same seed and see the same few train windows. Variants that differ in data or training are left alone, and
+    so are those that differ at any point of the study's axes.
+
+    Raises:
+        StudyError: names the variants and the fields that do nothing.
+    """
+    effects: dict[str, Effect] = {}
+
+    def is_same(one: PlannedTrial, other: PlannedTrial) -> bool:
+        for trial in (one, other):
+            if trial.trial_id not in effects:
+                with threads_of(trial.spec.resources):
+                    effects[trial.trial_id] = effect_of(trial.spec)
+        return one.trial_id == other.trial_id or looks_same(effects[one.trial_id], effects[other.trial_id])
+
+    dead: dict[str, str] = {}
+    for pairs in _candidates(plan):
+        one, other = pairs[0]
+        if not {one.spec.variant, other.spec.variant} & dead.keys() and all(is_same(*pair) for pair in pairs):
+            dead[other.spec.variant] = _message(one, other)
+    if dead:
+        raise StudyError("\n".join(dead.values()))
+
+
+def _candidates(plan: Plan) -> Iterator[list[Pair]]:
+    """For each two variants that differ in their models alone: their trials of the first seed, an axis point a pair."""
+    rows: dict[str, list[PlannedTrial]] = {}
+    for trial in plan.trials:
+        if not trial.spec.baseline and trial.spec.seed == plan.study.seeds[0]:
+            rows.setdefault(trial.spec.variant, []).append(trial)
+    for one, other in itertools.combinations(rows.values(), 2):
+        pairs = list(zip(one, other, strict=True))
+        if all(_trained_alike(first.spec, second.spec) for first, second in pairs):
+            yield pairs
+
+
+def _trained_alike(one: TrialSpec, other: TrialSpec) -> bool:
+    return (one.data, one.train, one.model["name"]) == (other.data, other.train, other.model["name"])
+
+
+def effect_of(spec: TrialSpec) -> Effect:
+    """Build a trial's model, draw its weights, forecast a few train windows, and take the gradients of its loss."""
+    dataset = dataset_for(spec.data)
+    model = build_model(spec)
+    initialise(model, spec.seed)
+    windows = dataset.windows("train")
+    batch = windows.gather(torch.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).long())
+    with torch.no_grad():
+        forecast = model.eval()(batch).value
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed(spec.seed, "switches"))  # dropout draws alike
+        model.train()
+        training_loss(model.loss_terms(model(batch), batch), spec.train).backward()  # type: ignore[no-untyped-call]
+    return Effect(
+        {name: parameter.shape for name, parameter in model.named_parameters()},
+        forecast,
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+    )
+
+
+def looks_same(one: Effect, other: Effect) -> bool:
+    """Whether two models have the same parameters, forecast and gradients, up to rounding."""
+    if one.parameters != other.parameters or one.gradients.keys() != other.gradients.keys():
+        return False
+    names = list(one.gradients)
+    return _close([one.forecast], [other.forecast]) and _close(
+        [one.gradients[name] for name in names], [other.gradients[name] for name in names]
+    )
+
+
+def _close(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    apart = torch.stack([(a.double() - b.double()).norm() for a, b in zip(one, other, strict=True)]).norm()
+    size = torch.stack([a.double().norm() for a in one]).norm()
+    return bool(apart <= _ROUNDING * size)
+
+
+def _message(one: PlannedTrial, other: PlannedTrial) -> str:
+    fields = [name for name, value in other.spec.model.items() if one.spec.model.get(name) != value]
+    return (
+        f"variants.{other.spec.variant}: changes nothing against '{one.spec.variant}' "
+        f"({', '.join(f'model.{name}={other.spec.model[name]}' for name in fields)}): the same parameters, the same forecast and the same "
+        "first optimiser step. It would fill a row of the table with noise: remove it."
+    )

@@ -1,0 +1,292 @@
+"""What a study will cost: a few real training steps for each distinct shape of trial, and what follows from them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import heapq
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import torch
+
+from stlab.data import Windows
+from stlab.errors import ResourceError
+from stlab.execution.model_check import build_model
+from stlab.execution.preflight import threads_of
+from stlab.execution.run_search import histories, selected, state_of
+from stlab.storage import Store, TrialDirectory
+from stlab.study.plan import Plan, PlannedTrial, plan_point
+from stlab.study.spec import ResourcesSpec, TrialSpec
+from stlab.training.checkpoint import Checkpoints
+from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
+from stlab.training.loop import Fit
+from stlab.training.metrics import evaluate
+from stlab.training.trial import dataset_for
+from stmodels.rng import initialise, permutation
+
+WARM_UP_STEPS = 2  # the first steps allocate, compile and choose kernels
+STEPS = 5
+_EVALUATED_BATCHES = 3
+_SEARCHED = "at the most"  # the note of a stand-in
+
+# Fields that change values and no cost: trials that differ in these alone have one shape.
+_NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
+_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps of one shape took, and what an epoch would."""
+
+    step_seconds: float
+    """Seconds an optimiser step, median."""
+    steps_an_epoch: int
+    epoch_seconds: float
+    """Seconds an epoch: its steps, and the validation windows."""
+    test_seconds: float
+    """Seconds for the end: validation and test windows once more."""
+    peak_memory_bytes: int
+    """Of the device on a GPU, of the process on a CPU."""
+    device: str
+
+    def trial_seconds(self, spec: TrialSpec) -> float:
+        """Seconds a trial takes at the most: early stopping ends sooner."""
+        return spec.train.max_epochs * self.epoch_seconds + self.test_seconds
+
+
+@dataclass(frozen=True)
+class ToSearch:
+    """What one search has left: trials that nobody knows yet, each taken to cost what the dearest of ``corners`` does."""
+
+    label: str
+    corners: tuple[PlannedTrial, ...]
+    """The base's trial, and those with one searched field at an end or a choice."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of a study will take, at the most."""
+
+    trials: dict[str, Measured]
+    """Trials to train, by id. Baselines take seconds and are left out."""
+    seconds: dict[str, float]
+    """Seconds a trial, at the most."""
+    wall_seconds: float
+    """From start to end with as many trials at once as fit."""
+    at_once: int
+    core_hours: float
+    gpu_hours: float
+    price: float | None
+    """None where no price is set, or no GPU is used."""
+    made_at: datetime
+    searched: dict[str, PlannedTrial] = field(default_factory=dict)
+    """Stand-ins for what searches have left, by the names that they have in ``trials``."""
+
+    @property
+    def device_hours(self) -> float:
+        return math.fsum(self.seconds.values()) / 3600
+
+    @property
+    def ends_at(self) -> datetime:
+        return self.made_at + timedelta(seconds=self.wall_seconds)
+
+    def document(self) -> dict[str, Any]:
+        """As ``studies/<name>/forecast.json`` holds it."""
+        return {
+            "made_at": self.made_at.isoformat(),
+            "ends_at": self.ends_at.isoformat(),
+            "wall_seconds": self.wall_seconds,
+            "at_once": self.at_once,
+            "core_hours": self.core_hours,
+            "gpu_hours": self.gpu_hours,
+            "price": self.price,
+            "trials": {
+                name: {**dataclasses.asdict(measured), "seconds_at_most": self.seconds[name]}
+                for name, measured in self.trials.items()
+                if name not in self.searched
+            },
+        }
+
+
+def shape_of(spec: TrialSpec) -> str:
+    """What the cost of a trial's step depends on: model, data, batch, arithmetic, resources. No learning rate, no λ, no seed."""
+    train = {name: value for name, value in spec.train.model_dump().items() if name not in _NO_COST}
+    resources = spec.resources.model_dump(exclude={"price_per_gpu_hour"})
+    return json.dumps([spec.model, spec.data.model_dump(mode="json"), train, resources], sort_keys=True, default=str)
+
+
+def forecast(
+    todo: Sequence[PlannedTrial],
+    slots: Mapping[ResourcesSpec, int],
+    told: Callable[[int, int, PlannedTrial], None] = lambda done, total, trial: None,
+    searches: Sequence[ToSearch] = (),
+) -> Forecast:
+    """Take a few training steps for each distinct shape, here, and say what all the trials will take.
+
+    Args:
+        todo: trials to train.
+        slots: how many trials of each resources run at once.
+        told: called before each shape with how many are done, how many there are, and a trial that has it.
+        searches: what they have left counts as so many of the dearest trials they may choose.
+
+    Raises:
+        ResourceError: a trial asks for a GPU and there is none here, or its memory does not suffice.
+        StudyError: a model cannot be built.
+    """
+    trained = [trial for trial in todo if not trial.spec.baseline]
+    corners = [trial for search in searches for trial in search.corners]
+    shapes = {shape_of(trial.spec): trial for trial in reversed([*trained, *corners])}
+    measured: dict[str, Measured] = {}
+    for done, (shape, trial) in enumerate(reversed(shapes.items())):
+        told(done, len(shapes), trial)
+        measured[shape] = measure(trial.spec)
+    for search in searches:
+        dearest = max(search.corners, key=lambda trial: measured[shape_of(trial.spec)].trial_seconds(trial.spec))
+        trained += [replace(dearest, trial_id=f"{search.label} {number}", note=_SEARCHED) for number in range(search.count)]
+    of = {trial.trial_id: measured[shape_of(trial.spec)] for trial in trained}
+    seconds = {trial.trial_id: of[trial.trial_id].trial_seconds(trial.spec) for trial in trained}
+    gpu_hours = math.fsum(seconds[t.trial_id] / 3600 * _gpus(t.spec.resources) * t.spec.resources.workers for t in trained)
+    return Forecast(
+        of,
+        seconds,
+        wall_seconds=_wall(trained, seconds, slots),
+        at_once=max((slots[trial.spec.resources] for trial in trained), default=0),
+        core_hours=math.fsum(seconds[t.trial_id] / 3600 * t.spec.resources.cpus * t.spec.resources.workers for t in trained),
+        gpu_hours=gpu_hours,
+        price=_price(trained, seconds) if gpu_hours else None,
+        made_at=datetime.now(UTC),
+        searched={trial.trial_id: trial for trial in trained if trial.note == _SEARCHED},
+    )
+
+
+def measure(spec: TrialSpec) -> Measured:
+    """A few real training steps and validation batches of one trial.
+
+    Raises:
+        ResourceError: it asks for a GPU and there is none here, or its memory does not suffice.
+        StudyError: its model cannot be built.
+    """
+    if spec.resources.gpus and not torch.cuda.is_available():
+        raise ResourceError(
+            f"variant '{spec.variant}' asks for a GPU (resources.gpus={spec.resources.gpus:g}) and this machine has none to measure on: "
+            "run --probe on a machine like those that will train, or set resources.gpus=0."
+        )
+    try:
+        with threads_of(spec.resources), tempfile.TemporaryDirectory(prefix="stlab-probe-") as scratch:
+            return _measure(spec, Store(scratch))
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"variant '{spec.variant}' does not fit this GPU's memory at train.batch_size={spec.train.batch_size or 'auto'}: {error}. "
+            "Lower the batch size, or share it among more resources.workers."
+        ) from error
+
+
+def _measure(spec: TrialSpec, store: Store) -> Measured:
+    device = pick_device(spec.resources.gpus)
+    autocast = autocast_for(pick_precision(spec.train.precision, device), device)
+    dataset = dataset_for(spec.data)
+    memory = PeakMemory(device)
+    model = build_model(spec)
+    initialise(model, spec.seed)
+    checkpoints = Checkpoints(TrialDirectory(store, "probe"))
+    fit = Fit(model.to(device), dataset, spec.train, spec.seed, device, autocast, checkpoints, lambda event: None)
+    fit.model.train()
+    # Workers share a batch; each takes its part of it at the same time.
+    part = max(1, math.ceil(fit.batch_size / spec.resources.workers))
+    order = permutation(len(fit.windows), spec.seed, 1).to(device)
+    steps = []
+    for number in range(WARM_UP_STEPS + STEPS):
+        index = order[torch.arange(number * part, (number + 1) * part, device=device) % len(order)]
+        started = _now(device)
+        fit._step(index, spec.train.lr)
+        steps.append(_now(device) - started)
+    step_seconds = sorted(steps[WARM_UP_STEPS:])[STEPS // 2]
+    batches = {segment: math.ceil(len(dataset.windows(segment)) / fit.batch_size) for segment in ("validation", "test")}
+    few = _first(fit.validation, _EVALUATED_BATCHES * fit.batch_size)
+    started = _now(device)
+    evaluate(fit.compiled, dataset, few, fit.batch_size, autocast)
+    batch_seconds = (_now(device) - started) / math.ceil(len(few) / fit.batch_size)
+    return Measured(
+        step_seconds,
+        fit.steps_an_epoch,
+        fit.steps_an_epoch * step_seconds + batches["validation"] * batch_seconds,
+        sum(batches.values()) * batch_seconds,
+        memory.bytes(),
+        device_name(device),
+    )
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _first(windows: Windows, count: int) -> Windows:
+    few = copy.copy(windows)
+    few.starts = windows.starts[:count]
+    return few
+
+
+def _wall(trials: Sequence[PlannedTrial], seconds: Mapping[str, float], slots: Mapping[ResourcesSpec, int]) -> float:
+    """Trials one after the other on as many slots as there are, costliest first; resources that differ take turns."""
+    total = 0.0
+    for resources in dict.fromkeys(trial.spec.resources for trial in trials):
+        free = [0.0] * max(1, slots[resources])
+        for took in sorted((seconds[t.trial_id] for t in trials if t.spec.resources == resources), reverse=True):
+            heapq.heappush(free, heapq.heappop(free) + took)
+        total += max(free)
+    return total
+
+
+def _gpus(resources: ResourcesSpec) -> float:
+    return (1.0 if torch.cuda.is_available() else 0.0) if resources.gpus is None else resources.gpus
+
+
+def _price(trials: Sequence[PlannedTrial], seconds: Mapping[str, float]) -> float | None:
+    prices = [
+        seconds[t.trial_id] / 3600 * _gpus(t.spec.resources) * t.spec.resources.workers * t.spec.resources.price_per_gpu_hour
+        for t in trials
+        if t.spec.resources.price_per_gpu_hour is not None
+    ]
+    return math.fsum(prices) if prices else None
+
+
+def keep_forecast(storage: Store, study: str, made: Forecast) -> str:
+    """Write ``studies/<name>/forecast.json``, which the report sets beside what it took; its path. Trials forecast before stay there."""
+    relative = f"studies/{study}/forecast.json"
+    document = made.document()
+    if storage.exists(relative):
+        document["trials"] = {**storage.read_json(relative)["trials"], **document["trials"]}
+    storage.write_json(relative, document)
+    return storage.address(relative)
+
+
+def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]:
+    """What the searches of a study have left, for a forecast; and the labels of those that no number of trials ends."""
+    assert plan.study.search is not None
+    found, unbounded = [], []
+    for history in histories(plan, store):
+        if history.search.max_trials is None:
+            unbounded.append(history.arm.label)
+            continue
+        tried = state_of(history)
+        ended = sum(outcome is not None for _, outcome in tried)
+        chosen = [trial for trial in selected(history) if not TrialDirectory(store, trial.trial_id).is_over()]
+        # The selected configuration is trained with every seed, and has one of them already.
+        after = len(chosen) if ended >= history.search.max_trials else len(plan.study.seeds) - 1
+        count = max(0, history.search.max_trials - ended) + after
+        if count:
+            points = (point for _, _, point in history.space.corners())
+            corners = (history.arm.template, *(plan_point(plan.study, history.arm, point) for point in points))
+            found.append(ToSearch(history.arm.label, corners, count))
+    return found, unbounded

@@ -1,0 +1,189 @@
+"""A picture of a data set: where its readings are, and when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stlab.report.figures.style import MUTED, PALETTE, paper_style
+from stlab.report.model_input import without_missing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from stlab.data import Dataset
+
+_MAX_CHANNELS = 4
+_WIDTH = 7.2  # inches: a page's two columns
+_DAYS = (("Monday to Friday", PALETTE[0]), ("weekend; bands: 10–90 % of the days", PALETTE[1]))
+
+
+def data_picture(dataset: Dataset) -> Figure:
+    """The train segment in space and in time, the first four channels.
+
+    Of a grid its mean as a map, and beside it its mean day; of a sensor network the mean reading of each node, the share
+    of its readings that are missing where any are, and the mean day. Missing readings count nowhere else.
+
+    The day shows the mean over cells or nodes by slot of the day, weekdays and weekend apart, with a band from the 10th
+    to the 90th percentile of the days. Without timestamps it shows the mean by step.
+
+    Returns:
+        A figure; its map images hold the means in the data's unit, row 0 on top.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with paper_style():
+        figure = _grid(dataset) if dataset.info.family == "grid" else _network(dataset)
+        FigureCanvasAgg(figure)
+        figure.suptitle(_title(dataset), x=0.01, ha="left", fontsize=10.5)
+    return figure
+
+
+def _grid(dataset: Dataset) -> Figure:
+    from matplotlib.figure import Figure
+
+    names = dataset.channel_names[:_MAX_CHANNELS]
+    values = dataset.train.values
+    # Maps keep their cells square: panels are cut to the grid, or a tall or wide one would stand in white.
+    height, width = values.shape[2:]
+    map_width = min(max(2.0 * width / height, 0.7), 2.9)
+    row_height = max(map_width * height / width, 1.4) + 0.65
+    figure = Figure(figsize=(_WIDTH, 0.65 + row_height * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, squeeze=False, width_ratios=(map_width + 0.9, _WIDTH - map_width - 0.9))
+    for row, name in enumerate(names):
+        channel = values[:, row].astype(np.float64)
+        _map(panels[row, 0], channel.mean(axis=0), name, _per_step(dataset))
+        _day(panels[row, 1], channel.mean(axis=(1, 2)), dataset)
+        panels[row, 1].set_title(f"{name}, mean over cells {_per_step(dataset)}", loc="left")
+        panels[row, 1].set_ylim(bottom=min(0.0, panels[row, 1].dataLim.y0))
+    _day_legend(figure, panels[0, 1])
+    return figure
+
+
+def _network(dataset: Dataset) -> Figure:
+    from matplotlib.figure import Figure
+
+    channels = [
+        without_missing(dataset.train.values[..., channel], dataset.protocol.get("mask"))
+        for channel in range(min(dataset.info.shape[1], _MAX_CHANNELS))
+    ]
+    missing = any(np.isnan(channel).any() for channel in channels)
+    heights = [1.5, *([0.8] if missing else []), 1.9] * len(channels)
+    figure = Figure(figsize=(_WIDTH, 0.65 + sum(heights) + 0.35 * len(heights)), layout="constrained")
+    panels = iter(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    days = None
+    for name, readings in zip(dataset.channel_names, channels, strict=False):
+        _nodes(next(panels), readings, name)
+        if missing:
+            _missing(next(panels), readings)
+        days = next(panels)
+        counted = (~np.isnan(readings)).sum(axis=1)
+        total = np.nansum(readings, axis=1)
+        _day(days, np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0), dataset)
+        days.set_title(f"{name}, mean over nodes by {'step' if dataset.train.slots is None else 'time of day'}", loc="left")
+        days.set_ylabel("data unit")
+    if days is not None:
+        _day_legend(figure, days)
+    return figure
+
+
+def _day_legend(figure: Figure, day: Axes) -> None:
+    handles, labels = day.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower right", ncols=3)
+
+
+def _nodes(axes: Axes, readings: NDArray[np.float64], name: str) -> None:
+    """Each node's mean, and the band that holds four fifths of its readings; (T, N), NaN where there is none."""
+    alive = np.flatnonzero(~np.isnan(readings).all(axis=0))
+    low, high = np.nanquantile(readings[:, alive], (0.1, 0.9), axis=0)
+    axes.vlines(alive, low, high, color=PALETTE[5], alpha=0.45, linewidth=max(0.6, min(4.0, 300 / readings.shape[1])))
+    mean = np.nanmean(readings[:, alive], axis=0)
+    axes.plot(alive, mean, "o", color=PALETTE[0], markersize=4 if readings.shape[1] <= 60 else 2)
+    _node_axis(axes, readings.shape[1])
+    axes.set_ylabel("data unit")
+    dead = readings.shape[1] - len(alive)
+    lost = f"; {dead} never had a reading" if dead else ""
+    axes.set_title(f"{name}, {readings.shape[1]} nodes: mean of each, bar: 10–90 % of its readings{lost}", loc="left")
+
+
+def _missing(axes: Axes, readings: NDArray[np.float64]) -> None:
+    share = 100 * np.isnan(readings).mean(axis=0)
+    axes.bar(range(len(share)), share, width=0.8 if len(share) <= 60 else 1.0, color=PALETTE[1])
+    _node_axis(axes, len(share))
+    axes.set_ylim(0, max(1.0, 1.05 * share.max()))
+    axes.set_ylabel("%")
+    axes.set_title(f"missing readings, {np.isnan(readings).mean():.2%} in all".replace("%", " %"), loc="left")
+
+
+def _node_axis(axes: Axes, nodes: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(-0.5 - 0.01 * nodes, nodes - 0.5 + 0.01 * nodes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("node")
+
+
+def _title(dataset: Dataset) -> str:
+    label = dataset.name
+    if dataset.synthetic and "synthetic" not in label:
+        label += " (synthetic)"
+    times = dataset.train.timestamps
+    span = f"{len(dataset.train.values)} steps"
+    if times is not None:
+        span = f"{np.min(times).astype('datetime64[D]')} to {np.max(times).astype('datetime64[D]')}"
+    return f"{label}, train segment: {span}"
+
+
+def _per_step(dataset: Dataset) -> str:
+    """The unit of a mean reading, as far as it is known: the files do not name what is counted."""
+    per_day = dataset.info.slots_per_day
+    if per_day is None:
+        return "per step"
+    minutes = 1440 / per_day
+    if minutes == 60:
+        return "per hour"
+    return "per day" if per_day == 1 else f"per {minutes:g} min"
+
+
+def _map(axes: Axes, mean: NDArray[np.float64], name: str, per: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    image = axes.imshow(mean, cmap="viridis", vmin=min(0.0, float(mean.min())), interpolation="nearest")
+    axes.set_title(f"{name}, {mean.shape[0]}×{mean.shape[1]} cells", loc="left")
+    axes.set_xlabel("column")
+    axes.set_ylabel("row")
+    axes.grid(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.95, pad=0.02)
+    bar.set_label(f"mean {per}")
+    bar.outline.set_visible(False)
+
+
+def _day(axes: Axes, mean: NDArray[np.float64], dataset: Dataset) -> None:
+    slots, per_day = dataset.train.slots, dataset.info.slots_per_day
+    if slots is None or per_day is None:
+        axes.plot(mean, color=MUTED, linewidth=0.7)
+        axes.set_xlim(0, max(1, len(mean) - 1))
+        axes.set_xlabel("step of the train segment")
+        return
+    table = pd.DataFrame({"hour": slots % per_day * 24 / per_day, "weekend": slots // per_day >= 5, "value": mean})
+    for weekend, (label, color) in enumerate(_DAYS):
+        readings = table.loc[table["weekend"] == bool(weekend)].groupby("hour")["value"]
+        if not len(readings):
+            continue
+        center = readings.mean()
+        axes.fill_between(
+            center.index, readings.quantile(0.1), readings.quantile(0.9), color=color, alpha=0.18, linewidth=0
+        )
+        axes.plot(center.index, center, color=color, label=label)
+    axes.set_xlim(0, 24 - 24 / per_day if per_day > 1 else 24)
+    axes.set_xticks(range(0, 24, 6), [f"{hour:02d}:00" for hour in range(0, 24, 6)])
+    axes.set_xlabel("time of day")

@@ -1,0 +1,318 @@
+"""What a search tried, in figures: its history, slices, parallel coordinates, what mattered, and the front of two objectives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stlab.report.figures.choice import Picture
+from stlab.report.figures.style import MUTED, PALETTE, legend_beside, paper_style
+from stlab.storage import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+OBJECTIVES = {
+    "val_rmse": "validation RMSE",
+    "val_mae": "validation MAE",
+    "device_seconds": "device-seconds a trial",
+    "wall_seconds": "seconds a trial",
+    "trainable_params": "trainable parameters",
+    "total_params": "parameters",
+    "peak_memory_bytes": "peak memory, bytes",
+}
+_PANELS_A_ROW = 3
+_MOST_FIELDS = 12
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """``results/search.parquet`` and ``results/importance.parquet`` of a study."""
+
+    rows: list[Row]
+    importance: list[Row]
+    objectives: list[str]
+    space: dict[str, dict[str, Any]]
+    sampler: str
+    pruner: str
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(row["arm"] for row in self.rows))
+
+    def complete(self) -> list[Row]:
+        return [row for row in self.rows if row["state"] == "complete"]
+
+    def value(self, row: Row, index: int = 0) -> float:
+        value = row[f"value.{self.objectives[index]}"]
+        return math.nan if value is None else float(value)
+
+
+def read_search(store: Store, study: str) -> SearchResult | None:
+    """None where the study has no search, or it has not begun."""
+    folder = f"studies/{study}/results"
+    try:
+        table = store.read_table(f"{folder}/search.parquet")
+        importance = store.read_table(f"{folder}/importance.parquet").to_pylist()
+    except FileNotFoundError:
+        return None
+    told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
+    return SearchResult(table.to_pylist(), importance, told["objectives"], told["space"], told["sampler"], told["pruner"])
+
+
+def draw_search(found: SearchResult) -> list[Picture]:
+    """All figures of a search that its trials allow."""
+    if not found.complete():
+        return []
+    error = OBJECTIVES[found.objectives[0]]
+    begins = error[0].upper() + error[1:]  # str.capitalize would write "Validation mae"
+    made = [
+        _picture(
+            "search_history", "Search: history", history,
+            f"{begins} of every trial in the order they began; the line is the best so far. Hollow: pruned, at the error it "
+            "had then. Crosses at the top edge: failed. Errors far above the rest are cut off, here and below.", found,
+        ),
+        _picture("search_slices", "Search: slices", slices, f"{begins} by each searched field. Hollow: pruned.", found),
+        _picture(
+            "search_parallel", "Search: parallel coordinates", parallel,
+            f"A line a finished trial, from field to field; the darker, the lower its {error}. The selected one is orange.", found,
+        ),
+    ]  # fmt: skip
+    if found.importance:
+        caption = (
+            "How much each field mattered for being among the best tenth of the finished trials (PED-ANOVA by Optuna); a search's bars sum "
+            "to 1. It says which fields are worth another look, not in which direction: see the slices."
+        )
+        made.append(_picture("search_importance", "Search: importance", importance, caption, found))
+    if len(found.objectives) == 2:
+        caption = f"{begins} against {OBJECTIVES[found.objectives[1]]}. On the line: no other trial is better in both."
+        made.append(_picture("search_front", "Search: trade-off", front, caption, found))
+    return made
+
+
+def _picture(name: str, title: str, drawn: Callable[[SearchResult], Figure], caption: str, found: SearchResult) -> Picture:
+    with paper_style():
+        return Picture(name, title, caption, drawn(found))
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colour(found: SearchResult, arm: str) -> str:
+    return PALETTE[found.arms.index(arm) % len(PALETTE)]
+
+
+def history(found: SearchResult) -> Figure:
+    """Error of every trial by its number, and the best so far."""
+    figure = _figure(6.4, 3.4)
+    axes = figure.subplots()
+    values = [found.value(row) for row in found.complete()]
+    for arm in found.arms:
+        mine, colour = [row for row in found.rows if row["arm"] == arm], _colour(found, arm)
+        done = [row for row in mine if row["state"] == "complete"]
+        best, line = math.inf, []
+        for row in done:
+            best = min(best, found.value(row))
+            line.append(best)
+        axes.step([row["number"] for row in done], line, where="post", color=colour, label=arm)
+        axes.scatter([row["number"] for row in done], [found.value(row) for row in done], s=16, color=colour)
+        _hollow(axes, [row["number"] for row in mine if row["state"] == "pruned"], found, mine, colour)
+        failed = [row["number"] for row in mine if row["state"] == "fail"]
+        axes.scatter(failed, [1.0] * len(failed), marker="x", s=22, color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+    _without_outliers(axes, values)
+    axes.set(xlabel="trial", ylabel=OBJECTIVES[found.objectives[0]])
+    _legend(figure, axes, found)
+    return figure
+
+
+def _hollow(axes: Axes, at: Sequence[Any], found: SearchResult, rows: Sequence[Row], colour: str) -> None:
+    pruned = [found.value(row) for row in rows if row["state"] == "pruned"]
+    axes.scatter(at, pruned, s=16, facecolors="none", edgecolors=colour)
+
+
+def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
+    """Diverged trials would flatten the rest: errors beyond four times the upper quartile's distance from the best are cut off.
+
+    Points that a sampler chose again count once: late in a search there are many of the best.
+    """
+    ordered = sorted(set(values))
+    low, upper = ordered[0], ordered[3 * len(ordered) // 4]
+    top = low + 4 * (upper - low)
+    if top > low and ordered[-1] > top:
+        axes.set_ylim(low - 0.1 * (top - low), top)
+
+
+def _legend(figure: Figure, axes: Axes, found: SearchResult) -> None:
+    if len(found.arms) > 1:
+        legend_beside(figure, *axes.get_legend_handles_labels())
+
+
+def _fields(found: SearchResult) -> list[str]:
+    """The fields that the trials have, the most important first, at most so many as can be read."""
+    weight = {path: max((r["importance"] for r in found.importance if r["field"] == path), default=0.0) for path in found.space}
+    there = [path for path in found.space if any(row[f"param.{path}"] is not None for row in found.rows)]
+    return sorted(there, key=lambda path: -weight[path])[:_MOST_FIELDS]
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    last = [path.rpartition(".")[2] for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def _choices(found: SearchResult, path: str) -> list[str] | None:
+    """The choices of a categorical field as the table writes them; None for a number."""
+    choices = found.space[path].get("categorical")
+    return None if choices is None else [c if isinstance(c, str) else json.dumps(c) for c in choices]
+
+
+def slices(found: SearchResult) -> Figure:
+    """Error by the value of each field."""
+    paths = _fields(found)
+    names = _names(paths)
+    across = min(_PANELS_A_ROW, len(paths))
+    down = -(-len(paths) // across)
+    figure = _figure(2.3 * across + 1.0, 2.2 * down)
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+    for panel, path in zip(panels, paths, strict=False):
+        choices = _choices(found, path)
+        for arm in found.arms:
+            mine = [r for r in found.rows if r["arm"] == arm and r[f"param.{path}"] is not None]
+            for state, face in (("complete", _colour(found, arm)), ("pruned", "none")):
+                shown = [row for row in mine if row["state"] == state]
+                at = [choices.index(r[f"param.{path}"]) if choices else r[f"param.{path}"] for r in shown]
+                errors = [found.value(row) for row in shown]
+                panel.scatter(at, errors, s=14, facecolors=face, edgecolors=_colour(found, arm), label=arm if face != "none" else None)
+        if choices:
+            panel.set_xticks(range(len(choices)), [_short(choice) for choice in choices], rotation=30, ha="right")
+            panel.set_xlim(-0.5, len(choices) - 0.5)
+        elif found.space[path].get("log"):
+            _log_ticks(panel)
+        panel.set_xlabel(names[path])
+    for panel in panels[len(paths) :]:
+        panel.set_visible(False)
+    _without_outliers(panels[0], [found.value(row) for row in found.complete()])
+    figure.supylabel(OBJECTIVES[found.objectives[0]], fontsize=9)
+    _legend(figure, panels[0], found)
+    return figure
+
+
+def _log_ticks(panel: Axes) -> None:
+    """A logarithmic axis with plain numbers at powers of ten, or where there are too few of them, at 1, 2 and 5 times these."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(10, (1.0,) if high / low > 30 else (1.0, 2.0, 5.0), numticks=5))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def choice_words(text: str) -> str:
+    """A choice as a reader writes it: a list without its brackets and quotes."""
+    return text.strip("[]").replace('"', "") if text.startswith("[") else text
+
+
+def _short(text: str, limit: int = 16) -> str:
+    text = choice_words(text)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def parallel(found: SearchResult) -> Figure:
+    """A line a finished trial over an axis a field; the last axis is the error."""
+    import matplotlib
+
+    paths = _fields(found)
+    names, done = _names(paths), found.complete()
+    errors = [found.value(row) for row in done]
+    low, high = min(errors), sorted(errors)[int(0.9 * (len(errors) - 1))]
+    figure = _figure(1.1 * len(paths) + 2.2, 3.4)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["cividis"]
+    for row in sorted(done, key=lambda r: (bool(r["selected"]), -found.value(r))):
+        places = [_place(found, path, row[f"param.{path}"]) for path in paths]
+        shade = min(1.0, (found.value(row) - low) / (high - low)) if high > low else 0.0
+        chosen, other = {"color": PALETTE[1], "linewidth": 2.2}, {"color": colours(shade), "linewidth": 1.0, "alpha": 0.8}
+        style: dict[str, Any] = chosen if row["selected"] else other
+        axes.plot(range(len(paths) + 1), [*places, shade], **style)
+    for at, path in enumerate(paths):
+        axes.axvline(at, color=MUTED, linewidth=0.8)
+        for place, text in _ticks(found, path):
+            axes.annotate(text, (at, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center", color="#222222")
+    axes.axvline(len(paths), color=MUTED, linewidth=0.8)
+    for place, value in ((0.0, low), (1.0, high)):
+        axes.annotate(f"{value:.4g}", (len(paths), place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
+    axes.set_xticks(range(len(paths) + 1), [*(names[path] for path in paths), OBJECTIVES[found.objectives[0]]], rotation=20, ha="right")
+    axes.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.15, len(paths) + 0.5))
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def _place(found: SearchResult, path: str, value: Any) -> float:
+    """Where on its axis a value lies, 0 to 1; a field that a trial does not have lies below the axis."""
+    if value is None:
+        return -0.06
+    if choices := _choices(found, path):
+        return choices.index(value) / (len(choices) - 1)
+    field = found.space[path]
+    low, high = field.get("float") or field["int"]
+    if field.get("log"):
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return float((value - low) / (high - low))
+
+
+def _ticks(found: SearchResult, path: str) -> list[tuple[float, str]]:
+    if choices := _choices(found, path):
+        return [(at / (len(choices) - 1), _short(choice, 14)) for at, choice in enumerate(choices)]
+    field = found.space[path]
+    low, high = field.get("float") or field["int"]
+    return [(0.0, f"{low:g}"), (1.0, f"{high:g}")]
+
+
+def importance(found: SearchResult) -> Figure:
+    """Bars by field: a group an objective, a colour a search."""
+    objectives = list(dict.fromkeys(row["objective"] for row in found.importance))
+    arms = [arm for arm in found.arms if any(row["arm"] == arm for row in found.importance)]
+    paths = sorted(
+        dict.fromkeys(row["field"] for row in found.importance),
+        key=lambda path: sum(row["importance"] for row in found.importance if row["field"] == path),
+    )
+    names = _names(paths)
+    figure = _figure(3.4 * len(objectives) + 1.4, 0.34 * len(paths) * max(1, len(arms) * 0.6) + 1.0)
+    panels = figure.subplots(1, len(objectives), sharey=True, squeeze=False).ravel()
+    thick = 0.8 / len(arms)
+    for panel, objective in zip(panels, objectives, strict=True):
+        for index, arm in enumerate(arms):
+            found_here = {r["field"]: r["importance"] for r in found.importance if r["arm"] == arm and r["objective"] == objective}
+            places = [at + (index - (len(arms) - 1) / 2) * thick for at in range(len(paths))]
+            panel.barh(places, [found_here.get(path, 0.0) for path in paths], height=thick, color=_colour(found, arm), label=arm)
+        panel.set_yticks(range(len(paths)), [names[path] for path in paths])
+        panel.set(xlabel=f"importance for {OBJECTIVES[objective]}", xlim=(0, None))
+    _legend(figure, panels[0], found)
+    return figure
+
+
+def front(found: SearchResult) -> Figure:
+    """The second objective against the first, and the trials that no other undercuts in both."""
+    figure = _figure(6.0, 3.8)
+    axes = figure.subplots()
+    for arm in found.arms:
+        done, colour = [row for row in found.complete() if row["arm"] == arm], _colour(found, arm)
+        axes.scatter([found.value(r, 1) for r in done], [found.value(r) for r in done], s=14, color=colour, alpha=0.5)
+        best = sorted((found.value(r, 1), found.value(r), r["number"]) for r in done if r["on_front"])
+        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color=colour, marker="o", markersize=5, label=arm)
+        for x, y, number in best:
+            axes.annotate(f"#{number}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    _without_outliers(axes, [found.value(row) for row in found.complete()])
+    axes.set(xlabel=OBJECTIVES[found.objectives[1]], ylabel=OBJECTIVES[found.objectives[0]])
+    _legend(figure, axes, found)
+    return figure

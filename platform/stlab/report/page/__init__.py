@@ -1,0 +1,1 @@
+"""The HTML pages of a report: of one study, and of several."""

@@ -1,0 +1,87 @@
+"""What a search tried, in words and as a table for the page and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stlab.report.figures.search import OBJECTIVES, Row, SearchResult, choice_words
+
+_LISTED = 10
+
+
+def search_content(found: SearchResult) -> dict[str, Any]:
+    """What the page's block on the search prints."""
+    return {
+        "sentences": [sentence(found, arm) for arm in found.arms] or ["No trial has begun."],
+        "sealed": sealed(found),
+        "objectives": [OBJECTIVES[name] for name in found.objectives],
+        "fields": [path.rpartition(".")[2] for path in found.space],
+        "has_arms": len(found.arms) > 1,
+        "best": [_line(found, row) for arm in found.arms for row in _best(found, arm)],
+        "listed": _LISTED,
+    }
+
+
+def sentence(found: SearchResult, arm: str) -> str:
+    """How an arm's search went and what it selected."""
+    mine = [row for row in found.rows if row["arm"] == arm]
+    states = {state: sum(row["state"] == state for row in mine) for state in ("complete", "pruned", "fail", "running")}
+    words = {"complete": "finished", "pruned": "pruned", "fail": "failed", "running": "not done yet"}
+    told = ", ".join(f"{count} {words[state]}" for state, count in states.items() if count)
+    distinct = len({row["trial_id"] for row in mine if row["trial_id"]})
+    twice = f"; {distinct} different ones, points that were chosen again are not trained again" if distinct < len(mine) else ""
+    by = found.sampler + (f", {found.pruner} pruner" if found.pruner != "none" else "")
+    chosen = next((row for row in mine if row["selected"]), None)
+    result = "no trial finished, so nothing was selected"
+    if chosen is not None:
+        values = ", ".join(f"{k.rpartition('.')[2]}={_plain(v)}" for k, v in _params(found, chosen).items() if v is not None)
+        result = f"selected #{chosen['number']} by {OBJECTIVES[found.objectives[0]]} {found.value(chosen):.4g}: {values}"
+    return f"{arm}: {len(mine)} trials by {by} ({told}{twice}); {result}."
+
+
+def sealed(found: SearchResult) -> str:
+    """What of the search has seen the test segment."""
+    selected = [row for row in found.rows if row["selected"]]
+    plain = "Trials are compared on the validation segment alone."
+    if not selected:
+        plain += " Nothing was selected, so the search has not read the test segment."
+    elif not all(row["tested"] for row in selected):
+        plain += " The test segment is read once, at the end, by the selected configuration; that has not been done yet."
+    else:
+        plain += " The test segment was read once, at the end, by the selected configuration: its figures stand in the table of results."
+    more = [(arm, sum(bool(r["tested"]) for r in _distinct(found, arm))) for arm in found.arms]
+    if beyond := [f"{count} configurations of '{arm}'" for arm, count in more if count > 1]:
+        plain += (
+            f" Of {', '.join(beyond)} test figures are there: the search went on after its selection was measured, or another study tested "
+            "its trials. The selection itself never read them."
+        )
+    return plain
+
+
+def _distinct(found: SearchResult, arm: str) -> list[Row]:
+    return list({row["trial_id"]: row for row in found.rows if row["arm"] == arm}.values())
+
+
+def _best(found: SearchResult, arm: str) -> Sequence[Row]:
+    done = [row for row in _distinct(found, arm) if row["state"] == "complete"]
+    return sorted(done, key=lambda row: (not row["selected"], found.value(row)))[:_LISTED]
+
+
+def _params(found: SearchResult, row: Row) -> dict[str, Any]:
+    return {path: row[f"param.{path}"] for path in found.space}
+
+
+def _line(found: SearchResult, row: Row) -> dict[str, Any]:
+    return {
+        "arm": row["arm"],
+        "number": row["number"],
+        "selected": row["selected"],
+        "values": [f"{found.value(row, at):.5g}" for at in range(len(found.objectives))],
+        "epochs": row["epochs"],
+        "params": ["–" if value is None else _plain(value) for value in _params(found, row).values()],
+    }
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else choice_words(str(value))

@@ -1,0 +1,1 @@
+"""From trials to statements: means, intervals, paired comparisons, curves along an axis."""

@@ -1,0 +1,283 @@
+"""From trials to what a table says of them: means over seeds, their intervals, and who beats which baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stlab.storage import outcome, single_protocol, table_rows
+
+CONFIDENCE = 0.95
+_SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the week", re.IGNORECASE)
+
+Row = Mapping[str, Any]
+
+SYMBOLS = {"train.flow_loss_weight": "λ"}
+"""What papers call a field, by its dotted path."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds, its 95 % Student-t interval ``mean ± half_width`` and the sample standard deviation.
+
+    Both are None for one seed.
+    """
+
+    mean: float
+    half_width: float | None = None
+    sd: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval | None:
+        """None where there are no values. The interval supposes seeds that are independent and nearly normal."""
+        if not values:
+            return None
+        n = len(values)
+        mean = math.fsum(values) / n
+        if n < 2:
+            return cls(mean)
+        from scipy import stats
+
+        sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+        return cls(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n), sd)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of the table: a variant at one setting of the axes, or a baseline."""
+
+    label: str
+    variant: str
+    axis_values: dict[str, Any]
+    baseline: bool
+    n: int
+    """Finished seeds; the means are over these."""
+    failed: int
+    missing: int
+    """Planned seeds without a result that did not fail either: not run, not done yet."""
+    pruned: int
+    test_rmse: Interval | None
+    test_mae: Interval | None
+    test_mape: Interval | None
+    test_rmse_unmasked: Interval | None
+    test_mae_unmasked: Interval | None
+    val_rmse: Interval | None
+    trainable_params: int | None
+    total_params: int | None
+    seconds: float | None
+    """Mean wall time of a finished trial, s."""
+    peak_memory_bytes: int | None
+    """The largest of the finished trials."""
+    weights: str | None
+    leaks: bool
+    synthetic: bool
+    trial_ids: tuple[str, ...]
+    """Finished trials, in the order of the rows."""
+    beats: tuple[str, ...] = field(default=())
+    """Labels of the baselines with a larger mean test RMSE."""
+
+    @property
+    def rank_rmse(self) -> float:
+        """What lines are sorted by: mean test RMSE; infinite where there is none."""
+        return self.test_rmse.mean if self.test_rmse else math.inf
+
+
+def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Summary]:
+    """The lines of a study's table: variants in the order they first appear, then baselines by test RMSE.
+
+    Failed, pruned and missing seeds are counted beside the finished ones; a mean is over finished seeds only.
+
+    Args:
+        rows: rows of ``trials.parquet``; those of a search that were not selected are left out.
+        axes: dotted paths that the study varies. Unset: the ``param.*`` columns that differ within a variant.
+
+    Raises:
+        ProtocolMismatch: the rows were made by different protocols.
+    """
+    rows = table_rows(rows)
+    single_protocol(rows)
+    axes = (
+        [path for path in axes if any(f"param.{path}" in row for row in rows)] if axes is not None else infer_axes(rows)
+    )
+    groups: dict[tuple[bool, str, str], list[Row]] = {}
+    for row in rows:
+        values = _axis_values(row, axes)
+        key = (bool(row.get("baseline")), str(row.get("variant")), json.dumps(values, default=str))
+        groups.setdefault(key, []).append(row)
+    names, fixed = _short_names(axes), _fixed(rows, axes)
+    lines = []
+    for group in groups.values():
+        values = _axis_values(group[0], axes)
+        told = {path: value for path, value in values.items() if (str(group[0].get("variant")), path) not in fixed}
+        lines.append(_summary(group, values, [f"{names[path]}={plain(value)}" for path, value in told.items()]))
+    variants = [line for line in lines if not line.baseline]
+    baselines = sorted((line for line in lines if line.baseline), key=lambda line: line.rank_rmse)
+    return [_with_beaten(line, baselines) for line in [*variants, *baselines]]
+
+
+def infer_axes(rows: Sequence[Row]) -> list[str]:
+    """Dotted paths of the configuration that differ between trials of one variant; resources are no axis."""
+    found: dict[str, None] = {}
+    seen: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        # A trial that never started has no configuration; that says nothing of the axes.
+        if row.get("baseline") or not any(
+            value is not None for name, value in row.items() if name.startswith("param.")
+        ):
+            continue
+        for name, value in row.items():
+            if name.startswith("param.") and not name.startswith("param.resources."):
+                before = seen.setdefault((str(row.get("variant")), name), value)
+                if before != value:
+                    found[name.removeprefix("param.")] = None
+    return list(found)
+
+
+def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """The baseline that counts: the mean by slot of the week; None without one.
+
+    Where an axis changes the data (few-shot ratios), it is the one at ``line``'s data.
+    """
+    return next(
+        (b for b in summaries if b.baseline and is_slot_of_week(b.variant) and (line is None or _same_data(line, b))),
+        None,
+    )
+
+
+def strongest_baseline(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """The baseline with the lowest mean test RMSE, at ``line``'s data if one is given; None where none was tested."""
+    tested = [b for b in summaries if b.baseline and b.test_rmse and (line is None or _same_data(line, b))]
+    return min(tested, key=lambda b: b.rank_rmse, default=None)
+
+
+def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
+    """What a variant is held against: the mean by slot of week; where not every variant has one, the best baseline on its data.
+
+    A series of few weeks has no mean by slot of week, and no more has the first part of a longer one.
+    """
+    if has_slot_of_week(summaries):
+        return slot_of_week(summaries, line)
+    return strongest_baseline(summaries, line)
+
+
+def has_slot_of_week(summaries: Sequence[Summary]) -> bool:
+    """Whether every variant has the mean by slot of week among the baselines on its data."""
+    baselines = [line for line in summaries if line.baseline]
+    variants = [line for line in summaries if not line.baseline]
+    return bool(variants) and all(slot_of_week(baselines, line) is not None for line in variants)
+
+
+def is_slot_of_week(name: str) -> bool:
+    """Whether a baseline of this name is the mean by slot (hour) of the week."""
+    return _SLOT_OF_WEEK.search(name) is not None
+
+
+def best_variant(summaries: Sequence[Summary]) -> Summary | None:
+    """The variant with the lowest mean test RMSE (validation RMSE where none was tested); None where none finished."""
+    variants = [line for line in summaries if not line.baseline]
+    tested = [line for line in variants if line.test_rmse]
+    if tested:
+        return min(tested, key=lambda line: line.rank_rmse)
+    return min(
+        (line for line in variants if line.val_rmse),
+        key=lambda line: line.val_rmse.mean if line.val_rmse else 0.0,
+        default=None,
+    )
+
+
+def lowest_mae(summaries: Sequence[Summary]) -> Summary | None:
+    """The variant with the lowest mean test MAE; None where none was tested."""
+    tested = [(line.test_mae.mean, line) for line in summaries if not line.baseline and line.test_mae]
+    return min(tested, key=lambda pair: pair[0])[1] if tested else None
+
+
+def _fixed(rows: Sequence[Row], axes: Sequence[str]) -> set[tuple[str, str]]:
+    """(variant, axis) of one value, along an axis on which another variant has several: of another study, it says nothing there."""
+    seen: dict[str, dict[str, set[str]]] = {path: {} for path in axes}
+    for row in rows:
+        for path, value in {} if row.get("baseline") else _axis_values(row, axes).items():
+            seen[path].setdefault(str(row.get("variant")), set()).add(json.dumps(value, default=str))
+    varied = [path for path, variants in seen.items() if any(len(values) > 1 for values in variants.values())]
+    return {(variant, path) for path in varied for variant, values in seen[path].items() if len(values) == 1}
+
+
+def _summary(group: Sequence[Row], axis_values: dict[str, Any], settings: Sequence[str]) -> Summary:
+    first = group[0]
+    done = [row for row in group if outcome(row) == "finished"]
+    count = {status: sum(outcome(row) == status for row in group) for status in ("failed", "pruned")}
+    memory = _values(done, "peak_memory_bytes")
+    seconds = _values(done, "wall_seconds")
+    return Summary(
+        label=" · ".join([str(first.get("variant")), *settings]),
+        variant=str(first.get("variant")),
+        axis_values=axis_values,
+        baseline=bool(first.get("baseline")),
+        n=len(done),
+        failed=count["failed"],
+        missing=len(group) - len(done) - count["failed"] - count["pruned"],
+        pruned=count["pruned"],
+        test_rmse=Interval.of(_values(done, "test_rmse")),
+        test_mae=Interval.of(_values(done, "test_mae")),
+        test_mape=Interval.of(_values(done, "test_mape")),
+        test_rmse_unmasked=Interval.of(_values(done, "test_rmse_unmasked")),
+        test_mae_unmasked=Interval.of(_values(done, "test_mae_unmasked")),
+        val_rmse=Interval.of(_values(done, "val_rmse")),
+        trainable_params=_first(group, "trainable_params"),
+        total_params=_first(group, "total_params"),
+        seconds=math.fsum(seconds) / len(seconds) if seconds else None,
+        peak_memory_bytes=int(max(memory)) if memory else None,
+        weights=_first(group, "weights"),
+        leaks=any(row.get("leaks") for row in group),
+        synthetic=any(row.get("synthetic") for row in group),
+        trial_ids=tuple(str(row.get("trial_id")) for row in done),
+    )
+
+
+def _with_beaten(line: Summary, baselines: Sequence[Summary]) -> Summary:
+    beaten = tuple(
+        b.label for b in baselines if b is not line and _same_data(line, b) and line.rank_rmse < b.rank_rmse < math.inf
+    )
+    return Summary(**{**vars(line), "beats": beaten})
+
+
+def _same_data(line: Summary, baseline: Summary) -> bool:
+    """An axis of the data (few-shot ratios) has its own baselines: a line stands against those of its own data."""
+    return all(line.axis_values.get(path, value) == value for path, value in baseline.axis_values.items())
+
+
+def _axis_values(row: Row, axes: Sequence[str]) -> dict[str, Any]:
+    """A baseline has no model to vary: only the axes of the data are its own."""
+    values = {path: row.get(f"param.{path}") for path in axes}
+    if not row.get("baseline"):
+        return values
+    return {path: value for path, value in values.items() if path.startswith("data.") and value is not None}
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """The symbol or the last segment of each dotted path, or all of it where two paths end alike."""
+    paths = list(paths)
+    last = [SYMBOLS.get(path, path.rsplit(".", 1)[-1]) for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def symbols_words(summaries: Sequence[Summary]) -> str:
+    """What the symbols in the labels stand for: ``λ: train.flow_loss_weight.``; empty where there are none."""
+    paths = dict.fromkeys(path for line in summaries for path in line.axis_values if f"{SYMBOLS.get(path)}=" in line.label)
+    return "; ".join(f"{SYMBOLS[path]}: {path}" for path in paths) + ("." if paths else "")
+
+
+def plain(value: Any) -> str:
+    """A setting as a reader writes it: 0.5, not 0.500000."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(rows: Iterable[Row], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if row.get(name) is not None]
+
+
+def _first(rows: Iterable[Row], name: str) -> Any:
+    return next((row[name] for row in rows if row.get(name) is not None), None)

@@ -1,0 +1,113 @@
+"""Trials of several studies as the rows of one table: each trial once, on the same data only, under names that tell them apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stlab.report.statistics.summary import Row
+from stlab.storage import single_protocol
+
+_NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_seconds", "param.train.step_timeout")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What several studies have on one data set."""
+
+    folder: str
+    """The data set as a folder's name."""
+    rows: list[Row]
+    own: Mapping[str, Mapping[str, str]]
+    """Study → its trials' ids → the variant they are in that study."""
+    notes: list[str]
+
+    @property
+    def dataset(self) -> str:
+        return next((str(row["dataset"]) for row in self.rows if row.get("dataset")), self.folder)
+
+
+def sections(rows: Mapping[str, Sequence[Row]]) -> list[Section]:
+    """Study → its rows, as one table a data set; data sets of one name are told apart by their content's hash.
+
+    Trials that studies share stand once, under the first one's name for them.
+
+    Raises:
+        ProtocolMismatch: trials on the same data were made by different protocols; names the field.
+    """
+    found = []
+    for folder, of in _by_data(rows).items():
+        merged, notes = _merged(of)
+        single_protocol(merged)
+        own = {study: {str(row["trial_id"]): str(row["variant"]) for row in mine} for study, mine in of.items()}
+        found.append(Section(folder, merged, own, notes))
+    return found
+
+
+def _by_data(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:
+    kinds: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    unnamed: dict[str, list[Row]] = {}
+    for study, own in rows.items():
+        for row in own:
+            if row.get("dataset") or row.get("data_sha256"):
+                key = (str(row.get("dataset") or "data"), str(row.get("data_sha256") or ""))
+                kinds.setdefault(key, {}).setdefault(study, []).append(row)
+            else:
+                unnamed.setdefault(study, []).append(row)
+    for study, own in unnamed.items():  # trials that never began: of the data that their study's others are on
+        key = next((key for key, of in kinds.items() if study in of), next(iter(kinds), ("data", "")))
+        kinds.setdefault(key, {}).setdefault(study, []).extend(own)
+    names = [name for name, _ in kinds]
+    return {
+        re.sub(r"[^A-Za-z0-9_.-]+", "_", name if names.count(name) == 1 else f"{name}-{sha[:8]}"): of
+        for (name, sha), of in kinds.items()
+    }
+
+
+def _merged(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row], list[str]]:
+    """All rows, each trial once, and notes on what was shared or renamed."""
+    seen: dict[str, str] = {}
+    merged: list[Row] = []
+    shared: dict[tuple[str, str], int] = {}
+    labels = _labels(rows)
+    for study, own in rows.items():
+        for row in own:
+            first = seen.setdefault(row["trial_id"], study)
+            if first != study:
+                if not row.get("baseline"):
+                    shared[first, study] = shared.get((first, study), 0) + 1
+                continue
+            merged.append({**row, "variant": labels[study, str(row["variant"])]})
+    notes = [
+        f"{count} trial{' is' if count == 1 else 's are'} of both {one} and {other}, and stand{'s' if count == 1 else ''} here once, "
+        f"under the name{'' if count == 1 else 's'} of {one}."
+        for (one, other), count in shared.items()
+    ]
+    return merged, notes
+
+
+def _labels(rows: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], str]:
+    """(study, variant) → its name here: the study's is added where another has a variant of the name that is something else."""
+    settings: dict[str, dict[str, set[str]]] = {}
+    for study, own in rows.items():
+        for row in own:
+            of = settings.setdefault(str(row["variant"]), {}).setdefault(study, set())
+            of.add(str(row["trial_id"]) if row.get("baseline") else _settings(row))
+    labels = {}
+    for variant, by_study in settings.items():
+        first: set[str] = set()
+        for study, own_settings in by_study.items():
+            is_other = bool(first) and not first & own_settings
+            labels[study, variant] = f"{variant} ({study})" if is_other else variant
+            first |= own_settings
+    return labels
+
+
+def _settings(row: Row) -> str:
+    kept: dict[str, Any] = {
+        k: v for k, v in row.items() if k.startswith("param.") and v is not None and not k.startswith(_NOT_COMPARED)
+    }
+    return json.dumps(kept, sort_keys=True, default=str)

@@ -1,0 +1,216 @@
+"""One trial's directory. What lies in it is the truth about the trial; MLflow and the report are views of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+from stlab.storage.schema import HORIZON, PREDICTIONS, epochs_table, flatten
+from stlab.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class TrialStatus(StrEnum):
+    """What the files of a trial's directory say of it."""
+
+    NEW = "new"
+    STARTED = "started"
+    FINISHED = "finished"
+    FAILED = "failed"
+    PRUNED = "pruned"
+
+
+_ENDS = {"result.json": TrialStatus.FINISHED, "pruned.json": TrialStatus.PRUNED, "failed.json": TrialStatus.FAILED}
+_BESIDE = {"result.json": ("epochs.parquet",), "test.json": ("horizon.parquet", "predictions.parquet", "view.parquet")}
+"""What is written before each: it names their sizes, so that one that was cut short is noticed."""
+
+
+class TrialDirectory:
+    """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result. See the README's tour for the layout."""
+
+    def __init__(self, store: Store, trial_id: str) -> None:
+        self.store = store
+        self.trial_id = trial_id
+        self.prefix = f"trials/{trial_id}"
+
+    def _at(self, name: str) -> str:
+        return f"{self.prefix}/{name}"
+
+    def status(self) -> TrialStatus:
+        """What the directory says, by one listing and one small file. A result that is damaged is none: the trial is to go on."""
+        sizes = self.store.sizes(self.prefix)
+        for name, status in _ENDS.items():
+            if name in sizes and self._is_whole(name, sizes):
+                return status
+        return TrialStatus.STARTED if "trial.json" in sizes else TrialStatus.NEW
+
+    def is_tested(self) -> bool:
+        """Whether the selected checkpoint has been measured on the test segment. ``test.json`` is written last of its files."""
+        sizes = self.store.sizes(self.prefix)
+        return "test.json" in sizes and self._is_whole("test.json", sizes)
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do: finished and measured on the test segment, or failed at either (until asked to retry)."""
+        status = self.status()
+        if status is TrialStatus.FINISHED:
+            return self.is_tested() or self.read("failed.json") is not None
+        return status is TrialStatus.FAILED
+
+    def _is_whole(self, name: str, sizes: Mapping[str, int]) -> bool:
+        return self._damaged_at(name, sizes) is None
+
+    def _damaged_at(self, name: str, sizes: Mapping[str, int]) -> str | None:
+        """Which file is damaged: ``name`` itself, or one written before it that has not the size it had."""
+        try:
+            content = self.store.read_json(self._at(name))
+        except (ValueError, FileNotFoundError):  # moved by another worker, perhaps
+            return name
+        if not isinstance(content, dict):
+            return name
+        return next((file for file, size in content.get("files", {}).items() if sizes.get(file) != size), None)
+
+    def set_aside_damaged(self) -> list[str]:
+        """Keep what is damaged under another name (``result.json.damaged-1``), so that it is made again; a line on each."""
+        sizes = self.store.sizes(self.prefix)
+        said = []
+        for name in ("trial.json", *_ENDS, "test.json"):
+            damaged = self._damaged_at(name, sizes) if name in sizes else None
+            if damaged is None:
+                continue
+            said.append(f"{damaged} was damaged")
+            if damaged in sizes:
+                taken = sum(other.startswith(f"{damaged}.damaged-") for other in sizes)
+                self.store.move(self._at(damaged), self._at(f"{damaged}.damaged-{taken + 1}"))
+                said[-1] += f" (kept as {damaged}.damaged-{taken + 1})"
+        return said
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None where it is not (yet) there, or damaged."""
+        try:
+            content = self.store.read_json(self._at(name))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
+            return None
+        return dict(content) if isinstance(content, dict) else None
+
+    def micro_batches(self) -> int:
+        """Into how many parts a worker's share of a batch is divided, because memory ran out; 1 where it did not."""
+        return int((self.read("memory.json") or {}).get("micro_batches", 1))
+
+    def memory_notes(self) -> list[str]:
+        """How that came about."""
+        return list((self.read("memory.json") or {}).get("notes", []))
+
+    def write_micro_batches(self, parts: int, note: str) -> None:
+        self.store.write_json(self._at("memory.json"), {"micro_batches": parts, "notes": [*self.memory_notes(), note]})
+
+    def write_trial(self, trial: Mapping[str, Any]) -> None:
+        self.store.write_json(self._at("trial.json"), trial)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Written last, in one piece: its being there means that the trial is finished."""
+        self.store.write_json(self._at("result.json"), self._with_files("result.json", result))
+
+    def _with_files(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = self.store.sizes(self.prefix)
+        return {**content, "files": {file: sizes[file] for file in _BESIDE[name] if file in sizes}}
+
+    def write_failure(self, failure: Mapping[str, Any]) -> None:
+        self.store.write_json(self._at("failed.json"), failure)
+
+    def write_pruned(self, pruned: Mapping[str, Any]) -> None:
+        self.store.write_json(self._at("pruned.json"), pruned)
+
+    def clear_failure(self) -> None:
+        """Keep an earlier failure's record under another name, so that the trial is run again."""
+        if self.store.exists(self._at("failed.json")):
+            taken = sum(name.startswith("failed-") for name in self.store.names(self.prefix))
+            self.store.move(self._at("failed.json"), self._at(f"failed-{taken + 1}.json"))
+
+    def write_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.store.write_table(self._at("epochs.parquet"), epochs_table(rows))
+
+    def read_epochs(self) -> list[dict[str, Any]]:
+        table = self._table("epochs.parquet")
+        return [] if table is None else list(table.to_pylist())
+
+    def write_test(self, test: Mapping[str, Any], horizon: Sequence[Mapping[str, Any]], predictions: pa.Table) -> None:
+        self.store.write_table(
+            self._at("horizon.parquet"), pa.Table.from_pylist([dict(r) for r in horizon], schema=HORIZON)
+        )
+        self.store.write_table(
+            self._at("predictions.parquet"), predictions.cast(PREDICTIONS.with_metadata(predictions.schema.metadata))
+        )
+        self.store.write_json(self._at("test.json"), self._with_files("test.json", test))
+
+    def read_horizon(self) -> pa.Table | None:
+        return self._table("horizon.parquet")
+
+    def read_predictions(self) -> pa.Table | None:
+        """One row a window and step ahead. The table's metadata names the shape of a step (``shape``, as JSON)."""
+        return self._table("predictions.parquet")
+
+    def write_view(self, view: pa.Table) -> None:
+        """What the model sees of one test window (``schema.view_table``). Written before the test's own files."""
+        self.store.write_table(self._at("view.parquet"), view)
+
+    def read_view(self) -> pa.Table | None:
+        """One row a node; None where the model sees no image, or has not been tested."""
+        return self._table("view.parquet")
+
+    def _table(self, name: str) -> pa.Table | None:
+        """None where it is not there, or damaged."""
+        try:
+            return self.store.read_table(self._at(name))
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowInvalid, OSError) as error:  # Parquet's; what the store itself raises is a StorageError
+            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
+            return None
+
+    def row(self) -> dict[str, Any]:
+        """The trial as a row of ``trials.parquet``. ``study`` and ``variant`` are set by the study that lists it."""
+        trial = self.read("trial.json") or {}
+        result = self.read("result.json") or {}
+        test = self.read("test.json") or {}
+        failure = self.read("failed.json") or {}
+        status = self.status()
+        row: dict[str, Any] = {"trial_id": self.trial_id, "status": status.value, "first_study": trial.get("study")}
+        row |= {
+            key: trial.get(key)
+            for key in (
+                "seed",
+                "baseline",
+                "dataset",
+                "synthetic",
+                "leaks",
+                "protocol",
+                "data_sha256",
+                "code_version",
+                "weights",
+            )
+        }
+        row |= {key: value for key, value in result.items() if not isinstance(value, (dict, list))}
+        if row.get("started_at"):
+            row["started_at"] = datetime.fromisoformat(row["started_at"])
+        row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
+        notes = [note for said in (result, failure, test) for note in said.get("notes", [])]
+        row["notes"] = "; ".join(dict.fromkeys(notes)) or None
+        if status is TrialStatus.FAILED:
+            row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
+        elif status is TrialStatus.PRUNED:
+            pruned = self.read("pruned.json") or {}
+            row |= {"error": pruned.get("reason"), "epochs": pruned.get("epoch")}
+        elif failure and status is TrialStatus.FINISHED and not test:
+            # Trained, but the test segment could not be measured: no result to report.
+            row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
+        spec: dict[str, Any] = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
+        return row | {f"param.{name}": value for name, value in flatten(spec).items()}

@@ -1,0 +1,188 @@
+"""What a study needs to run elsewhere: checked here, as far as that goes, before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from stlab.errors import StudyError, UserError
+from stlab.execution.run_study import check_protocol, data_facts
+from stlab.files import holds_secret, is_uri, secrets_of, shown
+from stlab.study.file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies, with_trials
+from stlab.study.plan import DataFacts, make_plan
+from stlab.study.source import Key, StudySource
+from stlab.study.spec import DataSpec
+
+_DATA_FILES = ("path", "node_ids", "distances")
+_KEEP_IT_OUT = " Take it out of the URI, and set it in the environment of the cluster's nodes."
+
+
+@dataclass(frozen=True)
+class Order:
+    """``stlab run`` as it is to be called on the cluster."""
+
+    study: str
+    overrides: list[str]
+    storage: str
+    tracking_uri: str | None = None
+    trials: int | None = None
+    retry_failed: bool = False
+    add_seeds: int | None = None
+
+    def arguments(self, study: str) -> list[str]:
+        """The words after ``stlab``. Whoever may ask the cluster can read them, so that no password stands in them."""
+        words = ["run", study, "--storage", self.storage]
+        if self.tracking_uri and not secrets_of(self.tracking_uri):
+            words += ["--tracking-uri", self.tracking_uri]
+        for override in self.overrides:
+            words += ["--set", override]
+        if self.trials is not None:
+            words += ["--trials", str(self.trials)]
+        if self.retry_failed:
+            words.append("--retry-failed")
+        if self.add_seeds is not None:
+            words += ["--add-seeds", str(self.add_seeds)]
+        return words
+
+    def again(self, name: str) -> list[str]:
+        """The words after ``stlab submit`` that go on with a job of this order, less the address; without passwords, as above.
+
+        Args:
+            name: of the study.
+        """
+        order = replace(self, retry_failed=False)  # what has failed since is not asked for
+        if self.add_seeds is None:
+            study = _as_anywhere(self.study)
+        else:  # the study in the storage has the new seeds by then, and as many more are not meant
+            study = f"{self.storage.rstrip('/')}/studies/{name}/study.yaml"
+            order = replace(order, overrides=[], add_seeds=None)
+        hidden = [word for uri in self.environment().values() for word in ("--tracking-uri", shown(uri))]
+        return [*order.arguments(study)[1:], *hidden]
+
+    def environment(self) -> dict[str, str]:
+        """A tracking URI with a password in it: it is kept out of the command, which is logged and shown."""
+        return {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri and secrets_of(self.tracking_uri) else {}
+
+
+def _as_anywhere(study: str) -> str:
+    """A study as it can be named from any folder of this machine."""
+    if is_uri(study):
+        return study
+    found = find_study(study)
+    return study if found in shipped_studies() else str(found.resolve())
+
+
+@dataclass
+class Checked:
+    """An order that may be sent."""
+
+    name: str
+    """Of the study."""
+    text: str | None
+    """The study file; None where a study that was run is extended by its name alone."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be checked here."""
+
+
+def check_order(order: Order) -> Checked:
+    """Find and validate the study, and refuse what can only be meant for this machine.
+
+    Raises:
+        UserError: what is wrong, where, and what to do.
+    """
+    _check_places(order)
+    notes = []
+    if order.tracking_uri and urlsplit(order.tracking_uri).hostname in ("localhost", "127.0.0.1", "::1"):
+        notes.append(f"{shown(order.tracking_uri)} is, for the job, a server on the cluster's own head.")
+    if order.add_seeds is not None:
+        return _extension(order, notes)
+    source = load_study_source(order.study, with_trials(order.study, order.overrides, order.trials))
+    spec = parse(source)
+    _refuse_relative_paths(source)
+    elsewhere: list[str] = []
+
+    def facts(data: DataSpec) -> DataFacts:
+        if not data.path.startswith("synthetic:") and (is_uri(data.path) or not Path(data.path).exists()):
+            elsewhere.append(data.path)
+            raise _Elsewhere
+        return data_facts(data)
+
+    try:
+        check_protocol(make_plan(spec, facts, source))
+    except _Elsewhere:
+        notes.append(f"data.path={elsewhere[0]} is not on this machine: the data are checked on the cluster.")
+    return Checked(spec.name, find_study(order.study).read_text(encoding="utf-8-sig"), notes)
+
+
+class _Elsewhere(Exception):
+    """Data that are not on this machine; the rest of the plan cannot be made here."""
+
+
+def _extension(order: Order, notes: list[str]) -> Checked:
+    """With ``--add-seeds`` the study that was run counts, in the storage; a file gives its name only."""
+    try:
+        source = load_study_source(order.study)
+    except StudyError:
+        return Checked(order.study, None, notes)
+    return Checked(parse(source).name, find_study(order.study).read_text(encoding="utf-8-sig"), notes)
+
+
+def _check_places(order: Order) -> None:
+    if secrets_of(order.storage):
+        raise UserError(
+            f"--storage {shown(order.storage)}: keys do not belong in a URI. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on the "
+            "cluster's nodes."
+        )
+    if not is_uri(order.storage) and not Path(order.storage).is_absolute():
+        raise UserError(
+            f"--storage {order.storage}: a folder of this machine is no place for a cluster. Give one that all nodes reach: "
+            "--storage s3://bucket/runs, or an absolute path of a shared folder: /shared/runs."
+        )
+    uri = order.tracking_uri or ""
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise UserError(
+            f"--tracking-uri {uri}: a database in this folder is out of a cluster's reach. Give a server, --tracking-uri "
+            "http://mlflow:5000, or leave it out and run stlab sync later."
+        )
+    for override in order.overrides:
+        path, _, value = override.partition("=")
+        if holds_secret(value):
+            what_to_do = f" {NO_PASSWORD[0].upper()}{NO_PASSWORD[1:]}" if path.strip().startswith("search") else _KEEP_IT_OUT
+            raise UserError(f"--set {path.strip()}: the value holds a password, and the job's command is shown to all.{what_to_do}")
+
+
+def _refuse_relative_paths(source: StudySource) -> None:
+    problems = [
+        f"{source.place(loc)[1]}: {'.'.join(map(str, loc))}: {value!r} is a path from this folder, which the job does not have. Give an "
+        "absolute path that all nodes reach, or a URI (s3://…)."
+        for loc, value in _leaves(source.data, ())
+        if _is_of_this_folder(loc, value)
+    ]
+    if problems:
+        raise StudyError("\n".join(problems))
+
+
+def _is_of_this_folder(loc: tuple[Key, ...], value: str) -> bool:
+    """Whether a value of a study is a relative path. What names no file by its field does so if there is such a file here."""
+    if ":" in value or not value or Path(value).is_absolute():
+        return False
+    words = ".".join(str(key) for key in loc).split(".")
+    if "data" in words and any(name in words[-2:] for name in _DATA_FILES):
+        return True
+    if words[:2] == ["paper", "file"]:
+        return value.endswith((".yaml", ".yml"))
+    return "model" in words and ("/" in value or "." in value) and Path(value).expanduser().exists()
+
+
+def _leaves(value: Any, loc: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*loc, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, (*loc, index))
+    elif isinstance(value, str):
+        yield loc, value

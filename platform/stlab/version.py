@@ -1,0 +1,3 @@
+"""The version of stlab."""
+
+__version__ = "0.1.0"

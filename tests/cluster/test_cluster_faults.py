@@ -1,0 +1,229 @@
+"""What dies on a cluster (a worker, a node, the driver) costs the time since the last checkpoint, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.support.watched_runs import EPOCHS, Runs, on_two_nodes, study_of
+
+GRACE_SECONDS = 30  # what Slurm and Kubernetes give by default
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+HOLD = """\
+import sys, time
+from stlab.execution import ray
+from stlab.execution.locks.owner import Holder
+from stlab.storage import Store
+
+with ray.connection(sys.argv[1]), ray.study_held(Store("s3://bucket/runs?region=x"), "mine", Holder.myself()):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+"""A driver whose storage has no locks."""
+
+
+@pytest.fixture(scope="module")
+def runs(two_nodes: Any, study_text: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The cluster, and a run that nobody disturbed."""
+    runs = Runs(tmp_path_factory.mktemp("faults"), two_nodes, study_of(study_text))
+    runs.ends_well(runs.start("undisturbed", "seeds=[0, 1, 2]"), "undisturbed")
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def tidy(runs: Runs) -> Iterator[None]:
+    """What one test leaves behind takes nothing from the next: drivers, and nodes beyond the first two."""
+    yield
+    runs.end()
+    for node in runs.nodes.nodes[2:]:
+        if node.poll() is None:
+            runs.nodes.kill(node)
+
+
+def test_a_worker_that_is_killed(runs: Runs) -> None:
+    run = runs.in_the_middle("worker", 2)
+    os.kill(next(iter(runs.trained_by("worker"))), signal.SIGKILL)
+    runs.go_on()
+    runs.ends_well(run, "worker")
+    runs.same_as_undisturbed("worker")
+    runs.went_on("worker", disturbed=1)
+    assert sorted(runs.attempts("worker").values()) == [1, 2], "the other never noticed"
+
+
+def test_a_driver_that_is_killed(runs: Runs) -> None:
+    run = runs.in_the_middle("driver", 2)
+    run.kill()
+    runs.go_on()
+    runs.ends_well(runs.start("driver"), "driver")
+    runs.same_as_undisturbed("driver")
+    runs.went_on("driver", disturbed=2)
+    assert len(runs.heard("driver", "ended")) == 2, "no trial ended twice"
+
+
+def test_a_worker_that_is_told_to_go(runs: Runs) -> None:
+    run = runs.in_the_middle("notice", 2, "train.checkpoint_seconds=0.5")
+    pid, trial = next(iter(runs.trained_by("notice").items()))
+    told = time.time()
+    os.kill(pid, signal.SIGTERM)
+    runs.go_on()
+    runs.wait_for(lambda: pid not in runs.nodes.trainers(), run, "notice")
+    assert time.time() - told < GRACE_SECONDS
+    assert runs.left_with_a_checkpoint("notice", trial, told)
+    runs.ends_well(run, "notice")
+    runs.same_as_undisturbed("notice")
+    runs.went_on("notice")
+    assert set(runs.attempts("notice").values()) == {1}, "a preemption is no failure"
+
+
+def test_a_study_that_is_run_twice(runs: Runs) -> None:
+    run = runs.in_the_middle("twice", 2)
+    again = runs.start("twice")
+    runs.wait_for(lambda: again.poll() is not None, run, "twice")
+    assert "StudyRunning: the study long is being run" in runs.said("twice")
+    assert f"process {run.pid}" in runs.said("twice")
+    runs.go_on()
+    runs.ends_well(run, "twice")
+    runs.same_as_undisturbed("twice")
+    assert set(runs.attempts("twice").values()) == {1}
+
+
+def test_a_name_on_the_cluster_where_the_storage_has_no_locks(runs: Runs) -> None:
+    def driver(seconds: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", HOLD, runs.nodes.address, str(seconds)], env=runs.nodes.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    first = driver(600)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    out, err = driver(0).communicate(timeout=300)
+    assert out == ""
+    assert f"the study mine is being run already: process {first.pid} on " in err
+    first.kill()
+    out, err = driver(0).communicate(timeout=300)
+    assert out == "held\n", err
+
+
+def test_a_node_with_two_trials_that_is_killed(runs: Runs) -> None:
+    lost = runs.nodes.add(2)
+    run = runs.in_the_middle("node", 4, "seeds=[0, 1, 2]")  # more trials than groups: those that start late have one too
+    assert len(runs.nodes.trainers(lost)) == 2
+    runs.nodes.kill(lost)
+    runs.go_on()
+    runs.ends_well(run, "node")
+    runs.same_as_undisturbed("node")
+    runs.went_on("node", disturbed=2)
+    assert sorted(runs.attempts("node").values()) == [1, 1, 1, 1, 2, 2]
+
+
+def test_a_node_that_is_told_to_go(runs: Runs) -> None:
+    leaving = runs.nodes.add(2)
+    run = runs.in_the_middle("drained", 4, "seeds=[0, 1, 2]")
+    pids = runs.nodes.trainers(leaving)
+    trials = [trial for pid, trial in runs.trained_by("drained").items() if pid in pids]
+    assert len(trials) == 2
+    told = time.time()
+    leaving.terminate()  # as Kubernetes does: Ray drains the node for 30 s
+    runs.go_on()
+    runs.wait_for(lambda: leaving.poll() is not None or not runs.nodes.trainers(leaving), run, "drained")
+    assert time.time() - told < GRACE_SECONDS
+    assert all(runs.left_with_a_checkpoint("drained", trial, told) for trial in trials)
+    runs.ends_well(run, "drained")
+    runs.same_as_undisturbed("drained")
+    runs.went_on("drained")
+    assert set(runs.attempts("drained").values()) == {1}
+
+
+def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs) -> None:
+    half = runs.start("shared", "resources.max_cpus=1")
+    other = subprocess.Popen(
+        [sys.executable, "watched.py", "long.yaml", "shared", runs.nodes.address, "other.jsonl", "name=other", "resources.max_cpus=1"],
+        cwd=runs.folder, env=runs.nodes.environment, start_new_session=True,
+    )  # fmt: skip
+    runs.ends_well(half, "shared")
+    assert other.wait(timeout=900) == 0
+    tables = [runs.folder / "shared" / "studies" / name / "results" / "trials.parquet" for name in ("long", "other")]
+    mine, others = (pd.read_parquet(table).set_index("trial_id").sort_index() for table in tables)
+    assert mine.index.tolist() == others.index.tolist()
+    pd.testing.assert_frame_equal(mine[["test_mae", "val_rmse"]], others[["test_mae", "val_rmse"]], check_exact=True)
+    pd.testing.assert_series_equal(mine["val_rmse"], runs.trials("undisturbed").loc[mine.index, "val_rmse"], check_exact=True)
+    epochs = [(e["trial_id"], row["epoch"]) for name in ("shared", "other") for e in runs.heard(name, "epochs") for row in e["rows"]]
+    assert sorted(epochs) == sorted((trial, epoch) for trial in mine.index for epoch in range(1, EPOCHS + 1)), "each is trained once"
+    assert [runs.heard(name, "begin")[0]["concurrency"] for name in ("shared", "other")] == [1, 1]
+
+
+def test_two_workers_on_two_nodes_train_as_one(runs: Runs) -> None:
+    few = "train.max_epochs=3"
+    runs.ends_well(runs.start("one", few), "one")
+    run = runs.start("two", few, "resources.workers=2")
+    on_two_nodes(runs, run, "two")
+    runs.ends_well(run, "two")
+    columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
+    pd.testing.assert_frame_equal(runs.trials("two")[columns], runs.trials("one")[columns], rtol=1e-5)
+
+
+def test_the_second_of_two_workers_that_is_killed(runs: Runs) -> None:
+    """The first notices by an error in the middle of a step; that is none of the trial's."""
+    run = runs.in_the_middle("second", 1, "resources.workers=2")
+    workers = on_two_nodes(runs, run, "second")
+    (second,) = set(workers) - set(runs.trained_by("second"))
+    os.kill(second, signal.SIGKILL)
+    runs.go_on()
+    runs.ends_well(run, "second")
+    columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
+    rows = runs.trials("second")
+    pd.testing.assert_frame_equal(rows[columns], runs.trials("undisturbed").loc[rows.index, columns], rtol=1e-5)
+    runs.went_on("second", disturbed=1)
+    assert sorted(runs.attempts("second").values()) == [1, 2]
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory(runs: Runs, no_memory: Callable[[int], None]) -> None:
+    run = runs.in_the_middle("memory", 2)
+    pid, trial = next(iter(runs.trained_by("memory").items()))
+    no_memory(pid)
+    runs.go_on()
+    runs.ends_well(run, "memory")
+    assert sorted(runs.attempts("memory").values()) == [1, 2]
+    rows = runs.trials("memory")
+    assert "killed for want of memory: batches are divided into 2 parts" in rows.notes[trial]
+    halved = rows.micro_batch.to_dict()
+    assert halved.pop(trial) * 2 == halved.popitem()[1]
+    columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
+    pd.testing.assert_frame_equal(rows[columns], runs.trials("undisturbed").loc[rows.index, columns], rtol=1e-4)
+    runs.went_on("memory", disturbed=1)
+
+
+@pytest.fixture
+def no_memory() -> Iterator[Callable[[int], None]]:
+    """Gives a process not a page more, so that the kernel kills it; in a control group of its own, which harms nobody else."""
+    kinds = [(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")]
+    parent, limit = next((kind for kind in kinds if os.access(kind[0] / "cgroup.procs", os.W_OK)), (None, ""))
+    if parent is None:
+        pytest.skip("needs a control group for memory that it may write to")
+    group = parent / f"stlab-{os.getpid()}"
+    group.mkdir()
+    if not (group / limit).exists():
+        group.rmdir()
+        pytest.skip("control groups here do not limit memory")
+
+    def squeeze(pid: int) -> None:
+        (group / limit).write_text("0")
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield squeeze
+    until = time.monotonic() + 30
+    while (group / "cgroup.procs").read_text().strip() and time.monotonic() < until:
+        time.sleep(0.2)
+    group.rmdir()

@@ -1,0 +1,89 @@
+"""A search whose driver is killed three times, at random moments, ends as one that was left alone: every trial once."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.support.trials import assert_went_on, saved_seconds
+
+TRIALS = 9
+SEARCH = f"""\
+name: searched
+base:
+  data: {{path: synthetic:city}}
+  model: {{name: st_vfm, backbone: vit_test, weights: random, temporal_width: 8, temporal_layers: 1, rank: 2}}
+  train: {{max_epochs: 3, warmup_epochs: 1, checkpoint_seconds: 0}}
+search:
+  space:
+    train.lr: {{float: [1.0e-4, 1.0e-2], log: true}}
+    model.dropout: {{float: [0.0, 0.3]}}
+  startup_trials: 4
+  max_trials: {TRIALS}
+baselines: []
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def _numbers(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("studies/searched/search/base/[0-9]*.json"))
+    return [json.loads(path.read_text()) for path in files]
+
+
+def _results(storage: Path) -> dict[str, int]:
+    """Trial → when its result was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in storage.glob("trials/*/result.json")}
+
+
+def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
+    (stlab.folder / "searched.yaml").write_text(SEARCH)
+    storage, seed = stlab.folder / "runs", random.randrange(2**32)
+    print(f"the moments of the kills are drawn from seed {seed}")
+    draw = random.Random(seed)
+    results: list[dict[str, int]] = []
+    saved: list[dict[str, list[float]]] = []
+    for kill in range(3):
+        log = stlab.folder / f"kill{kill}.log"
+        run = stlab.start("run", "searched.yaml", "--storage", "runs", log=log)
+        wanted, until = min(len(_numbers(storage)) + 1, TRIALS), time.monotonic() + 400
+        # A trial more has begun; at the last kill, some have ended too.
+        while (len(_numbers(storage)) < wanted or (kill == 2 and not _results(storage))) and run.poll() is None:
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 2.0))
+        run.kill()
+        assert run.wait(timeout=30) == -signal.SIGKILL, "it had ended before: more trials are needed"
+        results.append(_results(storage))
+        saved.append(saved_seconds(storage))
+        before = {entry["number"]: entry["trial_id"] for entry in _numbers(storage)}
+    answer = stlab("run", "searched.yaml", "--storage", "runs", timeout=900)
+    assert answer.code == 0, answer
+    entries = _numbers(storage)
+    assert [entry["number"] for entry in entries] == list(range(TRIALS))
+    assert len({entry["trial_id"] for entry in entries}) == TRIALS
+    assert all(entry["told"] for entry in entries), "the sampler's history is whole"
+    assert {n: t for n, t in before.items() if entries[n]["trial_id"] != t} == {}, "what was begun keeps its number"
+    after = _results(storage)
+    for kill, ended in enumerate(results):
+        assert {trial for trial, when in ended.items() if after[trial] != when} == set(), f"trained again after kill {kill}"
+    assert_went_on(storage, {trial: seconds for known in saved for trial, seconds in known.items()})
+    trials = {path.name for path in (storage / "trials").iterdir()}
+    assert trials == {entry["trial_id"] for entry in entries}
+    for trial in trials:
+        epochs = pd.read_parquet(storage / "trials" / trial / "epochs.parquet")
+        assert epochs["epoch"].tolist() == [1, 2, 3], "every epoch counts once"
+    tested = [path.parent.name for path in storage.glob("trials/*/test.json")]
+    rows = pd.read_parquet(storage / "studies/searched/results/trials.parquet")
+    assert tested == rows[~rows["searched"]]["trial_id"].tolist()
+    assert rows[~rows["searched"]]["val_rmse"].iloc[0] == rows["val_rmse"].min()
+    again = stlab("run", "searched.yaml", "--storage", "runs", timeout=300)
+    assert again.code == 0, again
+    assert _results(storage) == after, "nothing is left to do"

@@ -1,0 +1,50 @@
+"""The studies in search_spaces/ and their schema: every one validates and plans, and editors find a schema that is current."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[3] / "search_spaces"
+STUDIES = sorted(FOLDER.glob("*.yaml"))
+SCHEMA = FOLDER / "study.schema.json"
+
+
+def test_the_schema_is_current(say: Callable[..., Any]) -> None:
+    answer = say("schema")
+    assert answer.code == 0
+    schema = json.loads(answer.out)
+    jsonschema.validators.validator_for(schema).check_schema(schema)
+    assert SCHEMA.read_text() == answer.out, "stlab schema > search_spaces/study.schema.json"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_is_valid_and_plans(path: Path, grid: dict[str, np.ndarray], say: Callable[..., Any]) -> None:
+    assert path.read_text().splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA.name}"
+    study = yaml.safe_load(path.read_text())
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validators.validator_for(schema)(schema).validate(study)
+    assert study["name"] == path.stem
+    steps = 35 * 24  # the train segment has every slot of the week twice, and 5 % of it a window
+    times = grid["timestamps"][0] + np.arange(steps) * np.timedelta64(3600, "s")
+    np.savez("grid.npz", data=np.resize(grid["data"], (steps, *grid["data"].shape[1:])), timestamps=times)
+    own = study["base"]["data"]["path"].startswith("synthetic:")  # a grid is a network of sensors too
+    answer = say("plan", path.stem, *([] if own else ["--set", "data.path=grid.npz"]))
+    assert answer.code == 0, answer.err
+    runs = len(study.get("variants", [0])) * len(study.get("seeds", [0]))
+    assert answer.out.count("to do") >= runs
+
+
+def test_a_wrong_study_does_not_pass_the_schema() -> None:
+    study = yaml.safe_load(STUDIES[0].read_text())
+    study["base"]["train"]["lrr"] = 1
+    schema = json.loads(SCHEMA.read_text())
+    errors = list(jsonschema.validators.validator_for(schema)(schema).iter_errors(study))
+    assert errors

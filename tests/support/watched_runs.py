@@ -1,0 +1,179 @@
+"""Studies on a cluster whose observers write down what they hear, and what becomes of their trials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+EPOCHS = 12
+WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
+
+WATCHED = """\
+import json, logging, sys
+from stlab.cli.options import load_study
+from stlab.errors import UserError
+from stlab.execution.run_study import run_study
+
+study, storage, address, log, *overrides = sys.argv[1:]
+
+class Log:
+    def begin(self, plan, todo, concurrency): self.event({"kind": "begin", "concurrency": concurrency})
+    def end(self, outcome): pass
+    def event(self, event):
+        with open(log, "a") as file:
+            file.write(json.dumps({k: v for k, v in event.items() if k != "trial"}, default=str) + "\\n")
+
+logging.basicConfig(level=logging.WARNING)
+spec, source = load_study(study, overrides)
+outcome = run_study(spec, storage, source=source, address=address, observers=[Log()])
+print(*outcome.troubles, sep="\\n")
+sys.exit(1 if outcome.troubles or outcome.ended_as("failed", "missing") else 0)
+"""
+"""A run that writes down what its observers hear."""
+
+
+class Runs:
+    """Studies on a cluster, from a folder; a storage for each."""
+
+    def __init__(self, folder: Path, nodes: Any, study: str) -> None:
+        self.folder, self.nodes = folder, nodes
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.held: set[int] = set()
+        (folder / "watched.py").write_text(WATCHED)
+        (folder / "long.yaml").write_text(study)
+
+    def start(self, storage: str, *overrides: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{storage}.log").open("ab") as log:
+            run = subprocess.Popen(
+                [*self.nodes.enter, sys.executable, "watched.py", "long.yaml", storage, self.nodes.address, f"{storage}.jsonl", *overrides],
+                cwd=self.folder, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.started.append(run)
+        return run
+
+    def said(self, storage: str) -> str:
+        return (self.folder / f"{storage}.log").read_text()
+
+    def ends_well(self, run: subprocess.Popen[bytes], storage: str) -> None:
+        assert run.wait(timeout=900) == 0, self.said(storage)
+
+    def wait_for(self, what: Callable[[], Any], run: subprocess.Popen[bytes], storage: str) -> Any:
+        until = time.monotonic() + WAIT_SECONDS
+        while not (found := what()):
+            assert run.poll() is None, self.said(storage)
+            assert time.monotonic() < until, self.said(storage)
+            time.sleep(0.1)
+        return found
+
+    def in_the_middle(self, storage: str, trials: int, *overrides: str) -> subprocess.Popen[bytes]:
+        """A run that has so many trials under way at once, all well begun. They stand still until :meth:`go_on`."""
+        run = self.start(storage, *overrides)
+
+        def is_there() -> bool:
+            reached = self.checkpoints(storage)
+            for pid, trial in self.trained_by(storage).items():
+                if reached.get(trial, 0) > 2 and pid not in self.held:  # Ray starts them one after the other: they wait for each other
+                    os.kill(pid, signal.SIGSTOP)
+                    self.held.add(pid)
+            return len(self.held) == trials
+
+        self.wait_for(is_there, run, storage)
+        return run
+
+    def go_on(self) -> None:
+        """Let those that stand still go on, as far as they still live."""
+        for pid in self.held:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self.held.clear()
+
+    def end(self) -> None:
+        """Nothing of this is left running."""
+        self.go_on()
+        for run in self.started:
+            if run.poll() is None:
+                run.kill()
+
+    def checkpoints(self, storage: str) -> dict[str, int]:
+        """The newest checkpoint of every trial that has not ended: its number."""
+        done: dict[str, int] = {}
+        for state in (self.folder / storage).glob("trials/*/checkpoint/*/state.json"):
+            directory = state.parents[2]
+            if not (directory / "result.json").exists():
+                done[directory.name] = max(done.get(directory.name, 0), int(state.parent.name.partition(".")[0]))
+        return done
+
+    def trained_by(self, storage: str) -> dict[int, str]:
+        """Who holds a trial at this moment, the one that has furthest to go first: the pid of its first worker, and its id."""
+        reached = self.checkpoints(storage)
+        held = {file.name.partition("-")[2]: file.read_text() for file in (self.folder / storage / ".locks").glob("trial-*")}
+        return {json.loads(held[trial])["pid"]: trial for trial in sorted(reached, key=lambda t: reached[t]) if held.get(trial)}
+
+    def left_with_a_checkpoint(self, storage: str, trial: str, told: float) -> bool:
+        """Whether a trial that has not ended has a checkpoint that was written after ``told``."""
+        directory = self.folder / storage / "trials" / trial
+        newest = max(path.stat().st_mtime for path in directory.glob("checkpoint/*/state.json"))
+        return newest > told and not (directory / "result.json").exists()
+
+    def trials(self, storage: str) -> pd.DataFrame:
+        table = pd.read_parquet(next((self.folder / storage).glob("studies/*/results/trials.parquet")))
+        return table.set_index("trial_id").sort_index()
+
+    def same_as_undisturbed(self, storage: str) -> None:
+        """The figures are those of a run left alone, to the last digit, and every epoch counts once."""
+        columns = ["status", "test_mae", "test_rmse", "val_mae", "val_rmse", "best_epoch", "epochs"]
+        rows = self.trials(storage)
+        pd.testing.assert_frame_equal(rows[columns], self.trials("undisturbed").loc[rows.index, columns], check_exact=True)
+        for trial, row in rows.iterrows():
+            files = [self.folder / name / "trials" / str(trial) / "epochs.parquet" for name in (storage, "undisturbed")]
+            mine, others = (pd.read_parquet(file) for file in files)
+            assert mine["epoch"].tolist() == list(range(1, int(row["epochs"]) + 1))
+            numbers = ["step", "loss", "val_mae", "val_rmse", "lr"]
+            pd.testing.assert_frame_equal(mine[numbers], others[numbers], check_exact=True)
+
+    def heard(self, storage: str, kind: str) -> list[dict[str, Any]]:
+        events = [json.loads(line) for line in (self.folder / f"{storage}.jsonl").read_text().splitlines()]
+        return [event for event in events if event["kind"] == kind]
+
+    def went_on(self, storage: str, disturbed: int = 0) -> None:
+        """No trial began anew, and but for the epoch since the last checkpoint of those that were disturbed none was trained twice.
+
+        A trial that goes on tells first the epochs it has, all at once; then those it trains, one by one.
+        """
+        trained = Counter(
+            (event["trial_id"], event["rows"][0]["epoch"]) for event in self.heard(storage, "epochs") if len(event["rows"]) == 1
+        )
+        again = Counter(trial for trial, _ in (trained - Counter(set(trained))).elements())
+        assert len(again) <= disturbed
+        assert max(again.values(), default=0) <= 1
+
+    def attempts(self, storage: str) -> dict[str, int]:
+        """How often each trial was begun."""
+        return {event["trial_id"]: event["attempt"] for event in self.heard(storage, "started")}
+
+
+def study_of(text: str, seeds: str = "[0]") -> str:
+    """A study whose trials have EPOCHS epochs, and as many checkpoints."""
+    text = text.replace("name: tiny", "name: long").replace("max_epochs: 2", f"max_epochs: {EPOCHS}, patience: {EPOCHS}")
+    return text.replace("seeds: [0, 1]", f"seeds: {seeds}\nbaselines: []")
+
+
+def on_two_nodes(runs: Runs, run: subprocess.Popen[bytes], storage: str) -> list[int]:
+    """The workers of a trial that has two, once each of two nodes has one."""
+    return runs.wait_for(lambda: _one_each(runs), run, storage)  # type: ignore[no-any-return]
+
+
+def _one_each(runs: Runs) -> list[int]:
+    busy = [pids for node in runs.nodes.nodes if node.poll() is None and (pids := runs.nodes.trainers(node))]
+    return [pid for pids in busy for pid in pids] if [len(pids) for pids in busy] == [1, 1] else []
