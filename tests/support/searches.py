@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from stlab.execution.run_search import checked
-from stlab.search.study import ArmSearch
+from stlab.search.study import BranchSearch
 from stlab.storage import Store, TrialDirectory
 from stlab.study.file import parse
 from stlab.study.plan import DataFacts, Plan, make_plan
@@ -41,8 +41,8 @@ def planned(*overrides: str, text: str = STUDY) -> Plan:
     return checked(plan, source)
 
 
-def searching(store: Store, plan: Plan) -> ArmSearch:
-    return ArmSearch(store, plan.study, plan.arms[0])
+def searching(store: Store, plan: Plan) -> BranchSearch:
+    return BranchSearch(store, plan.study, plan.branches[0])
 
 
 def value_of(point: dict[str, Any]) -> tuple[float, float]:
@@ -59,7 +59,7 @@ def finish(directory: TrialDirectory, point: dict[str, Any], seconds: float | No
     directory.write_result({"val_rmse": error, "val_mae": error, "device_seconds": seconds or cost})
 
 
-def step(search: ArmSearch, upto: str = "tell") -> bool:
+def step(search: BranchSearch, upto: str = "tell") -> bool:
     """One trial of a search, up to the moment it is killed at: `ask`, `finish` or `tell`. Whether there was one."""
     proposed = search.next(0.0)
     if proposed is None:

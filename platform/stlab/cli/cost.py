@@ -25,7 +25,7 @@ def probe_and_say(
     """Measure each distinct shape, keep the forecast beside the study, and print it."""
     from stlab.inspection.cost import forecast, keep_forecast, left_to_search
 
-    searches, unbounded = left_to_search(plan, store) if plan.arms else ([], [])
+    searches, unbounded = left_to_search(plan, store) if plan.branches else ([], [])
     if unbounded:
         console.print(
             f"Not forecast: {', '.join(unbounded)}, which no number of trials ends (search.max_trials, or --trials).",

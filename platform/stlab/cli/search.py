@@ -30,11 +30,11 @@ def say_search(console: Console, plan: Plan, store: Store) -> None:
     points = f"{len(search.points)} point{'s' if len(search.points) != 1 else ''} to try first"
     told = f"{search.sampler}, pruner {search.pruner}, minimises {' and '.join(search.objectives)}; {points}."
     console.print(told, highlight=False)
-    arms = Table("search", "begun", "finished", "pruned", "failed", "device-hours", "state", title="budget of each: " + budget(search),
+    branches = Table("search", "begun", "finished", "pruned", "failed", "device-hours", "state", title="budget of each: " + budget(search),
                  title_justify="left")  # fmt: skip
     for history in histories(plan, store):
-        arms.add_row(history.arm.label, *_done(history, store))
-    console.print(arms)
+        branches.add_row(history.branch.label, *_done(history, store))
+    console.print(branches)
     seeds = ", ".join(map(str, plan.study.seeds))
     console.print(f"Then each search's best by validation is measured on the test segment, once (seeds {seeds}).", highlight=False)
 
@@ -47,8 +47,8 @@ def say_found(console: Console, store: Store, study: str) -> None:
     found = read_search(store, study)
     if found is None:
         return
-    for arm in found.arms:
-        console.print(sentence(found, arm), highlight=False, soft_wrap=True)
+    for branch in found.branches:
+        console.print(sentence(found, branch), highlight=False, soft_wrap=True)
     console.print(sealed(found), highlight=False, soft_wrap=True, style="dim")
 
 

@@ -181,7 +181,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
 
     console, store = console_for_output(), Store(storage)
     todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
-    wanted = {trial.spec.resources for trial in (*todo, *(arm.template for arm in plan.arms))}
+    wanted = {trial.spec.resources for trial in (*todo, *(branch.template for branch in plan.branches))}
     slots = {resources: concurrency or groups_here(resources) for resources in wanted}
     packs = make_packs(todo, slots)
     pack_of = {trial.trial_id: str(number) for number, pack in enumerate(packs) for trial in pack.trials}
@@ -192,7 +192,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         "id",
         "state",
         "pack",
-        title=f"{plan.study.name}: {len(plan.trials)} trials" + (" beside its searches" if plan.arms else ""),
+        title=f"{plan.study.name}: {len(plan.trials)} trials" + (" beside its searches" if plan.branches else ""),
         title_justify="left",
     )
     for trial in plan.trials:
@@ -216,7 +216,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         console.print(coloured("note:", "dim", f" not on this machine alone: {error}"), soft_wrap=True)
     say_coverage(console, plan)
     there, plural = len(plan.unique()) - len(todo), "" if len(packs) == 1 else "s"
-    besides = "; of the searches, see above" if plan.arms else ""
+    besides = "; of the searches, see above" if plan.branches else ""
     console.print(f"{len(todo)} to do, in {len(packs)} pack{plural}; {there} there already{besides}.", highlight=False)
     if probe:
         from stlab.cli.cost import probe_and_say

@@ -80,13 +80,13 @@ class TerminalProgress:
     def _begin_search(self, plan: Plan, search: SearchSpec, concurrency: int) -> None:
         """A search's trials are not known yet; how many there may be at the most is, where ``max_trials`` says so."""
         # What is selected is measured, or trained with further seeds: a step a seed.
-        self._total += len(plan.arms) * ((search.max_trials or 0) + len(plan.study.seeds))
-        arms = "" if len(plan.arms) == 1 else f"{len(plan.arms)} searches of "
+        self._total += len(plan.branches) * ((search.max_trials or 0) + len(plan.study.seeds))
+        branches = "" if len(plan.branches) == 1 else f"{len(plan.branches)} searches of "
         limits = [f"at most {search.max_trials} trials" if search.max_trials else "trials"]
         limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
         limits += [f"{search.max_wall:g} hours"] if search.max_wall else []
         pace = f"; {concurrency} at a time" if concurrency else "; nothing left to do"
-        told = f"  {arms}{', '.join(limits)} by {search.sampler}{pace}."
+        told = f"  {branches}{', '.join(limits)} by {search.sampler}{pace}."
         self.console.print(Text.assemble((plan.study.name, "bold"), told))
 
     def _search_event(self, event: dict[str, Any]) -> None:

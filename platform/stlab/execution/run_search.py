@@ -11,7 +11,7 @@ from stlab.search.history import Entry, History, Outcome, located, wall_seconds
 from stlab.search.space import Space, check_space, without_dead_fields
 from stlab.search.table import Tried, write_search
 from stlab.storage import Store, TrialDirectory
-from stlab.study.plan import Arm, Plan, PlannedTrial, plan_point
+from stlab.study.plan import Plan, PlannedTrial, SearchBranch, plan_point
 from stlab.study.source import StudySource
 from stlab.study.spec import ResourcesSpec
 
@@ -20,8 +20,8 @@ RowOf = Callable[[PlannedTrial, Store], Row]
 
 
 def histories(plan: Plan, store: Store) -> list[History]:
-    """The history of every arm."""
-    return [History(store, plan.study, arm) for arm in plan.arms]
+    """The history of every branch."""
+    return [History(store, plan.study, branch) for branch in plan.branches]
 
 
 def prepare(plan: Plan, store: Store, *, retry_failed: bool) -> str | None:
@@ -39,13 +39,13 @@ def prepare(plan: Plan, store: Store, *, retry_failed: bool) -> str | None:
 
 
 def is_searching(plan: Plan, store: Store) -> bool:
-    """Whether any arm has trials left to begin, to end, to tell or to measure."""
+    """Whether any branch has trials left to begin, to end, to tell or to measure."""
     wall = wall_seconds(store, plan.study.name)
     return any(not is_over(history, wall) for history in histories(plan, store))
 
 
 def is_over(history: History, wall: float) -> bool:
-    """Whether an arm has spent its budget and its selection is measured."""
+    """Whether a branch has spent its budget and its selection is measured."""
     tried = state_of(history)
     if any(outcome is None or not entry.told for entry, outcome in tried):
         return False
@@ -68,18 +68,18 @@ def selected(history: History) -> list[PlannedTrial]:
 def corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
     """Trials that between them hold every choice of a search, so that what cannot be built is said before anything trains."""
     assert plan.study.search is not None
-    for arm in plan.arms:
-        yield arm.template
-        space = Space(plan.study.search, arm)
+    for branch in plan.branches:
+        yield branch.template
+        space = Space(plan.study.search, branch)
         for path, _, point in space.corners():
             if path.startswith("model.") and space.fields[path].categorical is not None:
-                yield plan_point(plan.study, arm, point)
+                yield plan_point(plan.study, branch, point)
 
 
 def run(
     plan: Plan, measured: Sequence[PlannedTrial], store: Store, ray: ModuleType, begin: Callable[[int], None], listen: Callable[..., None]
 ) -> list[str]:
-    """Search every arm, and measure what is selected.
+    """Search every branch, and measure what is selected.
 
     Args:
         measured: baselines that are left to do.
@@ -95,16 +95,16 @@ def run(
     assert plan.study.search is not None
     search = plan.study.search.model_copy(update={"storage": located(plan.study.search.storage)})
     if search.storage is not None:
-        check_storage(search.storage, [f"{plan.study.name}/{arm.folder}" for arm in plan.arms])
+        check_storage(search.storage, [f"{plan.study.name}/{branch.folder}" for branch in plan.branches])
     study = plan.study.model_copy(update={"search": search})
-    arms = tuple(_with_gpus(arm, ray) for arm in plan.arms)
+    branches = tuple(_with_gpus(branch, ray) for branch in plan.branches)
     groups: list[ResourcesSpec] = []
-    wanted = [arm.template.spec.resources for arm in arms] + [trial.spec.resources for trial in measured]
+    wanted = [branch.template.spec.resources for branch in branches] + [trial.spec.resources for trial in measured]
     for resources in dict.fromkeys(wanted):
-        most = (search.max_trials or 10**6) * len(arms) + len(measured)
+        most = (search.max_trials or 10**6) * len(branches) + len(measured)
         groups += [resources] * min(ray.slots(resources), most)
     begin(len(groups))
-    work = SearchWork(study, arms, tuple(measured), tuple(groups))
+    work = SearchWork(study, branches, tuple(measured), tuple(groups))
     return list(ray.run_search(work, store.location, listen))
 
 
@@ -119,7 +119,7 @@ def collect(plan: Plan, store: Store, row_of: RowOf) -> list[Row]:
         chosen = history.selected(best) if best else []
         chosen_rows += [row_of(trial, store) | {"searched": False, "number": best.number} for trial in chosen if best]
         if best is None:
-            chosen_rows.append(_nothing_selected(row_of(history.arm.template, store)))
+            chosen_rows.append(_nothing_selected(row_of(history.branch.template, store)))
         for entry, _ in entries:
             if entry.trial_id is not None and entry.trial_id not in {trial.trial_id for trial in chosen}:
                 row = row_of(history.trial(entry.number, entry.params), store)
@@ -130,17 +130,17 @@ def collect(plan: Plan, store: Store, row_of: RowOf) -> list[Row]:
 
 
 def _nothing_selected(row: Row) -> Row:
-    """The row of an arm of which no trial finished: its labels and fixed parameters, and no figures."""
+    """The row of a branch of which no trial finished: its labels and fixed parameters, and no figures."""
     kept = ("study", "trial_id", "variant", "seed", "baseline", "dataset", "synthetic", "leaks", "protocol", "data_sha256",
             "code_version", "weights")  # fmt: skip
     known = {name: value for name, value in row.items() if name in kept or name.startswith("param.")}
     return known | {"status": "missing", "searched": False, "error": "no trial of the search finished"}
 
 
-def _with_gpus(arm: Arm, ray: ModuleType) -> Arm:
-    template = arm.template
+def _with_gpus(branch: SearchBranch, ray: ModuleType) -> SearchBranch:
+    template = branch.template
     spec = template.spec.model_copy(update={"resources": ray.with_gpus(template.spec.resources)})
-    return replace(arm, template=replace(template, spec=spec))
+    return replace(branch, template=replace(template, spec=spec))
 
 
 def checked(plan: Plan, source: StudySource | None = None) -> Plan:
@@ -149,8 +149,8 @@ def checked(plan: Plan, source: StudySource | None = None) -> Plan:
     Raises:
         StudyError: all that is wrong with the space.
     """
-    if not plan.arms:
+    if not plan.branches:
         return plan
-    check_space(plan.study, plan.arms, source)
-    arms, notes = without_dead_fields(plan.study, plan.arms, source)
-    return replace(plan, arms=arms, notes=(*plan.notes, *notes))
+    check_space(plan.study, plan.branches, source)
+    branches, notes = without_dead_fields(plan.study, plan.branches, source)
+    return replace(plan, branches=branches, notes=(*plan.notes, *notes))

@@ -107,7 +107,7 @@ def run_study(
 
 def _may_train(plan: Plan, store: Store, retry_failed: bool) -> bool:
     """Whether anything may be left to do; what a search has left shows only once the entries of another are out of the way."""
-    return bool(plan.arms) or retry_failed or any(not TrialDirectory(store, trial.trial_id).is_over() for trial in plan.unique())
+    return bool(plan.branches) or retry_failed or any(not TrialDirectory(store, trial.trial_id).is_over() for trial in plan.unique())
 
 
 def _run_alone(plan: Plan, store: Store, address: str | None, retry_failed: bool, observers: Sequence[Observer]) -> Outcome:
@@ -119,7 +119,8 @@ def _run_alone(plan: Plan, store: Store, address: str | None, retry_failed: bool
     is_searching = searching.is_searching(plan, store)
     todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]
     if address is None:
-        check_machine({trial.spec.resources for trial in todo} | {arm.template.spec.resources for arm in plan.arms if is_searching})
+        searched = {branch.template.spec.resources for branch in plan.branches} if is_searching else set()
+        check_machine({trial.spec.resources for trial in todo} | searched)
     _check_models([*todo, *(searching.corner_trials(plan) if is_searching else ())])
     if any(not trial.spec.baseline for trial in todo):
         refuse_dead_switches(plan)
@@ -201,7 +202,7 @@ def check_protocol(plan: Plan) -> None:
     Raises:
         ProtocolMismatch: names the field that differs.
     """
-    trials = [*plan.trials, *(arm.template for arm in plan.arms)]
+    trials = [*plan.trials, *(branch.template for branch in plan.branches)]
     single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in trials)
 
 
@@ -247,7 +248,7 @@ def trial_row(trial: PlannedTrial, store: Store) -> dict[str, Any]:
 def _collect(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], str]:
     """Write ``trials.parquet`` and the report; the rows and the report's path."""
     rows = [trial_row(trial, store) for trial in plan.trials]
-    if plan.arms:
+    if plan.branches:
         rows += searching.collect(plan, store, trial_row)
     StudyDirectory(store, plan.study.name).write_trials(rows)
     report = write_report(store, plan.study.name, plan.study.model_dump(mode="json"), list(plan.notes))

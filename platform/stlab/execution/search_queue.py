@@ -1,6 +1,6 @@
 """Who trains what in a search: worker groups take points that Optuna chooses, and hear when a trial is to stop.
 
-A worker group takes the baselines first, then points of the arms in turn; when an arm's budget is spent, its best
+A worker group takes the baselines first, then points of the branches in turn; when a branch's budget is spent, its best
 configuration is measured on the test segment, once, and trained with the study's other seeds.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from stlab.execution.worker_groups import WAIT, Assignment, Wait, WorkerGroups
 from stlab.search.history import WALL, wall_seconds
-from stlab.search.study import ArmSearch
+from stlab.search.study import BranchSearch
 from stlab.storage import Store, TrialDirectory
-from stlab.study.plan import Arm, PlannedTrial
+from stlab.study.plan import PlannedTrial, SearchBranch
 from stlab.study.spec import ResourcesSpec, StudySpec
 
 _KEEP_SECONDS = 10.0  # the time searched so far is written that often
@@ -28,7 +28,7 @@ class SearchWork:
     """What a search's worker groups have to do. All resources are decided (``gpus``)."""
 
     study: StudySpec
-    arms: tuple[Arm, ...]
+    branches: tuple[SearchBranch, ...]
     measured: tuple[PlannedTrial, ...]
     """Trials that are measured on the test segment whatever comes out: baselines."""
     groups: tuple[ResourcesSpec, ...]
@@ -40,13 +40,13 @@ class _Task:
     trial: PlannedTrial
     test: bool
     resources: ResourcesSpec
-    arm: _Arm | None = None
+    branch: _Branch | None = None
     number: int | None = None
 
 
 @dataclass
-class _Arm:
-    search: ArmSearch
+class _Branch:
+    search: BranchSearch
     resources: ResourcesSpec
     running: dict[int, str] = field(default_factory=dict)
     """Number → trial id, of the points that are being trained or wait for an equal one that is."""
@@ -64,9 +64,9 @@ class SearchBoard(WorkerGroups[_Task]):
         self._prefix = f"studies/{work.study.name}/search"
         # Written before the history is read: a board that was left behind by a killed driver sees it and adds nothing more.
         store.write_json(f"{self._prefix}/owner.json", {"owner": self._owner})
-        self._arms = [_Arm(ArmSearch(store, work.study, arm), arm.template.spec.resources) for arm in work.arms]
+        self._branches = [_Branch(BranchSearch(store, work.study, branch), branch.template.spec.resources) for branch in work.branches]
         self._tasks = deque(_Task(trial, True, trial.spec.resources) for trial in work.measured)
-        told = sum(entry.told for arm in self._arms for entry in arm.search.entries)
+        told = sum(entry.told for branch in self._branches for entry in branch.search.entries)
         self._events = [{"kind": "history", "trial_id": "", "told": told}]
         self._wall_before, self._began = wall_seconds(store, work.study.name), time.monotonic()
         self._kept_at = self._began
@@ -91,16 +91,16 @@ class SearchBoard(WorkerGroups[_Task]):
         self._tasks.insert(0 if first else len(self._tasks), task)
 
     def _next_for(self, resources: ResourcesSpec) -> _Task | None:
-        mine = [arm for arm in self._arms if arm.resources == resources]
+        mine = [branch for branch in self._branches if branch.resources == resources]
         while True:
             if (task := self._waiting(resources, deferred=False)) is not None:
                 return task
-            # The arm with the fewest points begun: they grow together.
-            searching = sorted((arm for arm in mine if not arm.is_spent), key=lambda arm: len(arm.search.entries))
-            for arm in searching:
-                if (begun := self._begin(arm)) is not None:
+            # The branch with the fewest points begun: they grow together.
+            searching = sorted((branch for branch in mine if not branch.is_spent), key=lambda branch: len(branch.search.entries))
+            for branch in searching:
+                if (begun := self._begin(branch)) is not None:
                     return begun
-            if not any(self._select(arm) for arm in mine):
+            if not any(self._select(branch) for branch in mine):
                 return self._waiting(resources, deferred=True)
 
     def _waiting(self, resources: ResourcesSpec, *, deferred: bool) -> _Task | None:
@@ -110,64 +110,64 @@ class SearchBoard(WorkerGroups[_Task]):
                 return task
         return None
 
-    def _begin(self, arm: _Arm) -> _Task | None:
-        """A point of an arm that is to be trained; those that need no training are told on the way. None: none is left."""
-        while (proposed := arm.search.next(self._wall())) is not None:
+    def _begin(self, branch: _Branch) -> _Task | None:
+        """A point of a branch that is to be trained; those that need no training are told on the way. None: none is left."""
+        while (proposed := branch.search.next(self._wall())) is not None:
             entry, trial = proposed
             if trial is None:
-                arm.search.tell(entry.number)
+                branch.search.tell(entry.number)
                 continue
             self.say({"kind": "planned", "trial_id": trial.trial_id, "trial": trial, "number": entry.number})
-            if trial.trial_id in arm.running.values():
-                arm.running[entry.number] = trial.trial_id  # told when the equal one ends
-            elif arm.search.has_ended(entry.number):
-                self._tell(arm, entry.number, trial.trial_id, is_old=True)
+            if trial.trial_id in branch.running.values():
+                branch.running[entry.number] = trial.trial_id  # told when the equal one ends
+            elif branch.search.has_ended(entry.number):
+                self._tell(branch, entry.number, trial.trial_id, is_old=True)
             else:
-                arm.running[entry.number] = trial.trial_id
-                return _Task(trial, False, arm.resources, arm, entry.number)
-        arm.is_spent = True
+                branch.running[entry.number] = trial.trial_id
+                return _Task(trial, False, branch.resources, branch, entry.number)
+        branch.is_spent = True
         return None
 
-    def _select(self, arm: _Arm) -> bool:
-        """Once an arm is over: have its best configuration measured, with every seed. Whether there is work from it."""
-        if arm.is_selected or arm.running or not arm.is_spent:
+    def _select(self, branch: _Branch) -> bool:
+        """Once a branch is over: have its best configuration measured, with every seed. Whether there is work from it."""
+        if branch.is_selected or branch.running or not branch.is_spent:
             return False
-        arm.is_selected = True
-        chosen = arm.search.selected()
+        branch.is_selected = True
+        chosen = branch.search.selected()
         todo = [trial for trial in chosen if not TrialDirectory(self._store, trial.trial_id).is_over()]
         for trial in chosen:
             self.say({"kind": "planned", "trial_id": trial.trial_id, "trial": trial, "number": None})
-        self._tasks.extend(_Task(trial, True, arm.resources) for trial in todo)
+        self._tasks.extend(_Task(trial, True, branch.resources) for trial in todo)
         return bool(todo)
 
     def _ended(self, group: int, task: _Task, status: str) -> None:
         self.say({"kind": "ended", "trial_id": task.trial.trial_id, "status": status})
-        if task.arm is None:
+        if task.branch is None:
             return
-        for number in [n for n, trial_id in task.arm.running.items() if trial_id == task.trial.trial_id]:
-            del task.arm.running[number]
-            self._tell(task.arm, number, task.trial.trial_id, is_old=number != task.number)
+        for number in [n for n, trial_id in task.branch.running.items() if trial_id == task.trial.trial_id]:
+            del task.branch.running[number]
+            self._tell(task.branch, number, task.trial.trial_id, is_old=number != task.number)
         self._keep_wall(now=True)
 
     def report(self, group: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
         """Epochs of the group's trial, when a pruner is on: why it is to stop now, or None."""
         task = self._running.get(group)
-        if task is None or task.arm is None or task.number is None or not rows:
+        if task is None or task.branch is None or task.number is None or not rows:
             return None
-        return task.arm.search.hear(task.number, rows)
+        return task.branch.search.hear(task.number, rows)
 
     def say(self, event: Mapping[str, Any]) -> None:
         """Keep an event for the driver: ``history`` (once, first), ``planned``, ``started``, ``epochs``, ``ended`` or ``told``."""
         super().say(event)
         self._keep_wall()
 
-    def _tell(self, arm: _Arm, number: int, trial_id: str, *, is_old: bool) -> None:
-        outcome = arm.search.tell(number)
+    def _tell(self, branch: _Branch, number: int, trial_id: str, *, is_old: bool) -> None:
+        outcome = branch.search.tell(number)
         self.say({"kind": "told", "trial_id": trial_id, "number": number, "status": outcome.state.value, "is_old": is_old})
 
     def _may_have_work(self, resources: ResourcesSpec) -> bool:
         """Whether what runs now may bring work for a group: a better point to choose, or a selection to train."""
-        return any(arm.resources == resources and arm.running for arm in self._arms)
+        return any(branch.resources == resources and branch.running for branch in self._branches)
 
     def _is_taken_over(self) -> bool:
         return bool(self._store.read_json(f"{self._prefix}/owner.json")["owner"] != self._owner)

@@ -277,7 +277,7 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
     found, unbounded = [], []
     for history in histories(plan, store):
         if history.search.max_trials is None:
-            unbounded.append(history.arm.label)
+            unbounded.append(history.branch.label)
             continue
         tried = state_of(history)
         ended = sum(outcome is not None for _, outcome in tried)
@@ -287,6 +287,6 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         count = max(0, history.search.max_trials - ended) + after
         if count:
             points = (point for _, _, point in history.space.corners())
-            corners = (history.arm.template, *(plan_point(plan.study, history.arm, point) for point in points))
-            found.append(ToSearch(history.arm.label, corners, count))
+            corners = (history.branch.template, *(plan_point(plan.study, history.branch, point) for point in points))
+            found.append(ToSearch(history.branch.label, corners, count))
     return found, unbounded

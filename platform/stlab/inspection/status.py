@@ -69,14 +69,14 @@ def study_state(store: Store, name: str) -> StudyState:
         raise UserError(f"no study '{name}' was begun in {store.location} (there: {known}).")
     study = yaml.safe_load(text)
     listed = _listed(directory)
-    tried, arms = _tried(store, name)
+    tried, branches = _tried(store, name)
     known_ids = {trial["trial_id"] for trial in listed}
     listed += [trial for trial in tried if trial["trial_id"] not in known_ids]
     run_by = study_holder(store, name)
     with ThreadPoolExecutor(_READERS) as pool:
         trials = list(pool.map(lambda trial: trial_state(store, trial, is_run=run_by is not None), listed))
     budget = (study.get("search") or {}).get("max_trials") or 0
-    return StudyState(name, trials, max(0, budget * max(1, arms) - len(tried)), run_by)
+    return StudyState(name, trials, max(0, budget * max(1, branches) - len(tried)), run_by)
 
 
 def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) -> TrialState:
@@ -130,13 +130,13 @@ def _listed(directory: StudyDirectory) -> list[dict[str, Any]]:
 
 
 def _tried(store: Store, name: str) -> tuple[list[dict[str, Any]], int]:
-    """The points that a search has chosen so far, and how many arms it has."""
+    """The points that a search has chosen so far, and how many branches it has."""
     folder = f"studies/{name}/search"
     tried = []
-    arms = [arm for arm in store.names(folder) if not arm.endswith(".json")]  # beside them lie the search's own files
-    for arm in arms:
-        for number in (name for name in store.names(f"{folder}/{arm}") if name.removesuffix(".json").isdigit()):
-            entry = store.read_json(f"{folder}/{arm}/{number}")
+    branches = [branch for branch in store.names(folder) if not branch.endswith(".json")]  # beside them lie the search's own files
+    for branch in branches:
+        for number in (name for name in store.names(f"{folder}/{branch}") if name.removesuffix(".json").isdigit()):
+            entry = store.read_json(f"{folder}/{branch}/{number}")
             if entry.get("trial_id"):
-                tried.append({"trial_id": entry["trial_id"], "label": f"{arm} #{entry['number']}"})
-    return tried, len(arms)
+                tried.append({"trial_id": entry["trial_id"], "label": f"{branch} #{entry['number']}"})
+    return tried, len(branches)

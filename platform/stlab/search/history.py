@@ -13,7 +13,7 @@ from typing import Any
 from stlab.errors import StudyError
 from stlab.search.space import Point, Space
 from stlab.storage import Store, TrialDirectory, TrialStatus
-from stlab.study.plan import Arm, PlannedTrial, plan_point
+from stlab.study.plan import PlannedTrial, SearchBranch, plan_point
 from stlab.study.spec import SearchSpec, StudySpec
 
 
@@ -27,7 +27,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A point that the sampler chose, as ``studies/<study>/search/<arm>/<number>.json`` holds it."""
+    """A point that the sampler chose, as ``studies/<study>/search/<branch>/<number>.json`` holds it."""
 
     number: int
     params: Point
@@ -53,14 +53,14 @@ class Outcome:
 
 
 class History:
-    """The entries of one arm."""
+    """The entries of one branch."""
 
-    def __init__(self, store: Store, study: StudySpec, arm: Arm) -> None:
+    def __init__(self, store: Store, study: StudySpec, branch: SearchBranch) -> None:
         assert study.search is not None
-        self.store, self.study, self.arm = store, study, arm
+        self.store, self.study, self.branch = store, study, branch
         self.search: SearchSpec = study.search
-        self.space = Space(study.search, arm)
-        self.folder = f"studies/{study.name}/search/{arm.folder}"
+        self.space = Space(study.search, branch)
+        self.folder = f"studies/{study.name}/search/{branch.folder}"
 
     def entries(self) -> list[Entry]:
         """All entries, by number."""
@@ -87,7 +87,7 @@ class History:
             StudyError: no such trial can be.
         """
         note = f"#{number}" if seed is None else f"selected, seed {seed}"
-        return plan_point(self.study, self.arm, point, seed, note)
+        return plan_point(self.study, self.branch, point, seed, note)
 
     def directory(self, entry: Entry) -> TrialDirectory | None:
         return TrialDirectory(self.store, entry.trial_id) if entry.trial_id else None
@@ -106,7 +106,7 @@ class History:
                 return Outcome(State.COMPLETE, values, seconds)
             return Outcome(State.FAIL, None, seconds)
         if status is TrialStatus.FAILED or (status is TrialStatus.PRUNED and self.search.pruner != "none"):
-            workers = self.arm.template.spec.resources.workers
+            workers = self.branch.template.spec.resources.workers
             seconds = sum(row["seconds"] for row in directory.read_epochs()) * workers
             return Outcome(State.FAIL if status is TrialStatus.FAILED else State.PRUNED, None, seconds)
         return None
@@ -126,7 +126,7 @@ class History:
         """
         if all(self._is_ours(entry) for entry in self.entries()):
             return None
-        kept = f"studies/{self.study.name}/earlier/{datetime.now(UTC):%Y%m%dT%H%M%S%f}/search/{self.arm.folder}"
+        kept = f"studies/{self.study.name}/earlier/{datetime.now(UTC):%Y%m%dT%H%M%S%f}/search/{self.branch.folder}"
         self.store.move(self.folder, kept)
         return kept
 
@@ -160,7 +160,7 @@ class History:
 
     def device_seconds(self, outcomes: Mapping[str, Outcome]) -> float:
         """What the trials took, each counted once, however often it was chosen. Of GPUs, as many as a worker has, or its share of one."""
-        return sum(outcome.device_seconds for outcome in outcomes.values()) * (self.arm.template.spec.resources.gpus or 1.0)
+        return sum(outcome.device_seconds for outcome in outcomes.values()) * (self.branch.template.spec.resources.gpus or 1.0)
 
     def best(self, entries: Sequence[Entry]) -> Entry | None:
         """The finished entry with the least first objective, the earliest of equals; None where none finished."""

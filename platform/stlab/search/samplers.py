@@ -25,7 +25,7 @@ def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
     attributes.
 
     Args:
-        name: of the study and the arm.
+        name: of the study and the branch.
         number: of the trial, from 0.
     """
     import optuna

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stlab.errors import StudyError
 from stlab.storage.schema import flatten
 from stlab.study.errors import Problem, problem, show, study_error
-from stlab.study.plan import Arm, PlannedTrial, plan_point
+from stlab.study.plan import PlannedTrial, SearchBranch, plan_point
 from stlab.study.source import StudySource, did_you_mean, flatten_overrides
 from stlab.study.spec import Distribution, SearchSpec, StudySpec, conditions_first
 
@@ -21,11 +21,11 @@ Point = dict[str, Any]
 
 
 class Space:
-    """The fields that one arm searches, in an order in which conditions come first."""
+    """The fields that one branch searches, in an order in which conditions come first."""
 
-    def __init__(self, search: SearchSpec, arm: Arm) -> None:
-        self.fields = {path: search.space[path] for path in conditions_first(search.space) if path not in arm.fixed}
-        self._fixed = _values(arm.template)
+    def __init__(self, search: SearchSpec, branch: SearchBranch) -> None:
+        self.fields = {path: search.space[path] for path in conditions_first(search.space) if path not in branch.fixed}
+        self._fixed = _values(branch.template)
 
     def suggest(self, trial: optuna.Trial) -> Point:
         """The point that Optuna chooses for a trial; fields whose condition does not hold are not in it."""
@@ -61,7 +61,7 @@ class Space:
                     yield path, value, {**point, path: value}
 
     def _with_conditions(self, path: str) -> Point | None:
-        """The least point at which a field is searched; None where the arm rules it out."""
+        """The least point at which a field is searched; None where the branch rules it out."""
         point: Point = {}
         for other, wanted in self.fields[path].when.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
@@ -122,57 +122,63 @@ def outside(found: Distribution, value: Any) -> str | None:
     return f"{show(value)} is not within {bounds[0]:g} and {bounds[1]:g}"
 
 
-def check_space(study: StudySpec, arms: Sequence[Arm], source: StudySource | None = None) -> None:
+def check_space(study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None = None) -> None:
     """Refuse, before anything runs, a space that no variant searches, or with values that no trial can have.
 
     Raises:
         StudyError: all that is wrong, a line each.
     """
     assert study.search is not None
-    found = [*_collisions(study, source), *_conditions(study, arms, source), *_points(study.search, source)]
-    found += [] if found else _corners(study, arms, source)
+    found = [*_collisions(study, source), *_conditions(study, branches, source), *_points(study.search, source)]
+    found += [] if found else _corners(study, branches, source)
     if found:
         raise study_error(found)
 
 
-def without_dead_fields(study: StudySpec, arms: Sequence[Arm], source: StudySource | None = None) -> tuple[tuple[Arm, ...], list[str]]:
-    """The arms less the fields that change nothing in them (λ without the flow branch), and a note on each of those.
+def without_dead_fields(
+    study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None = None
+) -> tuple[tuple[SearchBranch, ...], list[str]]:
+    """The branches less the fields that change nothing in them (λ without the flow branch), and a note on each of those.
 
     A search over such a field would train nothing new, and the field would be given an importance by chance.
 
     Raises:
-        StudyError: a field changes nothing in any arm.
+        StudyError: a field changes nothing in any branch.
     """
     assert study.search is not None
-    dead = [_dead_fields(study, arm) for arm in arms]
-    kept = tuple(replace(arm, fixed={**arm.fixed, **fields}) for arm, fields in zip(arms, dead, strict=True))
-    nowhere = [path for path in study.search.space if all(path in arm.fixed for arm in kept)]
+    dead = [_dead_fields(study, branch) for branch in branches]
+    kept = tuple(replace(branch, fixed={**branch.fixed, **fields}) for branch, fields in zip(branches, dead, strict=True))
+    nowhere = [path for path in study.search.space if all(path in branch.fixed for branch in kept)]
     if nowhere:
         message = "changes nothing in any variant: parameters, output and training stay the same. Take it out of the space."
         raise study_error(problem(message, ("search", "space", path), source) for path in nowhere)
-    notes = [f"'{arm.label}' does not search {path}: it changes nothing there." for arm, f in zip(arms, dead, strict=True) for path in f]
+    notes = [
+        f"'{branch.label}' does not search {path}: it changes nothing there."
+        for branch, fields in zip(branches, dead, strict=True)
+        for path in fields
+    ]
     return kept, notes
 
 
-def _dead_fields(study: StudySpec, arm: Arm) -> dict[str, Any]:
+def _dead_fields(study: StudySpec, branch: SearchBranch) -> dict[str, Any]:
     """Fields along which no trial changes, whatever any one other field is, with the value they keep."""
     assert study.search is not None
-    space, values = Space(study.search, arm), _values(arm.template)
+    space, values = Space(study.search, branch), _values(branch.template)
     corners = list(space.corners())
     dead: dict[str, Any] = {}
     for path in space.fields:
         ends = [point for field, _, point in corners if field == path]
         surroundings: list[Point] = [{}, *({other: value} | point for other, value, point in corners if other != path)]
-        if path in values and not any(_differ(study, arm, [{**around, **end} for end in ends]) for around in surroundings):
+        if path in values and not any(_differ(study, branch, [{**around, **end} for end in ends]) for around in surroundings):
             dead[path] = values[path]
     return dead
 
 
-def _differ(study: StudySpec, arm: Arm, points: Sequence[Point]) -> bool:
+def _differ(study: StudySpec, branch: SearchBranch, points: Sequence[Point]) -> bool:
     ids = set()
     for point in points:
         try:
-            ids.add(plan_point(study, arm, point).trial_id)
+            ids.add(plan_point(study, branch, point).trial_id)
         except StudyError:  # two values that cannot go together: the field matters there
             return True
     return len(ids) > 1
@@ -189,9 +195,9 @@ def _collisions(study: StudySpec, source: StudySource | None) -> Iterator[Proble
             yield problem(message, ("search", "space", path), source)
 
 
-def _conditions(study: StudySpec, arms: Sequence[Arm], source: StudySource | None) -> Iterator[Problem]:
+def _conditions(study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None) -> Iterator[Problem]:
     assert study.search is not None
-    known = dict.fromkeys([*study.search.space, *(path for arm in arms for path in _values(arm.template))])
+    known = dict.fromkeys([*study.search.space, *(path for branch in branches for path in _values(branch.template))])
     for path, found in study.search.space.items():
         for other, wanted in found.when.items():
             loc = ("search", "space", path, "when", other)
@@ -211,16 +217,16 @@ def _points(search: SearchSpec, source: StudySource | None) -> Iterator[Problem]
                 yield problem(f"{message}.", ("search", "points", at, path), source)
 
 
-def _corners(study: StudySpec, arms: Sequence[Arm], source: StudySource | None) -> list[Problem]:
+def _corners(study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None) -> list[Problem]:
     assert study.search is not None
     problems: dict[str, Problem] = {}
-    for arm in arms:
-        for path, value, point in Space(study.search, arm).corners():
+    for branch in branches:
+        for path, value, point in Space(study.search, branch).corners():
             try:
-                plan_point(study, arm, point)
+                plan_point(study, branch, point)
             except StudyError as error:
                 reason = str(error).removesuffix(".")
-                message = f"{show(value)} cannot be in '{arm.label}': {reason}. Narrow the range, or add a `when`."
+                message = f"{show(value)} cannot be in '{branch.label}': {reason}. Narrow the range, or add a `when`."
                 problems.setdefault(path, problem(message, ("search", "space", path), source))
     return list(problems.values())
 

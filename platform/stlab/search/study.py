@@ -1,4 +1,4 @@
-"""One arm's search: an Optuna study rebuilt from what is on disk, asked for points and told what became of them."""
+"""One branch's search: an Optuna study rebuilt from what is on disk, asked for points and told what became of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stlab.search.history import Entry, History, Outcome, State
 from stlab.search.samplers import create_pruner, create_sampler, settle
 from stlab.search.space import as_params
 from stlab.storage import Store
-from stlab.study.plan import Arm, PlannedTrial
+from stlab.study.plan import PlannedTrial, SearchBranch
 from stlab.study.spec import StudySpec
 
 logger = logging.getLogger(__name__)
@@ -27,23 +27,23 @@ _OURS = "stlab"
 _REPEATS = 100  # points in a row that were tried before: the space is used up
 
 
-class ArmSearch:
+class BranchSearch:
     """Asks Optuna for points and tells it what became of them; every step is on disk before the next one.
 
     Raises:
         StudyError: ``search.storage`` cannot be opened, or holds somebody else's study of this name.
     """
 
-    def __init__(self, store: Store, study: StudySpec, arm: Arm) -> None:
-        self.history = History(store, study, arm)
+    def __init__(self, store: Store, study: StudySpec, branch: SearchBranch) -> None:
+        self.history = History(store, study, branch)
         self.search = self.history.search
-        self.name = f"{study.name}/{arm.folder}"
+        self.name = f"{study.name}/{branch.folder}"
         self.entries: list[Entry] = self.history.entries()
         self.outcomes: dict[str, Outcome] = {}
-        """By trial id: what the trials of this arm came to."""
+        """By trial id: what the trials of this branch came to."""
         self._trials: dict[int, optuna.Trial] = {}
         self._repeats = 0
-        self.study = self._create(arm.template.spec.train.max_epochs)
+        self.study = self._create(branch.template.spec.train.max_epochs)
         for entry in self.entries:
             self.study.add_trial(self._frozen(entry))
         for point in self.search.points[len(self.entries) :]:

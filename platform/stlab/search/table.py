@@ -21,28 +21,28 @@ _FEWEST_FOR_IMPORTANCE = 10  # finished trials; PED-ANOVA compares the best tent
 
 @dataclass(frozen=True)
 class Tried:
-    """An arm's entries with what became of them, by number."""
+    """A branch's entries with what became of them, by number."""
 
     history: History
     entries: Sequence[tuple[Entry, Outcome | None]]
     selected: int | None
 
 
-def write_search(store: Store, study: StudySpec, arms: Sequence[Tried]) -> None:
+def write_search(store: Store, study: StudySpec, branches: Sequence[Tried]) -> None:
     """Write ``results/search.parquet`` (a row a point) and ``results/importance.parquet`` (a row a field and objective)."""
     folder = f"studies/{study.name}/results"
-    store.write_table(f"{folder}/search.parquet", search_table(study, arms))
-    store.write_table(f"{folder}/importance.parquet", importance_table(arms))
+    store.write_table(f"{folder}/search.parquet", search_table(study, branches))
+    store.write_table(f"{folder}/importance.parquet", importance_table(branches))
 
 
-def search_table(study: StudySpec, arms: Sequence[Tried]) -> pa.Table:
-    """Columns: arm, number, trial_id, state, selected, on_front, tested, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
+def search_table(study: StudySpec, branches: Sequence[Tried]) -> pa.Table:
+    """Columns: branch, number, trial_id, state, selected, on_front, tested, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
 
     Its metadata name the objectives and the space, as JSON.
     """
     assert study.search is not None
     objectives, fields = study.search.objectives, list(study.search.space)
-    rows = [row for arm in arms for row in _rows(arm, objectives)]
+    rows = [row for branch in branches for row in _rows(branch, objectives)]
     kinds = {path: _kind(study, path) for path in fields}
     columns: dict[str, pa.Array] = {
         "arm": pa.array([row["arm"] for row in rows], pa.string()),
@@ -71,12 +71,12 @@ def _kind(study: StudySpec, path: str) -> pa.DataType:
     return pa.string() if found.categorical is not None else pa.int64() if found.int is not None else pa.float64()
 
 
-def _rows(arm: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
-    values = {entry.number: outcome.values for entry, outcome in arm.entries if outcome is not None and outcome.values}
+def _rows(branch: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    values = {entry.number: outcome.values for entry, outcome in branch.entries if outcome is not None and outcome.values}
     front = pareto(values)
     rows = []
-    for entry, outcome in arm.entries:
-        directory = arm.history.directory(entry)
+    for entry, outcome in branch.entries:
+        directory = branch.history.directory(entry)
         epochs = directory.read_epochs() if directory else []
         found = dict(zip(objectives, values[entry.number], strict=True)) if entry.number in values else {}
         if outcome is not None and outcome.state is State.PRUNED and epochs:
@@ -84,11 +84,11 @@ def _rows(arm: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
         reason = entry.reason or (((directory.read("failed.json") or {}).get("reason")) if directory else None)
         rows.append(
             {
-                "arm": arm.history.arm.label,
+                "arm": branch.history.branch.label,
                 "number": entry.number,
                 "trial_id": entry.trial_id,
                 "state": outcome.state.value if outcome else "running",
-                "selected": entry.number == arm.selected,
+                "selected": entry.number == branch.selected,
                 "on_front": entry.number in front,
                 "tested": directory is not None and directory.is_tested(),
                 "epochs": len(epochs),
@@ -111,24 +111,24 @@ def pareto(values: dict[int, tuple[float, ...]]) -> set[int]:
     }
 
 
-def importance_table(arms: Sequence[Tried]) -> pa.Table:
-    """Columns: arm, field, objective, importance (they sum to 1 an arm and objective), trials; empty below ten finished trials."""
-    rows = [row for arm in arms for row in _importances(arm)]
+def importance_table(branches: Sequence[Tried]) -> pa.Table:
+    """Columns: branch, field, objective, importance (they sum to 1 a branch and objective), trials; empty below ten finished trials."""
+    rows = [row for branch in branches for row in _importances(branch)]
     schema = pa.schema(
         [("arm", pa.string()), ("field", pa.string()), ("objective", pa.string()), ("importance", pa.float64()), ("trials", pa.int64())]
     )
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _importances(arm: Tried) -> list[dict[str, Any]]:
+def _importances(branch: Tried) -> list[dict[str, Any]]:
     """By PED-ANOVA (Watanabe et al. 2023), which takes conditional fields too."""
     import optuna
 
     # A point that was chosen twice is one trial, and says what it says once.
-    done = {e.trial_id: (e, o.values) for e, o in arm.entries if o is not None and o.values is not None}
+    done = {e.trial_id: (e, o.values) for e, o in branch.entries if o is not None and o.values is not None}
     if len(done) < _FEWEST_FOR_IMPORTANCE:
         return []
-    search, space = arm.history.search, arm.history.space
+    search, space = branch.history.search, branch.history.space
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * len(search.objectives))
     for entry, values in done.values():
@@ -147,7 +147,7 @@ def _importances(arm: Tried) -> list[dict[str, Any]]:
                 study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=target
             )
         rows += [
-            {"arm": arm.history.arm.label, "field": path, "objective": objective, "importance": value, "trials": len(done)}
+            {"arm": branch.history.branch.label, "field": path, "objective": objective, "importance": value, "trials": len(done)}
             for path, value in found.items()
             if math.isfinite(value)
         ]

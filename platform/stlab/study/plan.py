@@ -62,7 +62,7 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True)
-class Arm:
+class SearchBranch:
     """One search: a variant, at one point of the axes, whose searched fields Optuna chooses."""
 
     template: PlannedTrial
@@ -102,7 +102,7 @@ class Plan:
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know: baselines that the data does not allow, and why."""
-    arms: tuple[Arm, ...] = ()
+    branches: tuple[SearchBranch, ...] = ()
     """The searches of a study that has one; ``trials`` are the baselines then."""
 
     def unique(self) -> list[PlannedTrial]:
@@ -142,19 +142,19 @@ def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: 
         raise study_error(problems)
     baselines, notes = _baselines(study, specs, facts_of, source)
     if study.search is not None:
-        return Plan(study, tuple(baselines), tuple(notes), tuple(_arms(study, trials, facts_of)))
+        return Plan(study, tuple(baselines), tuple(notes), tuple(_branches(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
 
 
-def _arms(study: StudySpec, trials: Sequence[PlannedTrial], facts_of: Callable[[DataSpec], DataFacts]) -> Iterator[Arm]:
+def _branches(study: StudySpec, trials: Sequence[PlannedTrial], facts_of: Callable[[DataSpec], DataFacts]) -> Iterator[SearchBranch]:
     for trial in trials:
         if trial.spec.seed == study.seeds[0]:
             fixed = {**trial.spec.axis_values, **flatten_overrides(study.variants[trial.spec.variant])}
-            yield Arm(trial, facts_of(trial.spec.data), fixed)
+            yield SearchBranch(trial, facts_of(trial.spec.data), fixed)
 
 
-def plan_point(study: StudySpec, arm: Arm, point: Mapping[str, Any], seed: int | None = None, note: str = "") -> PlannedTrial:
-    """The trial at a point of an arm's space.
+def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any], seed: int | None = None, note: str = "") -> PlannedTrial:
+    """The trial at a point of a branch's space.
 
     Args:
         point: dotted path → value.
@@ -164,8 +164,8 @@ def plan_point(study: StudySpec, arm: Arm, point: Mapping[str, Any], seed: int |
     Raises:
         StudyError: no such trial can be; says why.
     """
-    spec = arm.template.spec
-    values = _merged(study, {**point, **arm.fixed})
+    spec = branch.template.spec
+    values = _merged(study, {**point, **branch.fixed})
     try:
         sections, problems = _sections(values, None, spec.variant)
     except ModelError as error:
@@ -175,10 +175,10 @@ def plan_point(study: StudySpec, arm: Arm, point: Mapping[str, Any], seed: int |
     chosen = TrialSpec(
         study=study.name, variant=spec.variant, axis_values=spec.axis_values, seed=spec.seed if seed is None else seed, **sections
     )
-    problems = _misfits(chosen, arm.facts.info, None)
+    problems = _misfits(chosen, branch.facts.info, None)
     if problems:
         raise study_error(problems)
-    return replace(_planned(chosen, arm.facts), note=note)
+    return replace(_planned(chosen, branch.facts), note=note)
 
 
 def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:

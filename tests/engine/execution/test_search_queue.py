@@ -26,9 +26,9 @@ VARIANTS = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt
 
 
 def board_of(store: Store, plan: Plan, groups: int = 2) -> SearchBoard:
-    resources = plan.arms[0].template.spec.resources
+    resources = plan.branches[0].template.spec.resources
     todo = tuple(trial for trial in plan.trials if not TrialDirectory(store, trial.trial_id).is_over())
-    return SearchBoard(store, SearchWork(plan.study, plan.arms, todo, (resources,) * groups))
+    return SearchBoard(store, SearchWork(plan.study, plan.branches, todo, (resources,) * groups))
 
 
 def train(store: Store, taken: Assignment) -> str:
@@ -179,7 +179,7 @@ def test_the_page_shows_the_search(searched: tuple[Store, Plan]) -> None:
     collect(plan, store, trial_row)
     found = read_search(store, "bikes")
     assert found is not None
-    assert found.arms == ["full", "w/o flow"]
+    assert found.branches == ["full", "w/o flow"]
     names = [picture.name for picture in draw_search(found)]
     assert names == ["search_history", "search_slices", "search_parallel", "search_importance", "search_front"]
     told = search_content(found)

@@ -17,7 +17,7 @@ from stlab.inspection.cost import left_to_search
 from stlab.search.history import History, State
 from stlab.search.samplers import create_sampler, settle
 from stlab.search.space import Space, as_optuna, as_params
-from stlab.search.study import ArmSearch
+from stlab.search.study import BranchSearch
 from stlab.search.table import Tried, importance_table, pareto, search_table
 from stlab.storage import Store, TrialDirectory
 from stlab.study.file import dump_study, parse
@@ -89,7 +89,7 @@ def test_a_search_is_read_again_as_it_was_written() -> None:
 
 def test_conditional_fields_are_drawn_only_under_their_conditions(tmp_path: Path) -> None:
     plan = planned(CONDITIONAL, "search.sampler=random", "search.max_trials=40", "variants={free: {}, fixed: {model.peft: adapter}}")
-    free, fixed = (ArmSearch(Store(tmp_path), plan.study, arm) for arm in plan.arms)
+    free, fixed = (BranchSearch(Store(tmp_path), plan.study, branch) for branch in plan.branches)
     points = []
     while (proposed := free.next(0.0)) is not None:
         entry, trial = proposed
@@ -195,7 +195,7 @@ def test_a_failed_trial_is_run_again_under_its_number_when_asked(tmp_path: Path)
     assert trial is not None
     TrialDirectory(store, trial.trial_id).write_failure({"reason": "no memory"})
     search.tell(0)
-    History(store, plan.study, plan.arms[0]).retry_failed()
+    History(store, plan.study, plan.branches[0]).retry_failed()
     again, same = searching(store, plan).next(0.0) or (None, None)
     assert again is not None
     assert again.number == 0
@@ -209,7 +209,7 @@ def test_what_failed_of_the_selection_is_run_again_when_asked(tmp_path: Path) ->
     search = searching(store, plan)
     while step(search):
         pass
-    history = History(store, plan.study, plan.arms[0])
+    history = History(store, plan.study, plan.branches[0])
     best = history.best(history.entries())
     assert best is not None
     first, second = (TrialDirectory(store, trial.trial_id) for trial in history.selected(best))
@@ -282,13 +282,13 @@ def test_a_search_of_another_base_starts_anew_and_a_wider_space_goes_on(tmp_path
     while step(search):
         pass
     wider = planned("search.space.train.lr={float: [1.0e-6, 1.0], log: true}")
-    assert History(store, wider.study, wider.arms[0]).keep_or_move() is None
+    assert History(store, wider.study, wider.branches[0]).keep_or_move() is None
     assert [t.params for t in searching(store, wider).study.trials] == [t.params for t in search.study.trials]
     other = planned("train.clip_norm=0.05")
-    kept = History(store, other.study, other.arms[0]).keep_or_move()
+    kept = History(store, other.study, other.branches[0]).keep_or_move()
     assert kept is not None
     assert len(store.names(kept)) == 3
-    assert not History(store, other.study, other.arms[0]).entries()
+    assert not History(store, other.study, other.branches[0]).entries()
 
 
 def test_an_optuna_storage_shows_the_search_once(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_the_front_and_the_importance(tmp_path: Path) -> None:
 def test_a_field_that_changes_nothing_is_not_searched_there() -> None:
     variants = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt_layers: 0}}"
     plan = planned(variants)
-    assert ["train.flow_loss_weight" in arm.fixed for arm in plan.arms] == [False, True]
+    assert ["train.flow_loss_weight" in branch.fixed for branch in plan.branches] == [False, True]
     assert [note for note in plan.notes if "w/o flow" in note] == [
         "'w/o flow' does not search train.flow_loss_weight: it changes nothing there."
     ]
@@ -340,13 +340,13 @@ def test_a_field_that_changes_nothing_is_not_searched_there() -> None:
         planned("model.flow=false", "model.cross_prompt_layers=0")
     # Where the switch itself is searched, the weight counts at one of its values.
     both = planned("model.flow=false", "model.cross_prompt_layers=0", "search.space.model.flow={categorical: [true, false]}")
-    assert both.arms[0].fixed == {}
+    assert both.branches[0].fixed == {}
 
 
 def test_a_point_is_the_spaces_own(tmp_path: Path) -> None:
     plan = planned(CONDITIONAL)
     assert plan.study.search is not None
-    space = Space(plan.study.search, plan.arms[0])
+    space = Space(plan.study.search, plan.branches[0])
     assert list(space.fields) == ["model.peft", "model.rank"], "what a condition reads comes first"
     assert space.holds({"model.peft": "lora", "model.rank": 8})
     assert not space.holds({"model.peft": "lora"})

@@ -43,7 +43,7 @@ class SearchResult:
     pruner: str
 
     @property
-    def arms(self) -> list[str]:
+    def branches(self) -> list[str]:
         return list(dict.fromkeys(row["arm"] for row in self.rows))
 
     def complete(self) -> list[Row]:
@@ -107,8 +107,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _colour(found: SearchResult, arm: str) -> str:
-    return PALETTE[found.arms.index(arm) % len(PALETTE)]
+def _colour(found: SearchResult, branch: str) -> str:
+    return PALETTE[found.branches.index(branch) % len(PALETTE)]
 
 
 def history(found: SearchResult) -> Figure:
@@ -116,14 +116,14 @@ def history(found: SearchResult) -> Figure:
     figure = _figure(6.4, 3.4)
     axes = figure.subplots()
     values = [found.value(row) for row in found.complete()]
-    for arm in found.arms:
-        mine, colour = [row for row in found.rows if row["arm"] == arm], _colour(found, arm)
+    for branch in found.branches:
+        mine, colour = [row for row in found.rows if row["arm"] == branch], _colour(found, branch)
         done = [row for row in mine if row["state"] == "complete"]
         best, line = math.inf, []
         for row in done:
             best = min(best, found.value(row))
             line.append(best)
-        axes.step([row["number"] for row in done], line, where="post", color=colour, label=arm)
+        axes.step([row["number"] for row in done], line, where="post", color=colour, label=branch)
         axes.scatter([row["number"] for row in done], [found.value(row) for row in done], s=16, color=colour)
         _hollow(axes, [row["number"] for row in mine if row["state"] == "pruned"], found, mine, colour)
         failed = [row["number"] for row in mine if row["state"] == "fail"]
@@ -152,7 +152,7 @@ def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, found: SearchResult) -> None:
-    if len(found.arms) > 1:
+    if len(found.branches) > 1:
         legend_beside(figure, *axes.get_legend_handles_labels())
 
 
@@ -184,13 +184,14 @@ def slices(found: SearchResult) -> Figure:
     panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
     for panel, path in zip(panels, paths, strict=False):
         choices = _choices(found, path)
-        for arm in found.arms:
-            mine = [r for r in found.rows if r["arm"] == arm and r[f"param.{path}"] is not None]
-            for state, face in (("complete", _colour(found, arm)), ("pruned", "none")):
+        for branch in found.branches:
+            mine = [r for r in found.rows if r["arm"] == branch and r[f"param.{path}"] is not None]
+            for state, face in (("complete", _colour(found, branch)), ("pruned", "none")):
                 shown = [row for row in mine if row["state"] == state]
                 at = [choices.index(r[f"param.{path}"]) if choices else r[f"param.{path}"] for r in shown]
                 errors = [found.value(row) for row in shown]
-                panel.scatter(at, errors, s=14, facecolors=face, edgecolors=_colour(found, arm), label=arm if face != "none" else None)
+                label = branch if face != "none" else None
+                panel.scatter(at, errors, s=14, facecolors=face, edgecolors=_colour(found, branch), label=label)
         if choices:
             panel.set_xticks(range(len(choices)), [_short(choice) for choice in choices], rotation=30, ha="right")
             panel.set_xlim(-0.5, len(choices) - 0.5)
@@ -281,20 +282,20 @@ def _ticks(found: SearchResult, path: str) -> list[tuple[float, str]]:
 def importance(found: SearchResult) -> Figure:
     """Bars by field: a group an objective, a colour a search."""
     objectives = list(dict.fromkeys(row["objective"] for row in found.importance))
-    arms = [arm for arm in found.arms if any(row["arm"] == arm for row in found.importance)]
+    branches = [branch for branch in found.branches if any(row["arm"] == branch for row in found.importance)]
     paths = sorted(
         dict.fromkeys(row["field"] for row in found.importance),
         key=lambda path: sum(row["importance"] for row in found.importance if row["field"] == path),
     )
     names = _names(paths)
-    figure = _figure(3.4 * len(objectives) + 1.4, 0.34 * len(paths) * max(1, len(arms) * 0.6) + 1.0)
+    figure = _figure(3.4 * len(objectives) + 1.4, 0.34 * len(paths) * max(1, len(branches) * 0.6) + 1.0)
     panels = figure.subplots(1, len(objectives), sharey=True, squeeze=False).ravel()
-    thick = 0.8 / len(arms)
+    thick = 0.8 / len(branches)
     for panel, objective in zip(panels, objectives, strict=True):
-        for index, arm in enumerate(arms):
-            found_here = {r["field"]: r["importance"] for r in found.importance if r["arm"] == arm and r["objective"] == objective}
-            places = [at + (index - (len(arms) - 1) / 2) * thick for at in range(len(paths))]
-            panel.barh(places, [found_here.get(path, 0.0) for path in paths], height=thick, color=_colour(found, arm), label=arm)
+        for index, branch in enumerate(branches):
+            found_here = {r["field"]: r["importance"] for r in found.importance if r["arm"] == branch and r["objective"] == objective}
+            places = [at + (index - (len(branches) - 1) / 2) * thick for at in range(len(paths))]
+            panel.barh(places, [found_here.get(path, 0.0) for path in paths], height=thick, color=_colour(found, branch), label=branch)
         panel.set_yticks(range(len(paths)), [names[path] for path in paths])
         panel.set(xlabel=f"importance for {OBJECTIVES[objective]}", xlim=(0, None))
     _legend(figure, panels[0], found)
@@ -305,11 +306,11 @@ def front(found: SearchResult) -> Figure:
     """The second objective against the first, and the trials that no other undercuts in both."""
     figure = _figure(6.0, 3.8)
     axes = figure.subplots()
-    for arm in found.arms:
-        done, colour = [row for row in found.complete() if row["arm"] == arm], _colour(found, arm)
+    for branch in found.branches:
+        done, colour = [row for row in found.complete() if row["arm"] == branch], _colour(found, branch)
         axes.scatter([found.value(r, 1) for r in done], [found.value(r) for r in done], s=14, color=colour, alpha=0.5)
         best = sorted((found.value(r, 1), found.value(r), r["number"]) for r in done if r["on_front"])
-        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color=colour, marker="o", markersize=5, label=arm)
+        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color=colour, marker="o", markersize=5, label=branch)
         for x, y, number in best:
             axes.annotate(f"#{number}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
     _without_outliers(axes, [found.value(row) for row in found.complete()])

@@ -13,19 +13,19 @@ _LISTED = 10
 def search_content(found: SearchResult) -> dict[str, Any]:
     """What the page's block on the search prints."""
     return {
-        "sentences": [sentence(found, arm) for arm in found.arms] or ["No trial has begun."],
+        "sentences": [sentence(found, branch) for branch in found.branches] or ["No trial has begun."],
         "sealed": sealed(found),
         "objectives": [OBJECTIVES[name] for name in found.objectives],
         "fields": [path.rpartition(".")[2] for path in found.space],
-        "has_arms": len(found.arms) > 1,
-        "best": [_line(found, row) for arm in found.arms for row in _best(found, arm)],
+        "has_branches": len(found.branches) > 1,
+        "best": [_line(found, row) for branch in found.branches for row in _best(found, branch)],
         "listed": _LISTED,
     }
 
 
-def sentence(found: SearchResult, arm: str) -> str:
-    """How an arm's search went and what it selected."""
-    mine = [row for row in found.rows if row["arm"] == arm]
+def sentence(found: SearchResult, branch: str) -> str:
+    """How a branch's search went and what it selected."""
+    mine = [row for row in found.rows if row["arm"] == branch]
     states = {state: sum(row["state"] == state for row in mine) for state in ("complete", "pruned", "fail", "running")}
     words = {"complete": "finished", "pruned": "pruned", "fail": "failed", "running": "not done yet"}
     told = ", ".join(f"{count} {words[state]}" for state, count in states.items() if count)
@@ -37,7 +37,7 @@ def sentence(found: SearchResult, arm: str) -> str:
     if chosen is not None:
         values = ", ".join(f"{k.rpartition('.')[2]}={_plain(v)}" for k, v in _params(found, chosen).items() if v is not None)
         result = f"selected #{chosen['number']} by {OBJECTIVES[found.objectives[0]]} {found.value(chosen):.4g}: {values}"
-    return f"{arm}: {len(mine)} trials by {by} ({told}{twice}); {result}."
+    return f"{branch}: {len(mine)} trials by {by} ({told}{twice}); {result}."
 
 
 def sealed(found: SearchResult) -> str:
@@ -50,8 +50,8 @@ def sealed(found: SearchResult) -> str:
         plain += " The test segment is read once, at the end, by the selected configuration; that has not been done yet."
     else:
         plain += " The test segment was read once, at the end, by the selected configuration: its figures stand in the table of results."
-    more = [(arm, sum(bool(r["tested"]) for r in _distinct(found, arm))) for arm in found.arms]
-    if beyond := [f"{count} configurations of '{arm}'" for arm, count in more if count > 1]:
+    more = [(branch, sum(bool(r["tested"]) for r in _distinct(found, branch))) for branch in found.branches]
+    if beyond := [f"{count} configurations of '{branch}'" for branch, count in more if count > 1]:
         plain += (
             f" Of {', '.join(beyond)} test figures are there: the search went on after its selection was measured, or another study tested "
             "its trials. The selection itself never read them."
@@ -59,12 +59,12 @@ def sealed(found: SearchResult) -> str:
     return plain
 
 
-def _distinct(found: SearchResult, arm: str) -> list[Row]:
-    return list({row["trial_id"]: row for row in found.rows if row["arm"] == arm}.values())
+def _distinct(found: SearchResult, branch: str) -> list[Row]:
+    return list({row["trial_id"]: row for row in found.rows if row["arm"] == branch}.values())
 
 
-def _best(found: SearchResult, arm: str) -> Sequence[Row]:
-    done = [row for row in _distinct(found, arm) if row["state"] == "complete"]
+def _best(found: SearchResult, branch: str) -> Sequence[Row]:
+    done = [row for row in _distinct(found, branch) if row["state"] == "complete"]
     return sorted(done, key=lambda row: (not row["selected"], found.value(row)))[:_LISTED]
 
 
