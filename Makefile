@@ -21,16 +21,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## the ablation study on a small generated city, local Ray, MLflow on sqlite
 	$(BIN)/stlab run demo --storage demo
 
-test: setup lint  ## linters and tests, within 12 minutes on 2 cores
-	$(BIN)/python -m pytest -m 'not slow'
+test: setup lint  ## linters and tests, within 6 minutes on 2 cores
+	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile --durations 10
 
-test-slow: setup  ## tests that take long or need a server
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5  # 5: there are none
+test-slow: setup  ## tests that take long, start a Ray cluster, or need a server: within 35 minutes on 2 cores
+	$(BIN)/python -m pytest -m slow --durations 10
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy platform/stlab
-	$(BIN)/mypy --strict -m stlab.study.spec -m stlab.study.plan -p stlab.storage -m stlab.study.schema -m stlab.study.file -m stlab.study.errors -m stlab.study.source
 	$(BIN)/lint-imports
 
 audit: setup  ## known vulnerabilities of what constraints.txt pins (asks PyPI; --strict: what could not be asked about is an error)
