@@ -113,7 +113,7 @@ def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.Mo
     waited: list[float] = []
 
     class Missing:
-        def __init__(self, job: object) -> None: ...
+        def __init__(self, group: object) -> None: ...
 
         def take(self) -> None:
             raise PeerLost("Connection closed by peer")
@@ -121,5 +121,5 @@ def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker, "_Worker", Missing)
     monkeypatch.setattr(worker.time, "sleep", waited.append)
     with pytest.raises(PeerLost):
-        worker.work_off({"resources": ResourcesSpec(gpus=0).model_dump(), "pack": 0})
+        worker.train_trials({"group": worker.WorkerGroup(0, ResourcesSpec(gpus=0), None, "runs", "group", "scratch")})
     assert waited == [10.0]

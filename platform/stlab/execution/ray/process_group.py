@@ -1,4 +1,4 @@
-"""How the workers of a trial find each other: torch's process group, on Ray's network, in workers that heed signals."""
+"""How the workers of a trial find each other: torch's process group, on Ray's network, in workers that handle SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-from stlab.execution.ray.preemption import heed_signals
+from stlab.execution.ray.preemption import handle_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,12 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
-        worker_group.execute(heed_signals)  # by the actor, in its main thread
+        worker_group.execute(handle_sigterm)  # by the actor, in its main thread
 
 
 @dataclass
 class StudyTorchConfig(TorchConfig):
-    """A TorchConfig whose workers find each other over Ray's network, and heed signals."""
+    """A TorchConfig whose workers find each other over Ray's network, and handle SIGTERM."""
 
     failures: int = 0
     """To set up the process group, since it last succeeded. Kept here, as Ray makes one backend a process, for all configurations."""
