@@ -91,7 +91,7 @@ class ObservedRun:
 
     outcome: Outcome
     tracking_uri: str | None
-    """Where MLflow is; None where the run was not tracked."""
+    """The URI of MLflow; None where the run was not tracked."""
     tracking_failure: str | None
     """Why MLflow is behind, where it is."""
 

@@ -17,7 +17,7 @@ _ROUNDING = 1e-9
 
 
 def needs(resources: ResourcesSpec) -> dict[str, float]:
-    """What one worker group takes."""
+    """The amounts that one worker group takes."""
     return {"CPU": resources.cpus * resources.workers, "GPU": (resources.gpus or 0.0) * resources.workers}
 
 
@@ -70,7 +70,7 @@ class NodeType:
     """A kind of node that an autoscaler may add."""
 
     resources: Resources
-    """What one such node has."""
+    """The resources of one such node."""
     most: float
     """How many of them there may be at once."""
 
@@ -118,7 +118,7 @@ def groups_after_scaling_up(limits: AutoscalerLimits, nodes: Sequence[Resources]
 
 
 def limits_in(config: Mapping[str, Any]) -> AutoscalerLimits:
-    """What an autoscaler's configuration (of ``ray up``, or as Ray derives it from a RayCluster) lets it add."""
+    """The limits in an autoscaler's configuration, be it of ``ray up`` or as Ray derives it from a RayCluster."""
     total = float(config.get("max_workers", math.inf))
     types = []
     for name, given in config["available_node_types"].items():

@@ -1,4 +1,4 @@
-"""What happens in a study, as the trial queue tells the driver, and who wants to know it."""
+"""The events of a study, which the trial queue emits and the driver passes on to observers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def from_training(trial_id: str, report: Mapping[str, Any]) -> Epochs | Note:
 
 
 class Observer(Protocol):
-    """Somebody who wants to know how a study goes. All calls come from one thread; a slow observer delays nobody's training."""
+    """An observer of a study. All calls come from one thread; a slow observer delays nobody's training."""
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         """The plan is made; ``todo`` are the trials that are left to train, ``concurrency`` of them at a time."""

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from stlab.catalog import create_model
 from stlab.errors import ModelError, ResourceError, StudyError
+from stlab.search.space import Space
 from stlab.storage import single_protocol
-from stlab.study.plan import Plan, PlannedTrial
+from stlab.study.plan import Plan, PlannedTrial, plan_point
 from stlab.study.spec import ResourcesSpec, TrialSpec
 from stlab.training.trial import dataset_for
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 5.0
 
 
-def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], corners: Sequence[PlannedTrial], address: str | None) -> None:
+def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], is_searching: bool, address: str | None) -> None:
     """Refuse a study that could not be run to its end, or whose table would mislead.
 
     Args:
         trials: those that are left to train.
-        corners: trials that stand for those that a search may choose.
+        is_searching: whether searches are left, too.
         address: the cluster, where it is not this machine.
 
     Raises:
@@ -41,11 +42,23 @@ def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], corners: S
         refuse_noop_variants,  # which needs `build_model` and `threads_of` from here
     )
 
+    possible = [*trials, *(_corner_trials(plan) if is_searching else ())]
     if address is None:
-        check_machine({trial.spec.resources for trial in (*trials, *corners)})
-    check_models([*trials, *corners])
+        check_machine({trial.spec.resources for trial in possible})
+    check_models(possible)
     if any(not trial.spec.baseline for trial in trials):
         refuse_noop_variants(plan)
+
+
+def _corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
+    """Trials that have every choice of a search between them, so that building their models builds every kind there may be."""
+    assert plan.study.search is not None
+    for branch in plan.branches:
+        yield branch.template
+        space = Space(plan.study.search, branch)
+        for path, _, point in space.corners():
+            if path.startswith("model.") and space.fields[path].categorical is not None:
+                yield plan_point(plan.study, branch, point)
 
 
 def check_protocol(plan: Plan) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stlab.execution.events import Event
 from stlab.execution.supply import with_resources
 from stlab.search.history import Entry, History, Outcome, located, wall_seconds
-from stlab.search.space import Space, check_space, without_dead_fields
+from stlab.search.space import check_space, without_dead_fields
 from stlab.storage import Store, TrialDirectory
-from stlab.study.plan import Plan, PlannedTrial, SearchBranch, plan_point
+from stlab.study.plan import Plan, PlannedTrial, SearchBranch
 from stlab.study.source import StudySource
 from stlab.study.spec import ResourcesSpec
 
@@ -62,17 +62,6 @@ def selected(history: History) -> list[PlannedTrial]:
     return history.selected(best) if best else []
 
 
-def corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
-    """Trials that have every choice of a search between them, so that a model that cannot be built is refused before anything trains."""
-    assert plan.study.search is not None
-    for branch in plan.branches:
-        yield branch.template
-        space = Space(plan.study.search, branch)
-        for path, _, point in space.corners():
-            if path.startswith("model.") and space.fields[path].categorical is not None:
-                yield plan_point(plan.study, branch, point)
-
-
 def run(
     plan: Plan, measured: Sequence[PlannedTrial], store: Store, begin: Callable[[int], None], listen: Callable[[Sequence[Event]], None]
 ) -> list[str]:
@@ -84,7 +73,7 @@ def run(
         listen: called with events, in order.
 
     Returns:
-        What went wrong outside of any trial.
+        Errors outside of any trial.
     """
     from stlab.execution import ray
     from stlab.execution.search_supply import SearchWork

@@ -30,15 +30,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What a run left behind."""
+    """The results of a run."""
 
     plan: Plan
     rows: list[dict[str, Any]]
     report: str
     kept: str | None = None
-    """Where an earlier study of the same name was moved to."""
+    """The folder that an earlier study of the same name was moved to."""
     troubles: list[str] = field(default_factory=list)
-    """What went wrong outside of any trial."""
+    """Errors outside of any trial, one a line."""
 
     def ended_as(self, *status: str) -> list[dict[str, Any]]:
         """Rows of the table that ended so. In a search, trials that fail are part of the search: only its selection counts."""
@@ -69,7 +69,7 @@ def run_study(
     with _locked(plan, store, address, retry_failed):
         set_aside = _prepare(plan, store, retry_failed)
         trials, is_searching = _left(plan, store), run_search.is_searching(plan, store)
-        check_before_training(plan, trials, list(run_search.corner_trials(plan)) if is_searching else [], address)
+        check_before_training(plan, trials, is_searching, address)
         if trials or is_searching:
             kept, troubles = _train(plan, trials, store, address, is_searching, observers)
         else:
@@ -88,7 +88,7 @@ def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
 
 
 def data_facts(spec: DataSpec) -> DataFacts:
-    """What the plan needs to know of a data set.
+    """The facts about a data set that the plan needs.
 
     Raises:
         DataError: it cannot be used.
@@ -136,9 +136,9 @@ def _train(
     """Train on the cluster at ``address``, which is connected, or on this machine.
 
     Returns:
-        Where an earlier study of this name was moved to, and what went wrong outside of trials.
+        The folder that an earlier study of this name was moved to, and errors outside of trials.
     """
-    from stlab.execution import ray  # takes seconds, so what is wrong with the study is said before
+    from stlab.execution import ray  # takes seconds, so the study is checked before
 
     with ray.connection(None) if address is None else contextlib.nullcontext():
         decided = {resources: ray.with_gpus(resources) for resources in {trial.spec.resources for trial in trials}}
@@ -177,7 +177,7 @@ def write_study(plan: Plan, store: Store) -> str | None:
     """Write the resolved study and the list of its trials.
 
     Returns:
-        Where an earlier study of its name was moved to; None where there was none, or where this one only has more seeds.
+        The folder that an earlier study of its name was moved to; None if there was none, or if this one only has more seeds.
     """
     study = plan.study
     directory = StudyDirectory(store, study.name)

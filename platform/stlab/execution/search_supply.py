@@ -26,7 +26,7 @@ _KEEP_SECONDS = 10.0  # the time searched so far is written that often
 
 @dataclass(frozen=True)
 class SearchWork:
-    """What a search's worker groups have to do. All resources are decided (``gpus``)."""
+    """The work of a search's worker groups. All resources are decided (``gpus``)."""
 
     study: StudySpec
     branches: tuple[SearchBranch, ...]
@@ -73,7 +73,7 @@ class SearchSupply(Supply):
             return None
         resources = self.groups[group]
         task = self._next_for(resources)
-        # What runs now may bring work for the group: a better point to choose, or a selection to train.
+        # A point that runs now may bring work for the group: a better point to choose, or a selection to train.
         if task is None and any(branch.resources == resources and branch.running for branch in self._branches):
             return WAIT
         return task
@@ -99,7 +99,7 @@ class SearchSupply(Supply):
         return None
 
     def _ask(self, branch: _Branch) -> Task | None:
-        """The next point of a branch that is to be trained; None where none is left. Points that need no training are told at once."""
+        """The next point of a branch that is to be trained; None where none is left. Points that need no training end at once."""
         while (proposed := branch.search.next(self._wall())) is not None:
             entry, trial = proposed
             if trial is None:
@@ -107,7 +107,7 @@ class SearchSupply(Supply):
                 continue
             self._emit(Planned(trial, entry.number))
             if trial.trial_id in branch.running.values():
-                branch.running[entry.number] = trial.trial_id  # told when the equal one ends
+                branch.running[entry.number] = trial.trial_id  # Optuna is told when the equal one ends
             elif branch.search.has_ended(entry.number):
                 self._tell(branch, entry.number, trial.trial_id, is_old=True)
             else:

@@ -1,4 +1,4 @@
-"""Where the trials of a queue come from: a fixed list dealt into packs, or a search (``search_supply``)."""
+"""The supply of a trial queue decides which trial comes next: from packs of a fixed list here, from a search in ``search_supply``."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class TrackingObserver:
         self._stop_after(finish)
 
     def interrupt(self) -> None:
-        """The study was stopped: say so, and wait until that is written."""
+        """The study was stopped: mark it as interrupted, and wait until that is written."""
         if self._thread.is_alive():
             self._stop_after(lambda: self._tracker.close("interrupted"))
 

@@ -105,7 +105,7 @@ def test_gloo_listens_where_ray_does_unless_told_otherwise(monkeypatch: pytest.M
 
 
 def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What became of the other is known a little later than that it is gone; the first error that Ray sees decides."""
+    """That the other is gone is known a little earlier than why, and the first error that Ray sees decides."""
     from stlab.execution.ray import worker
     from stlab.study.spec import ResourcesSpec
     from stlab.training.workers import PeerLost

@@ -28,7 +28,7 @@ def take(queue: TrialQueue, group: int = 0) -> Assignment:
 
 
 def run_all(queue: TrialQueue, groups: int) -> list[str]:
-    """What is still given out, all groups in turn; each trial ends well."""
+    """The trials that are still given out, all groups in turn; each trial ends well."""
     done = []
     open_groups = list(range(groups))
     while open_groups:

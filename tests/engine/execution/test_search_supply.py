@@ -36,7 +36,7 @@ def queue_of(store: Store, plan: Plan, groups: int = 2) -> TrialQueue:
 
 
 def train(store: Store, taken: Assignment) -> str:
-    """What a worker leaves behind, without the training."""
+    """Write what a worker leaves behind, without the training."""
     directory = TrialDirectory(store, taken.task.trial_id)
     if directory.status() is not TrialStatus.FINISHED:
         finish(directory, {f"train.{name}": value for name, value in taken.task.trial.spec.train.model_dump().items()})

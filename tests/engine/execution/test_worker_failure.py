@@ -55,10 +55,10 @@ class Remote:
     """A queue as the handle of its actor: ``queue.worker_died.remote(…)``."""
 
     def __init__(self, queue: TrialQueue) -> None:
-        self._board = queue
+        self._queue = queue
 
     def __getattr__(self, name: str) -> Any:
-        return type("Method", (), {"remote": staticmethod(getattr(self._board, name))})
+        return type("Method", (), {"remote": staticmethod(getattr(self._queue, name))})
 
 
 @pytest.fixture

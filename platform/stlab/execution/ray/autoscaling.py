@@ -21,7 +21,7 @@ _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def limits_at_head() -> AutoscalerLimits | None:
-    """What the autoscaler may add to the cluster whose head this process runs on; None where there is no autoscaler."""
+    """The limits of the autoscaler of the cluster whose head this process runs on; None where there is no autoscaler."""
     if (limits := _limits_of_platform()) is not None:
         return limits
     if (monitor := _monitor()) is not None:
@@ -30,7 +30,7 @@ def limits_at_head() -> AutoscalerLimits | None:
 
 
 def _limits_of_platform() -> AutoscalerLimits | None:
-    """What a platform has told Ray itself; none of the platforms that come with Ray does so."""
+    """The limits that a platform has told Ray itself; none of the platforms that come with Ray does so."""
     config = ray._private.state.state.get_cluster_config()
     if config is None or not config.node_group_configs:
         return None

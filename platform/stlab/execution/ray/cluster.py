@@ -88,7 +88,7 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
 
 
 def _other_versions(address: str, said: str) -> str:
-    """What to do where the cluster has another Ray or Python; ``said`` is Ray's own message."""
+    """Advice for a cluster that has another Ray or Python; ``said`` is Ray's own message."""
     there = dict(re.findall(r"(Ray|Python): (\S+)", said.partition("This process")[0]))
     return (
         f"the cluster at {address} has Ray {there.get('Ray', '?')} and Python {there.get('Python', '?')}; here are Ray "
@@ -214,7 +214,7 @@ def _reachable() -> dict[str, float]:
 
 @functools.cache
 def _autoscaler_limits() -> AutoscalerLimits | None:
-    """What the autoscaler may add, asked once a connection; None where there is none, as in a cluster that this process started."""
+    """The limits of the autoscaler, asked for once a connection; None where there is none, as in a cluster that this process started."""
     if _is_own():
         return None
     asked = ray.remote(num_cpus=0, resources=ON_THE_HEAD)(limits_at_head)

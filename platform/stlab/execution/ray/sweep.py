@@ -51,7 +51,7 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, listen: Listener)
         listen: called in a thread of its own with the events of the queue, in order.
 
     Returns:
-        What went wrong outside of any trial, a line for each worker group.
+        Errors outside of any trial, a line for each worker group that had one.
     """
     return _run(functools.partial(PackSupply, packs), [pack.resources for pack in packs], storage, study, listen)
 

@@ -1,4 +1,4 @@
-"""What a Train worker does: take a trial from the queue, train it, say how it ended, and take the next."""
+"""The loop of a Train worker: take a trial from the queue, train it, say how it ended, and take the next."""
 
 from __future__ import annotations
 

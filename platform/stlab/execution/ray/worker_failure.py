@@ -62,7 +62,7 @@ def is_death(error: Exception) -> bool:
 
 
 def cause_of(errors: list[Exception]) -> tuple[str, bool]:
-    """What killed a group, in a line, and whether it was a lack of memory. The other workers fail because they miss the first."""
+    """The cause of a group's death, in a line, and whether it was a lack of memory. Workers that only miss the dead one do not count."""
     dead = [error for error in errors if is_death(error)]
     for error in errors:
         if isinstance(error, OutOfMemoryError):
