@@ -61,20 +61,22 @@ def run(
         tracking: keep MLflow up to date.
         tracking_uri: where MLflow is; by default SQLite in a local storage, and nowhere with a remote one.
         progress: show the progress on the terminal.
-        **options: what else ``stlab.execution.run_study.run_study`` takes: ``address``, ``retry_failed``.
+        **options: further arguments of ``stlab.execution.run_study.run_study``: ``address``, ``retry_failed``.
 
     Returns:
-        What the study has come to. A failed trial is a row with ``status`` failed, and a warning in the log.
+        The results of the study. A failed trial is a row with ``status`` failed, and a warning in the log.
 
     Raises:
         UserError: the study, its data, weights or resources cannot be used, or MLflow's URI; nothing was trained.
     """
-    from rich.console import Console
-
     source = _source(study, overrides or {})
     spec = parse(source)
     store = Store(storage)
-    console = Console() if progress else None
+    console = None
+    if progress:
+        from rich.console import Console
+
+        console = Console()
     done = run_observed(spec, source, store, console, tracking=tracking, tracking_uri=tracking_uri, **options)
     for row in done.outcome.ended_as("failed", "missing"):
         logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])
@@ -136,7 +138,7 @@ def run_observed(
 
 
 def results(storage: str | Path, study: str | None = None) -> Results:
-    """What a study has come to so far, from its directories.
+    """The results of a study so far, from its directories.
 
     Args:
         storage: a folder or URI; or the folder of the study itself, ``<storage>/studies/<name>``, without ``study``.
@@ -201,7 +203,7 @@ class Results:
 
     @property
     def storage(self) -> str:
-        """Where the study lies."""
+        """The location of the storage."""
         return self._store.location
 
     @property

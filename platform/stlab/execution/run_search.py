@@ -1,4 +1,4 @@
-"""A search from the driver's side: what is left of it, and running it."""
+"""A search from the driver's side: it finds out what is left of a search, and runs that."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_over(history: History, wall: float) -> bool:
 
 
 def state_of(history: History) -> list[tuple[Entry, Outcome | None]]:
-    """Every entry with what became of it."""
+    """Every entry with its outcome, which is None as long as its trial is left to run."""
     return [(entry, history.outcome(entry)) for entry in history.entries()]
 
 

@@ -1,4 +1,4 @@
-"""The cluster: reaching it, or starting one on this machine, and what it can run at once."""
+"""The cluster: join it, or start one on this machine, and find out how much it can run at once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A sliver of a resource that every head has, for actors that must outlive all other nodes."""
 _STARTS = 4  # tries to start Ray on this machine
-_WAITING = 16  # groups beyond those that fit now, where nobody says how far a cluster grows: two processes each, on the head
-_MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; without one it would hold its GPUs and wait
+_WAITING = 16  # groups beyond those that fit now, on a cluster whose limits are unknown; each has two processes on the head
+_MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; a group without one would keep its GPUs and wait
 _NAMES = ("CPU", "GPU")
 
 

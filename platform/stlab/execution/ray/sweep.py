@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
 _ADMISSION_SECONDS = 1.0  # between two questions of a worker group that the study's quota keeps out
-_PATIENCE_SECONDS = 6 * 3600  # of a worker for the others: the first alone measures the test segment, and they wait for it
+_PATIENCE_SECONDS = 6 * 3600  # a worker waits so long for the others: the first alone measures the test segment
 _NO_LIMIT = -1  # of restarts: the queue counts them, for each trial
 
 Listener = Callable[[Sequence[Event]], None]
