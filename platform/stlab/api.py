@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from matplotlib.figure import Figure
+    from rich.console import Console
 
-    from stlab.execution.tracking_observer import TrackingObserver
+    from stlab.execution.run_study import Outcome
     from stlab.inference import TrainedForecaster
     from stlab.report.predictions import Predictions
 
@@ -59,43 +61,84 @@ def run(
         tracking: keep MLflow up to date.
         tracking_uri: where MLflow is; by default SQLite in a local storage, and nowhere with a remote one.
         progress: show the progress on the terminal.
-        **options: what else ``stlab.execution.run_study.run_study`` takes: ``address``, ``retry_failed``.
+        **options: further arguments of ``stlab.execution.run_study.run_study``: ``address``, ``retry_failed``.
 
     Returns:
-        What the study has come to. A failed trial is a row with ``status`` failed, and a warning in the log.
+        The results of the study. A failed trial is a row with ``status`` failed, and a warning in the log.
 
     Raises:
         UserError: the study, its data, weights or resources cannot be used, or MLflow's URI; nothing was trained.
     """
-    from stlab.execution.run_study import run_study
-
     source = _source(study, overrides or {})
     spec = parse(source)
     store = Store(storage)
-    tracker = _tracker(store, spec.name, tracking, tracking_uri)
-    shown = _terminal() if progress else None
+    console = None
+    if progress:
+        from rich.console import Console
+
+        console = Console()
+    done = run_observed(spec, source, store, console, tracking=tracking, tracking_uri=tracking_uri, **options)
+    for row in done.outcome.ended_as("failed", "missing"):
+        logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])
+    for trouble in done.outcome.troubles:
+        logger.warning("%s", trouble)
+    if done.tracking_failure:
+        logger.warning("MLflow is behind: %s Later: stlab sync %s --storage %s", done.tracking_failure, spec.name, store.location)
+    return Results(store, spec.name)
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """A run that has ended, and how far MLflow followed it."""
+
+    outcome: Outcome
+    tracking_uri: str | None
+    """The URI of MLflow; None where the run was not tracked."""
+    tracking_failure: str | None
+    """Why MLflow is behind, where it is."""
+
+
+def run_observed(
+    spec: StudySpec,
+    source: StudySource,
+    store: Store,
+    console: Console | None,
+    *,
+    tracking: bool = True,
+    tracking_uri: str | None = None,
+    **options: Any,
+) -> ObservedRun:
+    """Run a study with its observers: the progress on ``console``, if there is one, and MLflow, as :func:`run` and ``stlab run`` do.
+
+    Raises:
+        UserError: as ``run_study``; a full disk, say. MLflow shows the study as interrupted.
+        KeyboardInterrupt: Ctrl-C; likewise.
+    """
+    from stlab.execution.progress import TerminalProgress
+    from stlab.execution.run_study import run_study
+    from stlab.execution.tracking_observer import TrackingObserver
+    from stlab.tracking import default_uri
+
+    uri = (tracking_uri or default_uri(store)) if tracking else None
+    progress = TerminalProgress(console) if console is not None else None
+    tracker = TrackingObserver(uri, store, spec.name) if uri else None
+    observers = [observer for observer in (progress, tracker) if observer is not None]
     try:
-        outcome = run_study(
-            spec, str(storage), source=source, observers=[one for one in (shown, tracker) if one is not None], **options
-        )
-    except KeyboardInterrupt:
+        outcome = run_study(spec, store.location, source=source, observers=observers, **options)
+    except (KeyboardInterrupt, UserError):
+        if progress:
+            progress.stop()
         if tracker:
             tracker.interrupt()
         raise
     finally:
-        if shown:
-            shown.stop()
-    for row in outcome.ended_as("failed", "missing"):
-        logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])
-    for trouble in outcome.troubles:
-        logger.warning("%s", trouble)
-    if tracker and tracker.failure:
-        logger.warning("MLflow is behind: %s Later: stlab sync %s --storage %s", tracker.failure, spec.name, store.location)
-    return Results(store, spec.name)
+        if progress:
+            progress.stop()
+    return ObservedRun(outcome, uri, tracker.failure if tracker else None)
 
 
 def results(storage: str | Path, study: str | None = None) -> Results:
-    """What a study has come to so far, from its directories.
+    """The results of a study so far, from its directories.
 
     Args:
         storage: a folder or URI; or the folder of the study itself, ``<storage>/studies/<name>``, without ``study``.
@@ -160,7 +203,7 @@ class Results:
 
     @property
     def storage(self) -> str:
-        """Where the study lies."""
+        """The location of the storage."""
         return self._store.location
 
     @property
@@ -276,21 +319,3 @@ def _source(study: Study, overrides: Mapping[str, Any]) -> StudySource:
     if isinstance(study, Mapping):
         return StudySource.from_text(write_yaml(dict(study)), "<mapping>", given)
     return load_study_source(str(study), given)
-
-
-def _tracker(store: Store, name: str, wanted: bool, uri: str | None) -> TrackingObserver | None:
-    if not wanted:
-        return None
-    from stlab.execution.tracking_observer import TrackingObserver
-    from stlab.tracking import default_uri
-
-    uri = uri or default_uri(store)
-    return TrackingObserver(uri, store, name) if uri else None
-
-
-def _terminal() -> Any:
-    from rich.console import Console
-
-    from stlab.execution.progress import TerminalProgress
-
-    return TerminalProgress(Console())

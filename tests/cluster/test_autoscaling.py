@@ -22,6 +22,7 @@ import json, sys, time
 import ray
 from stlab.cli.options import load_study
 from stlab.errors import UserError
+from stlab.execution.events import Ended, Epochs, Started
 from stlab.execution.run_study import run_study
 
 study, storage, address, log, *overrides = sys.argv[1:]
@@ -34,10 +35,10 @@ class Log:
     def begin(self, plan, todo, concurrency): say(kind="begin", concurrency=concurrency, notes=plan.notes)
     def end(self, outcome): pass
     def event(self, event):
-        if event["kind"] == "epochs":
+        if isinstance(event, Epochs):
             say(kind="nodes", nodes=sum(n["Alive"] and n["Resources"].get("CPU", 0) > 0 for n in ray.nodes()))
-        if event["kind"] in ("started", "ended"):
-            say(kind=event["kind"], trial=event["trial_id"], at=time.time())
+        if isinstance(event, Started | Ended):
+            say(kind=type(event).__name__.lower(), trial=event.trial_id, at=time.time())
 
 spec, source = load_study(study, overrides)
 try:

@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 HOLD = """\
 import sys, time
 from stlab.execution import ray
-from stlab.execution.locks.owner import Holder
+from stlab.execution.locks.owner import LockOwner
 from stlab.storage import Store
 
-with ray.connection(sys.argv[1]), ray.study_held(Store("s3://bucket/runs?region=x"), "mine", Holder.myself()):
+with ray.connection(sys.argv[1]), ray.study_actor_lock(Store("s3://bucket/runs?region=x"), "mine", LockOwner.this_process()):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """

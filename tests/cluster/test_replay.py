@@ -12,7 +12,8 @@ import pytest
 
 from stlab.cli.extend import extended
 from stlab.errors import ProtocolMismatch, UserError
-from stlab.execution.run_study import _write_study, plan_study, trial_row
+from stlab.execution.collect import trial_row
+from stlab.execution.run_study import plan_study, write_study
 from stlab.inspection.replay import relative
 from stlab.report.page import joint
 from stlab.storage import Store, StudyDirectory, TrialDirectory
@@ -142,13 +143,13 @@ def test_more_seeds_train_only_what_is_new(folder: Path) -> None:
     directory = StudyDirectory(store, "tiny")
     before = directory.read_study()
     try:
-        assert _write_study(store, spec, plan_study(spec)) is None  # nothing is moved away
+        assert write_study(plan_study(spec), store) is None  # nothing is moved away
         assert parse(StudySource.from_text(directory.read_study() or "")) == spec
         assert directory.read_trials().num_rows
         with pytest.raises(UserError, match=r"4 trials of 'tiny' are left to do, seeds \[0, 1, 2\]"):
             extended("tiny", None, store, 1)
         fewer = parse(StudySource.from_text(before or ""))
-        assert _write_study(store, fewer, plan_study(fewer)) is not None  # another study
+        assert write_study(plan_study(fewer), store) is not None  # another study
     finally:
         record(planned(folder), store)
 

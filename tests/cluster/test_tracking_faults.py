@@ -19,7 +19,9 @@ import pytest
 import requests
 
 from stlab.execution import tracking_observer as track
-from stlab.execution.run_study import Outcome, plan_study, trial_row
+from stlab.execution.collect import trial_row
+from stlab.execution.events import Ended, Epochs, Event, Started
+from stlab.execution.run_study import Outcome, plan_study
 from stlab.execution.tracking_observer import TrackingObserver
 from stlab.storage import Store, StudyDirectory, TrialDirectory
 from stlab.storage.schema import PREDICTIONS
@@ -164,7 +166,7 @@ class Study:
     def run(self, observer: TrackingObserver, before: dict[tuple[int, int], Callable[[], None]], pause: float = 0.1) -> Outcome:
         """Train; ``before``: what happens before an epoch of a seed."""
 
-        def event(event: dict[str, Any]) -> None:
+        def event(event: Event) -> None:
             self.tell(lambda: observer.event(event))
 
         StudyDirectory(self.store, self.plan.study.name).write_study(dump_study(self.plan.study))
@@ -172,19 +174,19 @@ class Study:
         for trial in self.plan.trials:
             directory = TrialDirectory(self.store, trial.trial_id)
             directory.write_trial({**trial.spec.model_dump(mode="json"), **trial.identity})
-            event({"kind": "started", "trial_id": trial.trial_id})
+            event(Started(trial.trial_id, 1))
             rows = []
             for epoch in range(1, EPOCHS + 1):
                 before.get((trial.spec.seed, epoch), lambda: None)()
                 rows.append({"epoch": epoch, "step": 10 * epoch, "loss": 1 / epoch, "val_mae": 3.0, "val_rmse": 4 + 1 / epoch, "lr": 1e-3,
                              "grad_norm": 1.0, "seconds": 1.0, "samples_per_second": 5.0})  # fmt: skip
-                event({"kind": "epochs", "trial_id": trial.trial_id, "rows": rows[-1:]})
+                event(Epochs(trial.trial_id, rows[-1:]))
                 time.sleep(pause)
             directory.write_epochs(rows)
             directory.write_result({"val_rmse": 4.2, "val_mae": 3.0, "best_epoch": 5, "epochs": 5, "wall_seconds": 5.0,
                                     "started_at": "2025-03-01T12:00:00+00:00"})  # fmt: skip
             directory.write_test({"rmse": 4.0 + trial.spec.seed, "mae": 2.0}, [], PREDICTIONS.empty_table())
-            event({"kind": "ended", "trial_id": trial.trial_id, "status": "finished"})
+            event(Ended(trial.trial_id, "finished"))
         rows = [trial_row(trial, self.store) for trial in self.plan.trials]
         directory_of_study = StudyDirectory(self.store, self.plan.study.name)
         directory_of_study.write_trials(rows)

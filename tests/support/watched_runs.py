@@ -28,11 +28,13 @@ from stlab.execution.run_study import run_study
 study, storage, address, log, *overrides = sys.argv[1:]
 
 class Log:
-    def begin(self, plan, todo, concurrency): self.event({"kind": "begin", "concurrency": concurrency})
+    def begin(self, plan, todo, concurrency): self.write("begin", concurrency=concurrency)
     def end(self, outcome): pass
     def event(self, event):
+        self.write(type(event).__name__.lower(), **{k: v for k, v in vars(event).items() if k != "trial"})
+    def write(self, kind, **fields):
         with open(log, "a") as file:
-            file.write(json.dumps({k: v for k, v in event.items() if k != "trial"}, default=str) + "\\n")
+            file.write(json.dumps({"kind": kind, **fields}, default=str) + "\\n")
 
 logging.basicConfig(level=logging.WARNING)
 spec, source = load_study(study, overrides)

@@ -23,7 +23,6 @@ from stlab.cli.options import (
 )
 from stlab.cli.paper import say_coverage, say_paper
 from stlab.cli.search import say_found, say_search
-from stlab.errors import UserError
 from stlab.files import shown
 
 if TYPE_CHECKING:
@@ -57,43 +56,21 @@ def run(
 
     store = Store(storage)
     spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
-    from stlab.execution.progress import TerminalProgress
-    from stlab.execution.run_study import run_study
-    from stlab.execution.tracking_observer import TrackingObserver
-    from stlab.tracking import default_uri
+    from stlab.api import run_observed
 
     console = console_for_output()
     if add_seeds is not None:
         console.print(f"seeds {', '.join(map(str, spec.seeds))}: the last {add_seeds} are new.", highlight=False)
-    uri = tracking_uri or default_uri(store)
-    progress = TerminalProgress(console)
-    tracking = TrackingObserver(uri, store, spec.name) if uri else None
     try:
-        outcome = run_study(
-            spec,
-            storage,
-            source=source,
-            address=address,
-            retry_failed=retry_failed,
-            observers=[progress, *([tracking] if tracking else [])],
-        )
+        done = run_observed(spec, source, store, console, tracking_uri=tracking_uri, address=address, retry_failed=retry_failed)
     except KeyboardInterrupt:
-        progress.stop()
-        if tracking:
-            tracking.interrupt()
         again = "the same command goes on from there."
         if add_seeds is not None:
             again = f"go on with {myself()} run {store.address(f'studies/{spec.name}/study.yaml')} --storage {store.location}"
         console.print(f"Interrupted. What is trained stays: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
-    except UserError:  # a full disk, say: MLflow should not show the study as running
-        if tracking:
-            tracking.interrupt()
-        raise
-    finally:
-        progress.stop()
-    _say_outcome(console, outcome, store.location, uri, tracking.failure if tracking else None)
-    raise typer.Exit(1 if outcome.ended_as("failed", "missing") else 0)
+    _say_outcome(console, done.outcome, store.location, done.tracking_uri, done.tracking_failure)
+    raise typer.Exit(1 if done.outcome.ended_as("failed", "missing") else 0)
 
 
 def _say_outcome(
@@ -175,7 +152,8 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     from rich.table import Table
 
     from stlab.errors import ResourceError
-    from stlab.execution.preflight import check_machine, groups_here
+    from stlab.execution.capacity import groups_here
+    from stlab.execution.preflight import check_machine
     from stlab.storage import Store, TrialDirectory
     from stlab.study.plan import make_packs
 
@@ -225,7 +203,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
 
 
 def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
-    """Of a trial with nothing left to do; where another study trained it, which one."""
+    """How a trial stands that has nothing left to do; names the other study where another study trained it."""
     if directory.status().value == "failed":
         return "failed"
     first = (directory.read("trial.json") or {}).get("study", trial.spec.study)

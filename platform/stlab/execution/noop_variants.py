@@ -1,4 +1,4 @@
-"""Variants whose switches do nothing are refused before anything trains: they would fill a row of the table with noise."""
+"""No-op variants, whose changes to the model do nothing, are refused: they would fill a row of the table with noise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from stlab.errors import StudyError
-from stlab.execution.model_check import build_model
-from stlab.execution.preflight import threads_of
+from stlab.execution.preflight import build_model, threads_of
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
 from stlab.training.loop import training_loss
@@ -19,20 +18,20 @@ from stlab.training.trial import dataset_for
 from stmodels.rng import initialise, named_seed
 
 _WINDOWS = 4
-_ROUNDING = 1e-5  # relative; what another order of sums makes of float32
+_ROUNDING = 1e-5  # relative; float32 sums in another order differ by less
 
 Pair = tuple[PlannedTrial, PlannedTrial]
 
 
 class Effect(NamedTuple):
-    """What a model's switches can show in one optimiser step."""
+    """Everything that a change to a model can show in one optimiser step."""
 
     parameters: dict[str, torch.Size]
     forecast: Tensor  # (B, Q, *S)
-    gradients: dict[str, Tensor]  # of the training loss: what the first optimiser step is made of
+    gradients: dict[str, Tensor]  # of the training loss: the first optimiser step is made of them
 
 
-def refuse_dead_switches(plan: Plan) -> None:
+def refuse_noop_variants(plan: Plan) -> None:
     """Refuse two variants of one training whose models have the same parameters, forecast and first optimiser step.
 
     Models start from the same seed and see the same few train windows. Variants that differ in data or training are left alone, and
@@ -50,17 +49,17 @@ def refuse_dead_switches(plan: Plan) -> None:
                     effects[trial.trial_id] = effect_of(trial.spec)
         return one.trial_id == other.trial_id or looks_same(effects[one.trial_id], effects[other.trial_id])
 
-    dead: dict[str, str] = {}
+    noops: dict[str, str] = {}
     for pairs in _candidates(plan):
         one, other = pairs[0]
-        if not {one.spec.variant, other.spec.variant} & dead.keys() and all(is_same(*pair) for pair in pairs):
-            dead[other.spec.variant] = _message(one, other)
-    if dead:
-        raise StudyError("\n".join(dead.values()))
+        if not {one.spec.variant, other.spec.variant} & noops.keys() and all(is_same(*pair) for pair in pairs):
+            noops[other.spec.variant] = _message(one, other)
+    if noops:
+        raise StudyError("\n".join(noops.values()))
 
 
 def _candidates(plan: Plan) -> Iterator[list[Pair]]:
-    """For each two variants that differ in their models alone: their trials of the first seed, an axis point a pair."""
+    """For every two variants that differ in their models alone: their trials of the first seed, a pair for each point of the axes."""
     rows: dict[str, list[PlannedTrial]] = {}
     for trial in plan.trials:
         if not trial.spec.baseline and trial.spec.seed == plan.study.seeds[0]:

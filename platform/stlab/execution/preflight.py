@@ -1,68 +1,78 @@
-"""What can be said of resources and addresses at once, before Ray, which takes seconds to start, is asked."""
+"""The checks that are made before anything trains: protocol, address, this machine's resources, models, variants.
+
+None of them asks Ray, which takes seconds to start; what only Ray knows is checked where it is asked.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from stlab.errors import ResourceError
-from stlab.execution.autoscaling import workers_on
-from stlab.execution.quota import limits, needs
-from stlab.study.spec import ResourcesSpec
+from stlab.catalog import create_model
+from stlab.errors import ModelError, ResourceError, StudyError
+from stlab.search.space import Space
+from stlab.storage import single_protocol
+from stlab.study.plan import Plan, PlannedTrial, plan_point
+from stlab.study.spec import ResourcesSpec, TrialSpec
+from stlab.training.trial import dataset_for
+
+if TYPE_CHECKING:
+    from stmodels.base import Forecaster
 
 _CONNECT_SECONDS = 5.0
 
 
-@contextlib.contextmanager
-def threads_of(resources: ResourcesSpec) -> Iterator[None]:
-    """As many threads as a worker of a trial has; more would fight over the cores."""
-    import torch
+def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], is_searching: bool, address: str | None) -> None:
+    """Refuse a study that could not be run to its end, or whose table would mislead.
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(resources.cpus)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def check_machine(wanted: Iterable[ResourcesSpec]) -> None:
-    """Refuse what this machine alone could never run.
+    Args:
+        trials: those that are left to train.
+        is_searching: whether searches are left, too.
+        address: the cluster, where it is not this machine.
 
     Raises:
-        ResourceError: more CPUs or GPUs than there are; names the field.
+        UserError: says what is wrong.
     """
-    import torch
+    from stlab.execution.noop_variants import (
+        refuse_noop_variants,  # which needs `build_model` and `threads_of` from here
+    )
 
-    have = {"cpus": os.cpu_count() or 1, "gpus": torch.cuda.device_count()}
-    for resources in wanted:
-        for field, there in have.items():
-            amount = getattr(resources, field) or 0
-            if amount * resources.workers > there:
-                raise ResourceError(
-                    f"a trial asks for {amount * resources.workers:g} {field.upper()[:-1]} (resources.{field}={amount:g} × "
-                    f"resources.workers={resources.workers}); this machine has {there}. Lower resources.{field} or "
-                    "resources.workers, or give the --address of a larger Ray cluster."
-                )
+    possible = [*trials, *(_corner_trials(plan) if is_searching else ())]
+    if address is None:
+        check_machine({trial.spec.resources for trial in possible})
+    check_models(possible)
+    if any(not trial.spec.baseline for trial in trials):
+        refuse_noop_variants(plan)
 
 
-def groups_here(resources: ResourcesSpec) -> int:
-    """How many trials with these resources this machine runs at once, within the study's quota; at least one."""
-    import torch
+def _corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
+    """Trials that have every choice of a search between them, so that building their models builds every kind there may be."""
+    assert plan.study.search is not None
+    for branch in plan.branches:
+        yield branch.template
+        space = Space(plan.study.search, branch)
+        for path, _, point in space.corners():
+            if path.startswith("model.") and space.fields[path].categorical is not None:
+                yield plan_point(plan.study, branch, point)
 
-    gpus = torch.cuda.device_count()
-    if resources.gpus is None:
-        resources = resources.model_copy(update={"gpus": 1.0 if gpus else 0.0})
-    have = {"CPU": float(os.cpu_count() or 1), "GPU": float(gpus)}
-    allowed = {name: min(have[name], most) for name, most in limits([resources]).items()}
-    return max(1, workers_on(have | allowed, {name: amount for name, amount in needs(resources).items() if amount}))
+
+def check_protocol(plan: Plan) -> None:
+    """Refuse a study whose table would mix protocols.
+
+    Raises:
+        ProtocolMismatch: names the field that differs.
+    """
+    trials = [*plan.trials, *(branch.template for branch in plan.branches)]
+    single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in trials)
 
 
 def check_address(address: str | None) -> None:
-    """Refuse an address nobody listens at; Ray itself would try for minutes.
+    """Refuse an address where nobody listens; Ray itself would try for minutes.
 
     Raises:
         ResourceError: no answer at ``host:port`` or ``ray://host:port``.
@@ -82,3 +92,62 @@ def check_address(address: str | None) -> None:
         raise ResourceError(
             f"no Ray cluster answers at {address} ({error}). Start one (ray start --head), or leave --address out."
         ) from error
+
+
+def check_machine(wanted: Iterable[ResourcesSpec]) -> None:
+    """Refuse resources that this machine alone could never provide.
+
+    Raises:
+        ResourceError: more CPUs or GPUs than there are; names the field.
+    """
+    import torch
+
+    have = {"cpus": os.cpu_count() or 1, "gpus": torch.cuda.device_count()}
+    for resources in wanted:
+        for field, there in have.items():
+            amount = getattr(resources, field) or 0
+            if amount * resources.workers > there:
+                raise ResourceError(
+                    f"a trial asks for {amount * resources.workers:g} {field.upper()[:-1]} (resources.{field}={amount:g} × "
+                    f"resources.workers={resources.workers}); this machine has {there}. Lower resources.{field} or "
+                    "resources.workers, or give the --address of a larger Ray cluster."
+                )
+
+
+def check_models(trials: Iterable[PlannedTrial]) -> None:
+    """Build each distinct model once, so that missing weights are reported before anything trains.
+
+    Raises:
+        StudyError: as :func:`build_model`.
+    """
+    seen = set()
+    for trial in trials:
+        key = (json.dumps(trial.spec.model, sort_keys=True), trial.spec.data)
+        if key not in seen:
+            seen.add(key)
+            build_model(trial.spec)
+
+
+def build_model(spec: TrialSpec) -> Forecaster:
+    """The model of a trial, as :func:`stlab.catalog.create_model` makes it.
+
+    Raises:
+        StudyError: it does not fit the data, or its weights cannot be had; names the variant.
+    """
+    try:
+        return create_model(spec.model, dataset_for(spec.data).info)
+    except ModelError as error:
+        raise StudyError(f"variant '{spec.variant}': {error}") from error
+
+
+@contextlib.contextmanager
+def threads_of(resources: ResourcesSpec) -> Iterator[None]:
+    """Compute with as many threads as a worker of a trial has; more would fight over the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(resources.cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,11 +1,10 @@
-"""How a study is doing, on the terminal: trials done of all, the running ones' epochs, time left."""
+"""The progress of a study on the terminal: trials done of all, the epochs of those that run, the time left."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,12 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stlab.execution.events import Ended, Epochs, Event, Note, Planned, Resumed, SearchEvent
 from stlab.execution.run_study import Outcome
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import SearchSpec
 
-# A string would be markup to rich: names and errors have brackets of their own, and a `[/…` in them would end the run. So what is
-# printed here with words of others in it is a Text.
+# rich would take a string for markup: names and errors have brackets of their own, and a `[/…` in them would end the run. Everything
+# that is printed here with other people's words in it is therefore a Text.
 _FINISHED = ("✓", "green")
 
 
@@ -31,7 +31,7 @@ class _Running:
 
     @property
     def share(self) -> float:
-        """How much of it is done, at the least: early stopping can only make it more."""
+        """The share that is done, at the least: early stopping can only make it more."""
         return self.epoch / self.trial.spec.train.max_epochs
 
 
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 class TerminalProgress:
-    """A live display on a terminal, a line a trial elsewhere (a job's log, say)."""
+    """A live display on a terminal; elsewhere (in a job's log, say) a line for each trial."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -78,49 +78,49 @@ class TerminalProgress:
             self._live.start()
 
     def _begin_search(self, plan: Plan, search: SearchSpec, concurrency: int) -> None:
-        """A search's trials are not known yet; how many there may be at the most is, where ``max_trials`` says so."""
-        # What is selected is measured, or trained with further seeds: a step a seed.
+        """The trials of a search are not known yet; their greatest number is, where ``max_trials`` gives it."""
+        # The selected configuration is measured, or trained with further seeds: each seed is one step.
         self._total += len(plan.branches) * ((search.max_trials or 0) + len(plan.study.seeds))
         branches = "" if len(plan.branches) == 1 else f"{len(plan.branches)} searches of "
         limits = [f"at most {search.max_trials} trials" if search.max_trials else "trials"]
         limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
         limits += [f"{search.max_wall:g} hours"] if search.max_wall else []
         pace = f"; {concurrency} at a time" if concurrency else "; nothing left to do"
-        told = f"  {branches}{', '.join(limits)} by {search.sampler}{pace}."
-        self.console.print(Text.assemble((plan.study.name, "bold"), told))
+        line = f"  {branches}{', '.join(limits)} by {search.sampler}{pace}."
+        self.console.print(Text.assemble((plan.study.name, "bold"), line))
 
-    def _search_event(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "history":
-            self._done += event["told"]
-            if event["told"]:
-                self.console.print(f"{event['told']} trials of the search there already.", highlight=False)
-        elif event["kind"] == "planned":
-            self._todo[event["trial_id"]] = event["trial"]
+    def _search_event(self, event: SearchEvent) -> None:
+        if isinstance(event, Resumed):
+            self._done += event.recorded
+            if event.recorded:
+                self.console.print(f"{event.recorded} trials of the search there already.", highlight=False)
+        elif isinstance(event, Planned):
+            self._todo[event.trial.trial_id] = event.trial
             self._total = max(self._total, len(self._todo))
-        elif event["kind"] == "told" and event["is_old"]:
+        elif event.is_old:
             self._done += 1
-            label = self._todo[event["trial_id"]].label
+            label = self._todo[event.trial_id].label
             self.console.print(Text.assemble(_FINISHED, f" {self._done:>3.0f}/{self._total}  {label:<32} there already"))
 
-    def event(self, event: dict[str, Any]) -> None:
-        if event["kind"] in ("history", "planned", "told"):
+    def event(self, event: Event) -> None:
+        if isinstance(event, SearchEvent):
             self._search_event(event)
             return
-        trial = self._todo.get(event["trial_id"])
+        trial = self._todo.get(event.trial_id)
         if trial is None:
             return
         running = self._running.setdefault(trial.trial_id, _Running(trial))
-        if event["kind"] == "epochs" and event["rows"]:
-            self._first_epoch_at = self._first_epoch_at or time.monotonic() - event["rows"][0]["seconds"]
-            running.epoch, running.val_rmse = event["rows"][-1]["epoch"], event["rows"][-1]["val_rmse"]
-            running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event["rows"]))
-        elif event["kind"] == "note":
-            self.console.print(Text.assemble(("!", "yellow"), f" {trial.label}: {event['text']}"), soft_wrap=True)
-        elif event["kind"] == "ended":
+        if isinstance(event, Epochs) and event.rows:
+            self._first_epoch_at = self._first_epoch_at or time.monotonic() - event.rows[0]["seconds"]
+            running.epoch, running.val_rmse = event.rows[-1]["epoch"], event.rows[-1]["val_rmse"]
+            running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event.rows))
+        elif isinstance(event, Note):
+            self.console.print(Text.assemble(("!", "yellow"), f" {trial.label}: {event.text}"), soft_wrap=True)
+        elif isinstance(event, Ended):
             self._running.pop(trial.trial_id)
             self._done += 1
             self._cost_done += trial.cost
-            self._say_ended(running, event["status"])
+            self._print_ended(running, event.status)
 
     def end(self, outcome: Outcome) -> None:
         self.stop()
@@ -130,7 +130,7 @@ class TerminalProgress:
             self._live.stop()
             self._live = None
 
-    def _say_ended(self, running: _Running, status: str) -> None:
+    def _print_ended(self, running: _Running, status: str) -> None:
         mark = {"finished": _FINISHED, "pruned": ("–", "yellow")}.get(status, ("✗", "red"))
         detail = (
             f"{running.epoch} epochs, best validation RMSE {running.best_rmse:.4g}"
@@ -138,11 +138,11 @@ class TerminalProgress:
             else ""
         )
         words = "" if status == "finished" else f"{status}  "
-        told = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}"
-        self.console.print(Text.assemble(mark, told))
+        line = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}"
+        self.console.print(Text.assemble(mark, line))
 
     def seconds_left(self) -> float | None:
-        """At the pace so far; at the most, since trials may stop early. None before the first epoch ended."""
+        """The time left at the pace so far, at the most, since trials may stop early; None before the first epoch ended."""
         if self._first_epoch_at is None:
             return None
         done = self._cost_done + sum(r.share * r.trial.cost for r in self._running.values())

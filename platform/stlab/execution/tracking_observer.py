@@ -1,4 +1,4 @@
-"""MLflow as an observer: a thread of its own writes what happens; training never waits for it."""
+"""MLflow as an observer: a thread of its own writes the events; training never waits for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stlab.execution.run_study import Outcome, trial_row
+from stlab.execution.collect import trial_row
+from stlab.execution.events import Ended, Epochs, Event, Planned, SearchEvent, Started
+from stlab.execution.run_study import Outcome
 from stlab.storage import Store, StudyDirectory
 from stlab.study.file import dump_study
 from stlab.study.plan import Plan, PlannedTrial
@@ -20,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 _EPOCHS_AT_ONCE_SECONDS = 2.0  # epochs of fast trials are written together
 
-# A study that ends waits for MLflow as long as it gets on, but neither longer than this for one answer, nor longer in all.
+# At its end a study waits for MLflow as long as MLflow gets on: at most so long for one answer, and at most so long in all.
 _ANSWER_SECONDS = 60.0
 _END_SECONDS = 1800.0
 
 _Task = Callable[[], None]
 
-_STUDY, _TOLD, _EPOCHS, _END = "study", "told", "epochs", "end"  # what a task is about, where it is no trial
+_STUDY, _EMITTED, _EPOCHS, _END = "study", "emitted", "epochs", "end"  # the subjects of tasks that are not about one trial
 
 
 class TrackingObserver:
@@ -41,9 +43,9 @@ class TrackingObserver:
         self._tracker = Tracker(uri, store, study_name)
         self._trials: dict[str, PlannedTrial] = {}
         self._epochs: dict[str, list[dict[str, Any]]] = {}
-        self._written: dict[str, dict[str, Any]] = {}  # trial id → its row as MLflow has it, to the end
+        self._written: dict[str, dict[str, Any]] = {}  # trial id → its final row, as MLflow has it
         self._work: queue.Queue[tuple[str, _Task] | None] = queue.Queue()
-        self._missed: dict[str, _Task] = {}  # by what it is about (a trial's id, or the study): the last that could not be written
+        self._missed: dict[str, _Task] = {}  # by subject (a trial's id, or the study): the last task that could not be written
         self._thread = threading.Thread(target=self._write, name="stlab-tracking", daemon=True)
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
@@ -51,19 +53,19 @@ class TrackingObserver:
         self._thread.start()
         self._work.put((_STUDY, lambda: self._tracker.open(dump_study(plan.study))))
 
-    def event(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "planned":  # a search's trials are known as they begin
-            self._trials[event["trial_id"]] = event["trial"]
-        if event["kind"] in ("history", "planned", "told"):
+    def event(self, event: Event) -> None:
+        if isinstance(event, Planned):  # a search's trials are known as they begin
+            self._trials[event.trial.trial_id] = event.trial
+        if isinstance(event, SearchEvent):
             return
-        trial = self._trials.get(event["trial_id"])
+        trial = self._trials.get(event.trial_id)
         if trial is None:
             return
-        if event["kind"] == "started":
+        if isinstance(event, Started):
             self._put(trial, lambda: self._tracker.trial({**trial_row(trial, self.store), "status": "running"}))
-        elif event["kind"] == "epochs":
-            self._work.put((_TOLD, lambda: self._epochs.setdefault(trial.trial_id, []).extend(event["rows"])))
-        elif event["kind"] == "ended":
+        elif isinstance(event, Epochs):
+            self._work.put((_EMITTED, lambda: self._epochs.setdefault(trial.trial_id, []).extend(map(dict, event.rows))))
+        elif isinstance(event, Ended):
             self._put(trial, lambda: self._finish(trial_row(trial, self.store)))
 
     def _put(self, trial: PlannedTrial, task: _Task) -> None:
@@ -90,7 +92,7 @@ class TrackingObserver:
         self._stop_after(finish)
 
     def interrupt(self) -> None:
-        """The study was stopped: say so, and wait until that is written."""
+        """The study was stopped: mark it as interrupted, and wait until that is written."""
         if self._thread.is_alive():
             self._stop_after(lambda: self._tracker.close("interrupted"))
 
@@ -110,7 +112,7 @@ class TrackingObserver:
                 return
 
     def _finish(self, row: dict[str, Any]) -> None:
-        self._tracker.trial(row)  # its tags say how it stands, and it was running when they were written
+        self._tracker.trial(row)  # its tags say how it stands, and were written while it was running
         self._tracker.finish(row)
         self._written[row["trial_id"]] = row
 
@@ -138,20 +140,20 @@ class TrackingObserver:
             self.failure = None
 
     def _flush_epochs(self) -> None:
-        """Pass on the epochs told since the last time; the tracker keeps those that it cannot write."""
+        """Pass on the epochs that ended since the last time; the tracker keeps those that it cannot write."""
         waiting, self._epochs = self._epochs, {}
         failure = None
         for trial_id, rows in waiting.items():
             try:
                 self._tracker.epochs(trial_id, rows)
             except TrackingUnavailable as error:
-                self._epochs[trial_id] = []  # asked again, though nothing new may be told
+                self._epochs[trial_id] = []  # tried again, though no further epoch may come
                 failure = error
         if failure is not None:
             raise failure
 
     def _try(self, about: str, task: _Task) -> bool:
-        """Whether it was written; what MLflow was not there for is kept for later."""
+        """Whether a task was written. A task that MLflow did not answer is kept for later."""
         try:
             task()
         except TrackingUnavailable as error:
@@ -161,7 +163,7 @@ class TrackingObserver:
             if about != _END:
                 self._missed[about] = self._flush_epochs if about == _EPOCHS else task
             return False
-        except Exception as error:  # whatever is wrong with MLflow, the study goes on; it is said here and at the end
+        except Exception as error:  # whatever is wrong with MLflow, the study goes on; the error is logged here and shown at the end
             logger.exception("MLflow could not be written, training goes on")
             self.failure = f"{type(error).__name__}: {error}"
         self._missed.pop(about, None)

@@ -18,8 +18,7 @@ import torch
 
 from stlab.data import Windows
 from stlab.errors import ResourceError
-from stlab.execution.model_check import build_model
-from stlab.execution.preflight import threads_of
+from stlab.execution.preflight import build_model, threads_of
 from stlab.execution.run_search import histories, selected, state_of
 from stlab.storage import Store, TrialDirectory
 from stlab.study.plan import Plan, PlannedTrial, plan_point

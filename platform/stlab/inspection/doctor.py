@@ -148,7 +148,7 @@ def _cluster(address: str, here: str) -> Iterator[Check]:
     try:
         check_address(address)
         with ray.connection(address):
-            amounts, grows = ray.cluster_amounts(), ray.growth_note()
+            amounts, grows = ray.cluster_amounts(), ray.autoscaling_note()
     except UserError as error:
         yield Check(False, "Ray", str(error))
         return

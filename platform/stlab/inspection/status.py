@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from stlab.errors import UserError
-from stlab.execution.locks.file_lock import study_holder
-from stlab.execution.locks.owner import Holder
+from stlab.execution.locks.file_lock import study_owner
+from stlab.execution.locks.owner import LockOwner
 from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
 
 QUIET_SECONDS = 600.0
@@ -46,7 +46,7 @@ class StudyState:
     trials: list[TrialState]
     to_come: int = 0
     """Trials of a search that have not been chosen yet, at the most."""
-    run_by: Holder | None = None
+    run_by: LockOwner | None = None
     """Who runs the study now."""
 
     def count(self, state: str) -> int:
@@ -72,7 +72,7 @@ def study_state(store: Store, name: str) -> StudyState:
     tried, branches = _tried(store, name)
     known_ids = {trial["trial_id"] for trial in listed}
     listed += [trial for trial in tried if trial["trial_id"] not in known_ids]
-    run_by = study_holder(store, name)
+    run_by = study_owner(store, name)
     with ThreadPoolExecutor(_READERS) as pool:
         trials = list(pool.map(lambda trial: trial_state(store, trial, is_run=run_by is not None), listed))
     budget = (study.get("search") or {}).get("max_trials") or 0

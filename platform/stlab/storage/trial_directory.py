@@ -176,8 +176,12 @@ class TrialDirectory:
             logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
             return None
 
-    def row(self) -> dict[str, Any]:
-        """The trial as a row of ``trials.parquet``. ``study`` and ``variant`` are set by the study that lists it."""
+    def row(self, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The trial as a row of ``trials.parquet``. ``study`` and ``variant`` are set by the study that lists it.
+
+        Args:
+            parameters: the sections of the specification, for the columns ``param.*``; by default as ``trial.json`` has them.
+        """
         trial = self.read("trial.json") or {}
         result = self.read("result.json") or {}
         test = self.read("test.json") or {}
@@ -212,5 +216,6 @@ class TrialDirectory:
         elif failure and status is TrialStatus.FINISHED and not test:
             # Trained, but the test segment could not be measured: no result to report.
             row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
-        spec: dict[str, Any] = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
-        return row | {f"param.{name}": value for name, value in flatten(spec).items()}
+        if parameters is None:
+            parameters = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
+        return row | {f"param.{name}": value for name, value in flatten(parameters).items()}

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stlab.errors import StudyError, UserError
-from stlab.execution.run_study import check_protocol, data_facts
+from stlab.execution.preflight import check_protocol
+from stlab.execution.run_study import data_facts
 from stlab.files import holds_secret, is_uri, secrets_of, shown
 from stlab.study.file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies, with_trials
 from stlab.study.plan import DataFacts, make_plan

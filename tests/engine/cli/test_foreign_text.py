@@ -37,7 +37,8 @@ def _plan(study: Path) -> Any:
 def test_the_end_of_a_run_shows_errors_as_they_are(text: str, study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from stlab.cli.options import console_for_output
     from stlab.cli.study import _say_outcome
-    from stlab.execution.run_study import Outcome, trial_row
+    from stlab.execution.collect import trial_row
+    from stlab.execution.run_study import Outcome
     from stlab.storage import Store, TrialDirectory
 
     plan, store = _plan(study), Store(tmp_path / "[/runs]")
@@ -57,6 +58,7 @@ def test_the_end_of_a_run_shows_errors_as_they_are(text: str, study: Path, tmp_p
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
 def test_the_progress_shows_notes_as_they_are(text: str, terminal: bool, study: Path) -> None:
+    from stlab.execution.events import Ended, Epochs, Note
     from stlab.execution.progress import TerminalProgress
 
     plan = replace(_plan(study), notes=(text,))
@@ -65,9 +67,9 @@ def test_the_progress_shows_notes_as_they_are(text: str, terminal: bool, study: 
     odd = next(trial for trial in plan.trials if trial.spec.variant == VARIANT)
     progress.begin(plan, plan.trials, 1)
     try:
-        progress.event({"kind": "note", "trial_id": odd.trial_id, "text": text})
-        progress.event({"kind": "epochs", "trial_id": odd.trial_id, "rows": [{"epoch": 1, "val_rmse": 1.0, "seconds": 1.0}]})
-        progress.event({"kind": "ended", "trial_id": odd.trial_id, "status": "failed"})
+        progress.event(Note(odd.trial_id, text))
+        progress.event(Epochs(odd.trial_id, [{"epoch": 1, "val_rmse": 1.0, "seconds": 1.0}]))
+        progress.event(Ended(odd.trial_id, "failed"))
     finally:
         progress.stop()
     assert f"note: {text}" in told.getvalue()

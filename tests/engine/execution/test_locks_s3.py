@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from stlab.execution.locks import lease as renewed
-from stlab.execution.locks.file_lock import StudyRunning, study_held, study_holder
-from stlab.execution.locks.owner import Holder
+from stlab.execution.locks import lease
+from stlab.execution.locks.file_lock import StudyRunning, study_lock, study_owner
+from stlab.execution.locks.owner import LockOwner
 from stlab.storage import Store
 
 HOLD = """\
 import sys, time
-from stlab.execution.locks import owner as holder, file_lock as holding, lease as renewed
+from stlab.execution.locks import file_lock, lease, owner
 from stlab.storage import Store
 
-renewed._RENEW_SECONDS, renewed._SETTLE_SECONDS = 0.5, 0.1
+lease._RENEW_SECONDS, lease._SETTLE_SECONDS = 0.5, 0.1
 if sys.argv[2] != "here":
-    holder.socket.gethostname = lambda: sys.argv[2]
-with holding.study_held(Store(sys.argv[1]), "mine", holder.Holder.myself()):
+    owner.socket.gethostname = lambda: sys.argv[2]
+with file_lock.study_lock(Store(sys.argv[1]), "mine", owner.LockOwner.this_process()):
     print("mine", flush=True)
     time.sleep(300)
 """
@@ -31,16 +31,16 @@ with holding.study_held(Store(sys.argv[1]), "mine", holder.Holder.myself()):
 
 @pytest.fixture
 def store(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(renewed, "_RENEW_SECONDS", 0.5)
-    monkeypatch.setattr(renewed, "_LEFT_SECONDS", 6.0)
-    monkeypatch.setattr(renewed, "_ASK_SECONDS", 0.5)
-    monkeypatch.setattr(renewed, "_SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "_RENEW_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "_EXPIRY_SECONDS", 6.0)
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.1)
     return Store(f"s3://{s3.make_bucket('held')}/runs")
 
 
 @pytest.fixture
 def other(request: pytest.FixtureRequest, store: Store) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the study `mine`, on a machine of the name asked for."""
+    """A process that has the lease of the study `mine`, on a machine of the name asked for."""
     command = [sys.executable, "-c", HOLD, store.location, request.param]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -54,24 +54,25 @@ def other(request: pytest.FixtureRequest, store: Store) -> Iterator[subprocess.P
 def test_a_living_driver_is_named_and_a_dead_one_is_followed(store: Store, other: subprocess.Popen[str]) -> None:
     for _ in range(2):
         with pytest.raises(StudyRunning, match=f"the study mine is being run already: process {other.pid} on "), \
-                study_held(store, "mine", Holder.myself()):
+                study_lock(store, "mine", LockOwner.this_process()):
             raise AssertionError
-    with study_held(store, "another", Holder.myself()):
+    with study_lock(store, "another", LockOwner.this_process()):
         pass
-    assert (study_holder(store, "mine") or Holder.myself()).pid == other.pid
-    assert study_holder(store, "another") is None
+    assert (study_owner(store, "mine") or LockOwner.this_process()).pid == other.pid
+    assert study_owner(store, "another") is None
     other.send_signal(signal.SIGKILL)
     other.wait(timeout=30)
-    with study_held(store, "mine", Holder.myself()), pytest.raises(StudyRunning), study_held(store, "mine", Holder.myself()):
+    me = LockOwner.this_process()
+    with study_lock(store, "mine", me), pytest.raises(StudyRunning), study_lock(store, "mine", me):
         raise AssertionError
     assert store.read_json(".locks/study-mine.json") == {}, "free again after the block"
-    assert study_holder(store, "mine") is None
+    assert study_owner(store, "mine") is None
 
 
 def test_of_two_that_begin_at_once_the_last_to_write_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(seconds: float) -> None:
         store.write_json(".locks/study-mine.json", {"host": "elsewhere", "pid": 7, "since": "now", "job": None, "key": "k", "renewed": 0})
 
-    monkeypatch.setattr(renewed.time, "sleep", wait)
-    with pytest.raises(StudyRunning, match="process 7 on elsewhere"), study_held(store, "mine", Holder.myself()):
+    monkeypatch.setattr(lease.time, "sleep", wait)
+    with pytest.raises(StudyRunning, match="process 7 on elsewhere"), study_lock(store, "mine", LockOwner.this_process()):
         raise AssertionError

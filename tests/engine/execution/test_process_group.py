@@ -105,7 +105,7 @@ def test_gloo_listens_where_ray_does_unless_told_otherwise(monkeypatch: pytest.M
 
 
 def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What became of the other is known a little later than that it is gone; the first error that Ray sees decides."""
+    """That the other is gone is known a little earlier than why, and the first error that Ray sees decides."""
     from stlab.execution.ray import worker
     from stlab.study.spec import ResourcesSpec
     from stlab.training.workers import PeerLost
@@ -113,7 +113,7 @@ def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.Mo
     waited: list[float] = []
 
     class Missing:
-        def __init__(self, job: object) -> None: ...
+        def __init__(self, group: object) -> None: ...
 
         def take(self) -> None:
             raise PeerLost("Connection closed by peer")
@@ -121,5 +121,5 @@ def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker, "_Worker", Missing)
     monkeypatch.setattr(worker.time, "sleep", waited.append)
     with pytest.raises(PeerLost):
-        worker.work_off({"resources": ResourcesSpec(gpus=0).model_dump(), "pack": 0})
+        worker.train_trials({"group": worker.WorkerGroup(0, ResourcesSpec(gpus=0), None, "runs", "group", "scratch")})
     assert waited == [10.0]

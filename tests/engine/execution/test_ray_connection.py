@@ -1,4 +1,4 @@
-"""What joining a cluster says where that cannot be. Without a cluster: Ray's own errors."""
+"""The messages for a cluster that cannot be joined, from Ray's own errors; without a cluster."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stlab.errors import ResourceError
-from stlab.execution.preflight import groups_here
+from stlab.execution.capacity import groups_here
 from stlab.inspection import cost as probe
 from stlab.inspection.cost import Measured, ToSearch, forecast, keep_forecast, measure, shape_of
 from stlab.report.page.cost import beside_forecast, cost_words, read_forecasts

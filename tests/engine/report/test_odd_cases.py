@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from stlab.execution.run_search import collect
-from stlab.execution.run_study import trial_row
+from stlab.execution.collect import search_rows
 from stlab.report import compare, terminal_table, write_report
 from stlab.report.page.joint import write_joint_report
 from stlab.report.page.study import report_figures
@@ -100,7 +99,7 @@ def test_a_search_of_which_nothing_finished(tmp_path: Path, failed: int) -> None
         directory.write_trial({})
         directory.write_failure({"reason": "out of memory", "epoch": 0, "log_tail": ""})
         search.tell(entry.number)
-    rows = collect(plan, store, trial_row)
+    rows = search_rows(plan, store)
     directory = StudyDirectory(store, "bikes")
     directory.write_study(dump_study(plan.study))
     directory.write_trials(rows)

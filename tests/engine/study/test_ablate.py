@@ -9,7 +9,7 @@ import pytest
 
 from stlab import catalog
 from stlab.errors import StudyError
-from stlab.execution.noop_variants import effect_of, looks_same, refuse_dead_switches
+from stlab.execution.noop_variants import effect_of, looks_same, refuse_noop_variants
 from stlab.execution.run_study import plan_study
 from stlab.study.file import dump_study, parse
 from stlab.study.plan import DataFacts, Plan, make_plan
@@ -182,7 +182,7 @@ def on_grid(path: Path, variants: str, extra: str = "") -> Plan:
 )
 def test_a_switch_that_does_nothing_is_refused_by_name(small_grid: Path, full: str, idle: str) -> None:
     with pytest.raises(StudyError) as error:
-        refuse_dead_switches(on_grid(small_grid, f"variants:\n  full: {full}\n  idle: {idle}\n"))
+        refuse_noop_variants(on_grid(small_grid, f"variants:\n  full: {full}\n  idle: {idle}\n"))
     assert "variants.idle: changes nothing against 'full'" in str(error.value)
     assert idle.strip("{}").split(":")[0] in str(error.value)
 
@@ -198,7 +198,7 @@ variants:
   decay: {train.weight_decay: 0.1}
   patience: {train.patience: 3}
 """
-    refuse_dead_switches(on_grid(small_grid, variants))
+    refuse_noop_variants(on_grid(small_grid, variants))
 
 
 def test_a_switch_that_works_somewhere_along_an_axis_passes(small_grid: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_switch_that_works_somewhere_along_an_axis_passes(small_grid: Path) ->
     with pytest.raises(StudyError, match="cannot be cut into patches"):
         on_grid(small_grid, variants, axis)
     with pytest.raises(StudyError, match="changes nothing"):
-        refuse_dead_switches(on_grid(small_grid, variants, "axes: {model.patch: [2, 4]}\n"))
+        refuse_noop_variants(on_grid(small_grid, variants, "axes: {model.patch: [2, 4]}\n"))
 
 
 def test_an_effect_is_the_same_twice_and_differs_by_a_weight(make_trial: Any) -> None:

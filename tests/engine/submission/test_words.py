@@ -169,11 +169,11 @@ def storage(tmp_path: Path) -> Path:
 
 
 def test_status_counts_from_the_directories_alone(say: Callable[..., Any], storage: Path) -> None:
-    from stlab.execution.locks.file_lock import study_held
-    from stlab.execution.locks.owner import Holder
+    from stlab.execution.locks.file_lock import study_lock
+    from stlab.execution.locks.owner import LockOwner
     from stlab.storage import Store
 
-    with study_held(Store(storage), "five", Holder.myself()):
+    with study_lock(Store(storage), "five", LockOwner.this_process()):
         answer = say("status", "five", "--storage", str(storage))
     assert answer.code == 0
     assert "five: 5 trials: 1 finished, 1 running, 1 stopped, 1 failed, 1 to do" in answer.out

@@ -19,55 +19,55 @@ from typing import Any
 import psutil
 
 from stlab.errors import StorageError
-from stlab.execution.locks.owner import Holder
+from stlab.execution.locks.owner import LockOwner
 from stlab.storage import Store
 
 logger = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 15.0
-_LEFT_SECONDS = 60.0  # an object that was not renewed for so long was left behind
-_ASK_SECONDS = 3.0
-_SETTLE_SECONDS = 2.0  # between writing and seeing whether another wrote over it
+_EXPIRY_SECONDS = 60.0  # a lease that was not renewed for so long has expired
+_POLL_SECONDS = 3.0
+_SETTLE_SECONDS = 2.0  # between writing a lease and seeing whether another driver wrote over it
 
 
 @contextlib.contextmanager
-def renewed(store: Store, name: str, holder: Holder) -> Iterator[Holder | None]:
-    """Hold ``name`` in a store for the block; gives who holds it instead, None where it is ``holder`` now.
+def lease(store: Store, name: str, owner: LockOwner) -> Iterator[LockOwner | None]:
+    """Lease ``name`` in a store for the block; yields None, or the other owner where somebody else has the lease.
 
     Raises:
         StorageError: the store cannot be read or written.
     """
     path = f".locks/{name}.json"
-    mine = {**asdict(holder), "key": uuid.uuid4().hex}
-    if (other := _holder(store, path)) is not None:
+    mine = {**asdict(owner), "key": uuid.uuid4().hex}
+    if (other := _current_owner(store, path)) is not None:
         yield other
         return
     store.write_json(path, {**mine, "renewed": 0})
     time.sleep(_SETTLE_SECONDS)
     found = _read(store, path)
     if found is not None and found["key"] != mine["key"]:
-        yield _who(found)
+        yield _owner_in(found)
         return
     end = threading.Event()
-    thread = threading.Thread(target=_renew, args=(store, path, mine, end), name="stlab-holder", daemon=True)
+    thread = threading.Thread(target=_renew, args=(store, path, mine, end), name="stlab-lease", daemon=True)
     thread.start()
     try:
         yield None
     finally:
         end.set()
         thread.join()
-        with contextlib.suppress(StorageError):  # it counts as left behind soon
+        with contextlib.suppress(StorageError):  # the lease then expires by itself
             store.write_json(path, {})
 
 
-def seen_holder(store: Store, name: str) -> Holder | None:
-    """Who renewed ``name`` lately; None where nobody holds it, or not any more."""
+def lease_owner(store: Store, name: str) -> LockOwner | None:
+    """The owner of a lease that was renewed lately; None where there is none, or where it has expired."""
     path = f".locks/{name}.json"
     found = _read(store, path)
     written = store.last_written(path) if found is not None else None
-    if found is None or written is None or (datetime.now(UTC) - written).total_seconds() > _LEFT_SECONDS:
+    if found is None or written is None or (datetime.now(UTC) - written).total_seconds() > _EXPIRY_SECONDS:
         return None
-    return _who(found)
+    return _owner_in(found)
 
 
 def _renew(store: Store, path: str, mine: dict[str, Any], end: threading.Event) -> None:
@@ -76,21 +76,25 @@ def _renew(store: Store, path: str, mine: dict[str, Any], end: threading.Event) 
         times += 1
         try:
             store.write_json(path, {**mine, "renewed": times})
-        except StorageError as error:  # training tells what it means for the study
+        except StorageError as error:  # a worker that cannot write says what that means for the study
             logger.warning("%s", error)
 
 
-def _holder(store: Store, path: str) -> Holder | None:
-    """Who holds it at this moment. One whose death cannot be seen from here is watched for as long as a living one may be silent."""
+def _current_owner(store: Store, path: str) -> LockOwner | None:
+    """The owner of a lease that is in force; None where there is none.
+
+    An owner on another machine may have died unseen. Its lease is therefore watched until it is renewed, which shows that the owner
+    lives, or until it expires.
+    """
     first = seen = _read(store, path)
-    if first is None or _is_dead(_who(first)):
+    if first is None or _is_dead(_owner_in(first)):
         return None
-    logger.warning("%s may be running this study; that shows within %g s", _who(first), _LEFT_SECONDS)
-    until = time.monotonic() + _LEFT_SECONDS
+    logger.warning("%s may be running this study; that shows within %g s", _owner_in(first), _EXPIRY_SECONDS)
+    until = time.monotonic() + _EXPIRY_SECONDS
     while seen is not None and seen == first and time.monotonic() < until:
-        time.sleep(_ASK_SECONDS)
+        time.sleep(_POLL_SECONDS)
         seen = _read(store, path)
-    return None if seen is None or seen == first else _who(seen)
+    return None if seen is None or seen == first else _owner_in(seen)
 
 
 def _read(store: Store, path: str) -> dict[str, Any] | None:
@@ -100,10 +104,10 @@ def _read(store: Store, path: str) -> dict[str, Any] | None:
         return None
 
 
-def _who(found: dict[str, Any]) -> Holder:
-    return Holder(str(found["host"]), int(found["pid"]), str(found["since"]), found.get("job"))
+def _owner_in(found: dict[str, Any]) -> LockOwner:
+    return LockOwner(str(found["host"]), int(found["pid"]), str(found["since"]), found.get("job"))
 
 
-def _is_dead(holder: Holder) -> bool:
-    """Whether it was a process of this machine that is gone."""
-    return holder.host == Holder.myself().host and not psutil.pid_exists(holder.pid)
+def _is_dead(owner: LockOwner) -> bool:
+    """Whether the owner was a process of this machine that is gone."""
+    return owner.host == LockOwner.this_process().host and not psutil.pid_exists(owner.pid)

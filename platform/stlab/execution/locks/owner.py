@@ -1,4 +1,4 @@
-"""Who runs a study, or trains a trial."""
+"""The owner of a lock: the process that runs a study or trains a trial."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who runs or trains it."""
+class LockOwner:
+    """The process that has a lock, and since when."""
 
     host: str
     pid: int
@@ -21,7 +21,7 @@ class Holder:
     """The Ray job that was submitted, if it is one."""
 
     @classmethod
-    def myself(cls) -> Holder:
+    def this_process(cls) -> LockOwner:
         # Ray tells a job that was submitted to it who it is.
         submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Ray: Tune schedules packs, Train workers train them. The only package that imports ray."""
+"""Ray: Tune starts worker groups, Train workers train. The only package that imports ray, apart from the client of its jobs."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # between two looks at whether a node is drained: 5 s by default, of a grace of 30
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the study, what is trained stays
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # stlab handles Ctrl-C itself: it ends the study, what is trained stays
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages: page faults are a third of an ST-VLM step on a CPU
 }
@@ -19,16 +19,16 @@ for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
-    from stlab.execution.ray.actor_lock import study_held
-    from stlab.execution.ray.cluster import cluster_amounts, connection, growth_note, slots, with_gpus
+    from stlab.execution.ray.actor_lock import study_actor_lock
+    from stlab.execution.ray.cluster import autoscaling_note, cluster_amounts, connection, slots, with_gpus
     from stlab.execution.ray.sweep import Listener, run_packs, run_search
 
 __all__ = [
-    "Listener", "cluster_amounts", "connection", "growth_note", "run_packs", "run_search", "slots", "study_held", "with_gpus",
+    "Listener", "autoscaling_note", "cluster_amounts", "connection", "run_packs", "run_search", "slots", "study_actor_lock", "with_gpus",
 ]  # fmt: skip
-_HOME = dict.fromkeys(("cluster_amounts", "connection", "growth_note", "slots", "with_gpus"), "cluster")
+_HOME = dict.fromkeys(("autoscaling_note", "cluster_amounts", "connection", "slots", "with_gpus"), "cluster")
 _HOME |= dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
-_HOME["study_held"] = "names"
+_HOME["study_actor_lock"] = "actor_lock"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""How far a cluster's autoscaler may bring it. Ray keeps no record of it that is there to be asked: its configuration is read instead."""
+"""How far a cluster's autoscaler may scale it up. Ray keeps no record that can be asked for, so the configuration is read instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import yaml
 
-from stlab.execution.autoscaling import UNKNOWN_GROWTH, Growth, NodeType, growth_from
+from stlab.execution.capacity import UNKNOWN_LIMITS, AutoscalerLimits, NodeType, limits_in
 
 logger = logging.getLogger(__name__)
 
@@ -20,22 +20,22 @@ _MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-def growth_at_head() -> Growth | None:
-    """What the autoscaler may add to the cluster whose head this process runs on; None where there is no autoscaler."""
-    if (told := _told()) is not None:
-        return told
+def limits_at_head() -> AutoscalerLimits | None:
+    """The limits of the autoscaler of the cluster whose head this process runs on; None where there is no autoscaler."""
+    if (limits := _limits_of_platform()) is not None:
+        return limits
     if (monitor := _monitor()) is not None:
-        return _of_monitor(monitor)
-    return _of_kubernetes() if _is_reported() else None
+        return _limits_of_monitor(monitor)
+    return _limits_of_kubernetes() if _has_reported() else None
 
 
-def _told() -> Growth | None:
-    """What a platform told Ray itself; none of those that come with Ray does."""
+def _limits_of_platform() -> AutoscalerLimits | None:
+    """The limits that a platform has told Ray itself; none of the platforms that come with Ray does so."""
     config = ray._private.state.state.get_cluster_config()
     if config is None or not config.node_group_configs:
         return None
     types = [NodeType(dict(g.resources), math.inf if g.max_count < 0 else g.max_count) for g in config.node_group_configs]
-    return Growth(tuple(types))
+    return AutoscalerLimits(tuple(types))
 
 
 def _monitor() -> list[str] | None:
@@ -50,24 +50,24 @@ def _monitor() -> list[str] | None:
     return None
 
 
-def _of_monitor(words: Sequence[str]) -> Growth | None:
-    """What its configuration says; without one it adds nothing and only shows what is there."""
+def _limits_of_monitor(words: Sequence[str]) -> AutoscalerLimits | None:
+    """The limits in a monitor's configuration. A monitor without a configuration adds no nodes and only shows those there are."""
     path = _option(words, "--autoscaling-config")
     if path is None:
         return None
     try:
-        return growth_from(yaml.safe_load(Path(path).expanduser().read_text()))
-    except Exception as error:  # noqa: BLE001  # it grows all the same, as far as it does
+        return limits_in(yaml.safe_load(Path(path).expanduser().read_text()))
+    except Exception as error:  # noqa: BLE001  # the cluster scales up all the same, however far that is
         logger.warning("the autoscaler's configuration cannot be read: %s", error)
-        return UNKNOWN_GROWTH
+        return UNKNOWN_LIMITS
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
     return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), None)
 
 
-def _is_reported() -> bool:
-    """Whether an autoscaler that does not run on the head (KubeRay's is a container beside it) has been heard of."""
+def _has_reported() -> bool:
+    """Whether an autoscaler has reported that does not run on the head; KubeRay's runs in a container beside it."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
     from ray.experimental.internal_kv import _internal_kv_get
@@ -78,13 +78,13 @@ def _is_reported() -> bool:
     return bool(reply.HasField("autoscaling_state"))
 
 
-def _of_kubernetes() -> Growth:
-    """What the RayCluster says, asked as KubeRay's autoscaler does, with the rights of the head's pod."""
+def _limits_of_kubernetes() -> AutoscalerLimits:
+    """The limits in the RayCluster, which is asked for as KubeRay's autoscaler does, with the rights of the head's pod."""
     try:
-        return growth_from(_ray_cluster_config())
-    except Exception as error:  # noqa: BLE001  # it grows all the same, as far as it does
+        return limits_in(_ray_cluster_config())
+    except Exception as error:  # noqa: BLE001  # the cluster scales up all the same, however far that is
         logger.warning("what the autoscaler may add cannot be read from Kubernetes: %s", error)
-        return UNKNOWN_GROWTH
+        return UNKNOWN_LIMITS
 
 
 def _ray_cluster_config() -> dict[str, Any]:

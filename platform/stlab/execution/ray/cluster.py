@@ -1,4 +1,4 @@
-"""The cluster: reaching it, or starting one on this machine, and what it can run at once."""
+"""The cluster: join it, or start one on this machine, and find out how much it can run at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from typing import Any
 import ray
 
 from stlab.errors import ResourceError
-from stlab.execution.autoscaling import Growth, groups_after_growth, workers_on
-from stlab.execution.quota import limits, needs
+from stlab.execution.capacity import AutoscalerLimits, groups_after_scaling_up, needs, quota_of, workers_on
 from stlab.execution.ray import SETTINGS, token
-from stlab.execution.ray.autoscaling import growth_at_head
+from stlab.execution.ray.autoscaling import limits_at_head
 from stlab.study.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
 
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
-"""A sliver of what every head has: for what must outlive all other nodes."""
+"""A sliver of a resource that every head has, for actors that must outlive all other nodes."""
 _STARTS = 4  # tries to start Ray on this machine
-_WAITING = 16  # groups beyond those that fit now, where nobody says how far a cluster grows: two processes each, on the head
-_MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; without one it would hold its GPUs and wait
+_WAITING = 16  # groups beyond those that fit now, on a cluster whose limits are unknown; each has two processes on the head
+_MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; a group without one would keep its GPUs and wait
 _NAMES = ("CPU", "GPU")
 
 
@@ -49,12 +48,12 @@ def connection(address: str | None) -> Iterator[None]:
         _start(address, options)
         yield
     finally:
-        _growth.cache_clear()
+        _autoscaler_limits.cache_clear()
         ray.shutdown()
 
 
 def _settings() -> dict[str, str]:
-    """What our processes on a cluster, which others started, are to have in their environment; on one of our own they inherit it."""
+    """The environment of our processes on a cluster that somebody else started; on a cluster of our own they inherit it."""
     # A job that was submitted has its environment already, and Ray takes no variable twice.
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {}).get("env_vars", {})
     return {name: os.environ[name] for name in SETTINGS if name not in given}
@@ -89,7 +88,7 @@ def _start(address: str, options: Mapping[str, Any]) -> None:
 
 
 def _other_versions(address: str, said: str) -> str:
-    """What to do where the cluster has another Ray or Python, which is what Ray ``said``."""
+    """Advice for a cluster that has another Ray or Python; ``said`` is Ray's own message."""
     there = dict(re.findall(r"(Ray|Python): (\S+)", said.partition("This process")[0]))
     return (
         f"the cluster at {address} has Ray {there.get('Ray', '?')} and Python {there.get('Python', '?')}; here are Ray "
@@ -107,7 +106,7 @@ def with_gpus(resources: ResourcesSpec) -> ResourcesSpec:
     if resources.gpus is not None:
         return resources
     has_any = _reachable().get("GPU", 0) > 0
-    if not has_any and (growth := _growth()) is not None and not growth.is_known:
+    if not has_any and (limits := _autoscaler_limits()) is not None and not limits.is_known:
         raise ResourceError(
             "resources.gpus is not set, and what this cluster's autoscaler may add cannot be had from it: there is no GPU now, and there "
             "may be one later. Set resources.gpus=1, or resources.gpus=0 to train on CPUs."
@@ -121,7 +120,7 @@ def slots(resources: ResourcesSpec) -> int:
     Raises:
         ResourceError: not even one fits, nor would it after scaling up; names the resource.
     """
-    quota, group = limits([resources]), needs(resources)
+    quota, group = quota_of([resources]), needs(resources)
     for name, most in quota.items():
         if group[name] > most:
             raise ResourceError(
@@ -129,16 +128,16 @@ def slots(resources: ResourcesSpec) -> int:
                 f"resources.{name.lower()}s or resources.workers."
             )
     worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    growth = _growth()
-    if growth is None or growth.is_known:
+    limits = _autoscaler_limits()
+    if limits is None or limits.is_known:
         _check_amounts(resources, worker)
-        _check_nodes(growth, worker)
+        _check_nodes(limits, worker)
     have = ray.cluster_resources()
     now = workers_on(have, {name: group[name] for name in worker})
     limited = {name: group[name] for name in quota if name in worker}
     allowed = workers_on(quota, limited) if limited else math.inf
-    most = _most_groups(growth, now, worker, resources.workers, allowed)
-    if growth is not None and most < 1:
+    most = _most_groups(limits, now, worker, resources.workers, allowed)
+    if limits is not None and most < 1:
         raise ResourceError(
             f"a trial's resources.workers={resources.workers} do not fit the nodes that the cluster can grow to, each on one node. "
             "Lower resources.workers, resources.cpus or resources.gpus."
@@ -146,11 +145,11 @@ def slots(resources: ResourcesSpec) -> int:
     return int(max(1, min(most, allowed, _MOST_GROUPS)))
 
 
-def _most_groups(growth: Growth | None, now: int, worker: Mapping[str, float], size: int, allowed: float) -> float:
-    """How many worker groups there may be at once, of which ``now`` fit the cluster as it is and ``allowed`` the quota."""
-    if growth is None:
+def _most_groups(limits: AutoscalerLimits | None, now: int, worker: Mapping[str, float], size: int, allowed: float) -> float:
+    """How many worker groups there may be at once; ``now`` fit the cluster as it is, and ``allowed`` fit the quota."""
+    if limits is None:
         return now
-    most = max(now, groups_after_growth(growth, _heads(), worker, size)) if growth.is_known else math.inf
+    most = max(now, groups_after_scaling_up(limits, _heads(), worker, size)) if limits.is_known else math.inf
     return min(most, allowed) if min(most, allowed) < math.inf else now + _WAITING
 
 
@@ -166,8 +165,8 @@ def _check_amounts(resources: ResourcesSpec, worker: Mapping[str, float]) -> Non
             )
 
 
-def _check_nodes(growth: Growth | None, worker: Mapping[str, float]) -> None:
-    nodes = [node["Resources"] for node in _alive()] + [node.resources for node in (growth.types if growth else ())]
+def _check_nodes(limits: AutoscalerLimits | None, worker: Mapping[str, float]) -> None:
+    nodes = [node["Resources"] for node in _alive()] + [node.resources for node in (limits.types if limits else ())]
     if not any(workers_on(node, worker) for node in nodes):
         asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
         raise ResourceError(
@@ -175,13 +174,13 @@ def _check_nodes(growth: Growth | None, worker: Mapping[str, float]) -> None:
         )
 
 
-def growth_note() -> str | None:
-    """What to say of a cluster that grows by itself; None of one that does not."""
-    growth = _growth()
-    if growth is None:
+def autoscaling_note() -> str | None:
+    """A note for the user about a cluster that scales up by itself; None for a cluster that does not."""
+    limits = _autoscaler_limits()
+    if limits is None:
         return None
     have, reach = ray.cluster_resources(), _reachable()
-    if not growth.is_known:
+    if not limits.is_known:
         return "the cluster grows by itself, as far as its autoscaler lets it: trials wait for nodes"
     if all(reach.get(name, 0) <= have.get(name, 0) for name in _NAMES):
         return None
@@ -200,26 +199,26 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _heads() -> list[dict[str, float]]:
-    """What the node has that no autoscaler adds or takes away."""
+    """The resources of the head, which no autoscaler adds or takes away."""
     return [node["Resources"] for node in _alive() if ON_THE_HEAD.keys() <= node["Resources"].keys()]
 
 
 def _reachable() -> dict[str, float]:
-    """What the cluster has, or what its autoscaler can bring it to."""
-    reach, growth = dict(ray.cluster_resources()), _growth()
-    if growth is not None:
+    """The resources the cluster has, or those that its autoscaler can bring it to."""
+    reach, limits = dict(ray.cluster_resources()), _autoscaler_limits()
+    if limits is not None:
         for name in _NAMES:
-            reach[name] = max(reach.get(name, 0), sum(head.get(name, 0) for head in _heads()) + growth.reach(name))
+            reach[name] = max(reach.get(name, 0), sum(head.get(name, 0) for head in _heads()) + limits.reach(name))
     return reach
 
 
 @functools.cache
-def _growth() -> Growth | None:
-    """What the autoscaler may add, asked once a connection; None where there is none, as in a cluster of this process's own."""
+def _autoscaler_limits() -> AutoscalerLimits | None:
+    """The limits of the autoscaler, asked for once a connection; None where there is none, as in a cluster that this process started."""
     if _is_own():
         return None
-    asked = ray.remote(num_cpus=0, resources=ON_THE_HEAD)(growth_at_head)
-    found: Growth | None = ray.get(asked.remote())
+    asked = ray.remote(num_cpus=0, resources=ON_THE_HEAD)(limits_at_head)
+    found: AutoscalerLimits | None = ray.get(asked.remote())
     return found
 
 
@@ -230,6 +229,6 @@ def _is_own() -> bool:
 
 
 def last_line(error: BaseException) -> str:
-    """What Ray's long messages come to."""
+    """The last line of an error, which says what Ray's long messages come to."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

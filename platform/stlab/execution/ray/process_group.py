@@ -1,4 +1,4 @@
-"""How the workers of a trial find each other: torch's process group, on Ray's network, in workers that heed signals."""
+"""How the workers of a trial find each other: torch's process group, on Ray's network, in workers that handle SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-from stlab.execution.ray.preemption import heed_signals
+from stlab.execution.ray.preemption import handle_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ def interface_of(address: str) -> str | None:
 def use_rays_network() -> None:
     """Have gloo listen where Ray does, unless the environment says where.
 
-    By itself it takes the address that this machine's own name has in ``/etc/hosts``, which on many is a loopback's: no other node
-    reaches it.
+    Otherwise gloo takes the address that this machine's own name has in ``/etc/hosts``. On many machines that is a loopback address,
+    which no other node reaches.
     """
     if _INTERFACE not in os.environ and (name := interface_of(ray.util.get_node_ip_address())) is not None:
         os.environ[_INTERFACE] = name
@@ -46,9 +46,9 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         try:
             worker_group.execute(use_rays_network)
             super().on_start(worker_group, backend_config)
-        except Exception as error:  # of the network's, or a worker that died
+        except Exception as error:  # the network failed, or a worker died
             backend_config.failures += 1
-            # Ray takes this group for one that has started, and never gives back what it holds of the cluster.
+            # Ray takes this group for one that has started, and would never free its resources.
             worker_group.get_worker_group_state().shutdown()
             if backend_config.failures >= _MOST_FAILURES:
                 raise RuntimeError(f"the workers did not find each other, {_MOST_FAILURES} times over: {error}") from error
@@ -58,15 +58,15 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
-        worker_group.execute(heed_signals)  # by the actor, in its main thread
+        worker_group.execute(handle_sigterm)  # by the actor, in its main thread
 
 
 @dataclass
 class StudyTorchConfig(TorchConfig):
-    """A TorchConfig whose workers find each other over Ray's network, and heed signals."""
+    """A TorchConfig whose workers find each other over Ray's network, and handle SIGTERM."""
 
     failures: int = 0
-    """To set up the process group, since it last succeeded. Kept here, as Ray makes one backend a process, for all configurations."""
+    """Failures to set up the process group since the last success. Kept here, as Ray makes one backend for all configurations."""
 
     @property
     def backend_cls(self) -> type[Any]:

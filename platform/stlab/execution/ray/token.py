@@ -1,4 +1,4 @@
-"""The token of a cluster: where it is found, and what to do when the cluster wants another."""
+"""The token of a cluster: the place it is read from, and advice for a user whose token is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _GIVE = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE   # FILE holds the 
 
 
 def found_in() -> str | None:
-    """Where Ray finds the token on this machine, by its own order; None where there is none."""
+    """The place where Ray finds the token on this machine, by its own order; None where there is none."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -27,7 +27,7 @@ def refused(address: str) -> str:
 
 
 def perhaps(address: str) -> str:
-    """Something listens, and Ray cannot join it; Ray does not tell that from a token that is missing or wrong."""
+    """Ray cannot join what listens at an address, and its error is the same for a token that is missing or wrong."""
     used = f"the token of {found} was used" if (found := found_in()) else "there is no token here"
     return (
         f"Ray cannot join what listens at {address}. Either it wants another token ({used}): give the one that its head was started "

@@ -1,4 +1,4 @@
-"""Why worker groups die, told to the board."""
+"""Why the workers of a group failed, as the trial queue is told: a preemption, an error of the trial's, or a death."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stlab.execution.ray.preemption import Preempted
 from stlab.training.memory import NeedsSmallerBatches
 from stlab.training.workers import FailedHere
 
-_SAME_SECONDS = 2.0  # a group takes longer than that to start; until it does, the same death may be seen again and again
+_SAME_SECONDS = 2.0  # a group takes longer than that to start; until it does, the same failure may be seen again and again
 _MOST_LETTERS = 300
 
 
@@ -23,11 +23,11 @@ class GroupGivenUp(Exception):
     """A worker group dies before it has a trial, again and again."""
 
 
-class Falls(UserCallback):  # type: ignore[misc]
-    """Runs in the controller of a Train run, beside the board and not in what dies."""
+class WorkerFailures(UserCallback):  # type: ignore[misc]
+    """Tells the queue of every failure of a group. Runs in the controller of the Train run, which outlives the workers."""
 
-    def __init__(self, board: Any, group: int) -> None:
-        self._board, self._group = board, group
+    def __init__(self, queue: Any, group: int) -> None:
+        self._queue, self._group = queue, group
         self._seen_at = float("-inf")
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
@@ -37,22 +37,22 @@ class Falls(UserCallback):  # type: ignore[misc]
             return
         errors = [found_in(error) for error in worker_exceptions.values()]
         if any(is_preemption(error) or isinstance(error, NeedsSmallerBatches) for error in errors):
-            ray.get(self._board.hand_back.remote(self._group))
+            ray.get(self._queue.hand_back.remote(self._group))
         elif any(isinstance(error, FailedHere) for error in errors) and not any(is_death(error) for error in errors):
-            ray.get(self._board.end.remote(self._group, "failed"))
+            ray.get(self._queue.end.remote(self._group, "failed"))
         else:
             cause, of_memory = cause_of(errors)
-            if not ray.get(self._board.fall.remote(self._group, cause, of_memory)):
+            if not ray.get(self._queue.worker_died.remote(self._group, cause, of_memory)):
                 raise GroupGivenUp(f"its workers die before they have a trial; the last time: {cause}")
 
 
 def found_in(error: Exception) -> Exception:
-    """What a failed health check found."""
+    """The error that a failed health check found."""
     return getattr(error, "health_check_failure", error)
 
 
 def is_preemption(error: Exception) -> bool:
-    """Whether a worker left because it was told to, or died with a node that was announced to go."""
+    """Whether a worker left because it was preempted, or died with a node whose end had been announced."""
     return isinstance(error, Preempted) or (isinstance(error, RayActorError) and bool(error.preempted))
 
 
@@ -62,7 +62,7 @@ def is_death(error: Exception) -> bool:
 
 
 def cause_of(errors: list[Exception]) -> tuple[str, bool]:
-    """What killed a group, in a line, and whether it was a lack of memory. Its other workers fail for want of the first."""
+    """The cause of a group's death, in a line, and whether it was a lack of memory. Workers that only miss the dead one do not count."""
     dead = [error for error in errors if is_death(error)]
     for error in errors:
         if isinstance(error, OutOfMemoryError):

@@ -1,7 +1,8 @@
-"""The board of a search without Ray: who gets which trial, what is pruned, what is selected; and the figures of what came out."""
+"""The queue of a search without Ray: which group gets which trial, what is pruned and selected; and the figures of the results."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from stlab.execution.queue import WAIT, Assignment
-from stlab.execution.run_search import collect, histories, is_searching, prepare
-from stlab.execution.run_study import trial_row
-from stlab.execution.search_queue import SearchBoard, SearchWork
+from stlab.execution.collect import search_rows
+from stlab.execution.events import Recorded, Resumed
+from stlab.execution.queue import Assignment, TrialQueue
+from stlab.execution.run_search import histories, is_searching, prepare
+from stlab.execution.search_supply import SearchSupply, SearchWork
+from stlab.execution.supply import WAIT
 from stlab.report.figures.search import draw_search, read_search
 from stlab.report.page.search_text import search_content
 from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
@@ -25,31 +28,31 @@ from tests.support.searches import finish, planned
 VARIANTS = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt_layers: 0}}"
 
 
-def board_of(store: Store, plan: Plan, groups: int = 2) -> SearchBoard:
+def queue_of(store: Store, plan: Plan, groups: int = 2) -> TrialQueue:
     resources = plan.branches[0].template.spec.resources
     todo = tuple(trial for trial in plan.trials if not TrialDirectory(store, trial.trial_id).is_over())
-    return SearchBoard(store, SearchWork(plan.study, plan.branches, todo, (resources,) * groups))
+    work = SearchWork(plan.study, plan.branches, todo, (resources,) * groups)
+    return TrialQueue(functools.partial(SearchSupply, store, work))
 
 
 def train(store: Store, taken: Assignment) -> str:
-    """What a worker leaves behind, without the training."""
-    directory = TrialDirectory(store, taken.trial_id)
+    """Write what a worker leaves behind, without the training."""
+    directory = TrialDirectory(store, taken.task.trial_id)
     if directory.status() is not TrialStatus.FINISHED:
-        assert taken.spec is not None
-        finish(directory, {f"train.{name}": value for name, value in taken.spec["train"].items()})
-    if taken.test:
-        store.write_json(f"trials/{taken.trial_id}/test.json", {"rmse": 1.0})
+        finish(directory, {f"train.{name}": value for name, value in taken.task.trial.spec.train.model_dump().items()})
+    if taken.task.test:
+        store.write_json(f"trials/{taken.task.trial_id}/test.json", {"rmse": 1.0})
     return "finished"
 
 
-def run_all(store: Store, board: SearchBoard, groups: int = 2) -> list[Assignment]:
+def run_all(store: Store, queue: TrialQueue, groups: int = 2) -> list[Assignment]:
     """All groups take and end in turn, until none is given anything."""
     done, running = [], dict.fromkeys(range(groups))
     for _ in range(1000):
         for pack in list(running):
             if running[pack] is not None:
-                board.end(pack, train(store, running[pack]))
-            taken = board.take(pack)
+                queue.end(pack, train(store, running[pack]))
+            taken = queue.take(pack)
             if taken is None:
                 del running[pack]
             elif isinstance(taken, Assignment):
@@ -65,11 +68,11 @@ def run_all(store: Store, board: SearchBoard, groups: int = 2) -> list[Assignmen
 def test_baselines_then_both_searches_then_what_they_select(tmp_path: Path) -> None:
     plan = planned(VARIANTS, "seeds=[0, 1]", "baselines=[last_value]", "search.max_trials=8")
     store = Store(tmp_path)
-    done = run_all(store, board_of(store, plan))
-    assert next(d.identity["weights"] for d in done if d.identity) == "none", "the baseline leads"
-    searched, measured = [d for d in done if not d.test], [d for d in done if d.test]
+    done = run_all(store, queue_of(store, plan))
+    assert done[0].task.trial.identity["weights"] == "none", "the baseline leads"
+    searched, measured = [d for d in done if not d.task.test], [d for d in done if d.task.test]
     assert len(searched) == 16
-    assert len({d.trial_id for d in searched}) == 16, "no trial is given out twice"
+    assert len({d.task.trial_id for d in searched}) == 16, "no trial is given out twice"
     assert len(measured) == 1 + 2 * 2, "the baseline, and two seeds of each selection"
     assert not is_searching(plan, store)
     for history in histories(plan, store):
@@ -77,22 +80,22 @@ def test_baselines_then_both_searches_then_what_they_select(tmp_path: Path) -> N
         assert best is not None
         tested = [e.number for e in history.entries() if TrialDirectory(store, e.trial_id or "").is_tested()]
         assert tested == [best.number], "the test segment is read by the selected configuration alone"
-    assert run_all(store, board_of(store, plan)) == [], "nothing is left to do"
+    assert run_all(store, queue_of(store, plan)) == [], "nothing is left to do"
 
 
 def test_a_killed_board_goes_on_with_what_was_running(tmp_path: Path) -> None:
     plan, store = planned("search.max_trials=10", "seeds=[0]"), Store(tmp_path)
-    first = board_of(store, plan)
+    first = queue_of(store, plan)
     taken = [first.take(0), first.take(1)]
     first.end(0, train(store, taken[0]))
     running = [first.take(0), taken[1]]
-    second = board_of(store, plan)
+    second = queue_of(store, plan)
     first.end(1, train(store, running[1]))
-    assert first.take(1) is None, "a group whose board was left behind is given nothing new"
-    assert first.take(0) is None, "nor its trial again, if its workers died over it: the other board's groups train that"
+    assert first.take(1) is None, "a group whose queue was left behind is given nothing new"
+    assert first.take(0) is None, "nor its trial again, if its workers died over it: the other queue's groups train that"
     again = second.take(0)
     assert isinstance(again, Assignment)
-    assert again.trial_id == running[0].trial_id, "the finished one is told at once, the other is run again"
+    assert again.task.trial_id == running[0].task.trial_id, "the finished one is told at once, the other is run again"
     second.end(0, train(store, again))
     run_all(store, second)
     (history,) = histories(plan, store)
@@ -104,30 +107,30 @@ def test_a_killed_board_goes_on_with_what_was_running(tmp_path: Path) -> None:
 def test_an_equal_point_is_not_trained_twice_and_groups_wait_for_the_selection(tmp_path: Path) -> None:
     one = "search={space: {model.peft: {categorical: [adapter, none]}}, sampler: random, max_trials: 12}"
     plan, store = planned(one, "seeds=[0, 1, 2]"), Store(tmp_path)
-    board = board_of(store, plan, groups=3)
-    taken = [board.take(0), board.take(1)]
-    assert len({t.trial_id for t in taken if isinstance(t, Assignment)}) == 2
-    assert board.take(2) is WAIT, "both points are being trained; a selection will come"
+    queue = queue_of(store, plan, groups=3)
+    taken = [queue.take(0), queue.take(1)]
+    assert len({t.task.trial_id for t in taken if isinstance(t, Assignment)}) == 2
+    assert queue.take(2) is WAIT, "both points are being trained; a selection will come"
     for pack in (0, 1):
-        board.end(pack, train(store, taken[pack]))
-    chosen = [board.take(pack) for pack in range(3)]
-    assert all(isinstance(c, Assignment) and c.test for c in chosen)
-    assert sorted(c.spec["seed"] for c in chosen if isinstance(c, Assignment) and c.spec) == [0, 1, 2]
-    kinds = [event["kind"] for event in board.hear()]
-    assert kinds[0] == "history"
-    assert kinds.count("told") == 12
+        queue.end(pack, train(store, taken[pack]))
+    chosen = [queue.take(pack) for pack in range(3)]
+    assert all(isinstance(c, Assignment) and c.task.test for c in chosen)
+    assert sorted(c.task.trial.spec.seed for c in chosen if isinstance(c, Assignment)) == [0, 1, 2]
+    events = queue.drain()
+    assert events[0] == Resumed(0)
+    assert sum(isinstance(event, Recorded) for event in events) == 12
 
 
 def test_the_pruner_stops_what_falls_behind(tmp_path: Path) -> None:
     plan, store = planned("search.pruner=median", "search.pruner_warmup=3", "search.max_trials=7"), Store(tmp_path)
-    board = board_of(store, plan, groups=1)
+    queue = queue_of(store, plan, groups=1)
     for number in range(7):
-        taken = board.take(0)
+        taken = queue.take(0)
         assert isinstance(taken, Assignment)
-        assert taken.prunable
+        assert taken.task.prunable
         error = float(number)  # every trial is worse than all before
-        answers = [board.report(0, [{"epoch": e, "val_rmse": error, "seconds": 1.0}]) for e in (1, 2, 3)]
-        directory = TrialDirectory(store, taken.trial_id)
+        answers = [queue.report(0, [{"epoch": e, "val_rmse": error, "seconds": 1.0}]) for e in (1, 2, 3)]
+        directory = TrialDirectory(store, taken.task.trial_id)
         directory.write_trial({})
         directory.write_epochs([{"epoch": e, "val_rmse": error, "seconds": 1.0} for e in (1, 2, 3)])
         if number < 5:
@@ -137,13 +140,13 @@ def test_the_pruner_stops_what_falls_behind(tmp_path: Path) -> None:
             assert answers[:2] == [None, None], "warm-up"
             assert "median" in answers[2]
             directory.write_pruned({"reason": answers[2], "epoch": 3})
-        board.end(0, directory.status().value)
-    assert [e["status"] for e in board.hear() if e["kind"] == "told"] == ["complete"] * 5 + ["pruned"] * 2
+        queue.end(0, directory.status().value)
+    assert [e.status for e in queue.drain() if isinstance(e, Recorded)] == ["complete"] * 5 + ["pruned"] * 2
 
 
 def test_a_search_whose_base_changed_is_set_aside(tmp_path: Path) -> None:
     plan, store = planned("search.max_trials=2"), Store(tmp_path)
-    run_all(store, board_of(store, plan))
+    run_all(store, queue_of(store, plan))
     assert prepare(plan, store, retry_failed=False) is None
     other = planned("search.max_trials=2", "train.patience=3")
     assert is_searching(other, store)
@@ -155,13 +158,13 @@ def searched(tmp_path: Path) -> tuple[Store, Plan]:
     overrides = [VARIANTS, "seeds=[0, 1]", "search.max_trials=24", "search.objectives=[val_rmse, device_seconds]"]
     space = "search.space.model.patch={categorical: [1, 2]}"
     plan, store = planned(*overrides, space), Store(tmp_path)
-    run_all(store, board_of(store, plan))
+    run_all(store, queue_of(store, plan))
     return store, plan
 
 
 def test_rows_are_the_selection_and_apart_from_it_every_trial(searched: tuple[Store, Plan]) -> None:
     store, plan = searched
-    rows = collect(plan, store, trial_row)
+    rows = search_rows(plan, store)
     table = [row for row in rows if not row["searched"]]
     assert [(row["variant"], row["seed"]) for row in table] == [("full", 0), ("full", 1), ("w/o flow", 0), ("w/o flow", 1)]
     assert all(row["test_rmse"] == 1.0 for row in table)
@@ -176,7 +179,7 @@ def test_rows_are_the_selection_and_apart_from_it_every_trial(searched: tuple[St
 
 def test_the_page_shows_the_search(searched: tuple[Store, Plan]) -> None:
     store, plan = searched
-    collect(plan, store, trial_row)
+    search_rows(plan, store)
     found = read_search(store, "bikes")
     assert found is not None
     assert found.branches == ["full", "w/o flow"]
@@ -214,8 +217,8 @@ def test_a_pruned_trial_can_be_trained_to_its_end(
 def test_captions_keep_capitals_and_no_ordinary_trial_is_cut_off(tmp_path: Path) -> None:
     """Late in a search many points are chosen again; they must not narrow the picture to themselves."""
     plan, store = planned("search.objectives=[val_mae]", "search.max_trials=12"), Store(tmp_path)
-    run_all(store, board_of(store, plan))
-    collect(plan, store, trial_row)
+    run_all(store, queue_of(store, plan))
+    search_rows(plan, store)
     found = read_search(store, "bikes")
     assert found is not None
     again = [dict(min(found.complete(), key=found.value)) for _ in range(30)]
