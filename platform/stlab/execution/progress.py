@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stlab.execution.events import Ended, Epochs, Event, Note, Planned, Resumed, SearchEvent
+from stlab.execution.events import Ended, Epochs, Event, Note, Planned, Resumed, SearchEvent, Started, TrialEvent
 from stlab.execution.run_study import Outcome
+from stlab.execution.time_left import TimeLeft
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import SearchSpec
 
@@ -28,11 +28,6 @@ class _Running:
     epoch: int = 0
     val_rmse: float | None = None
     best_rmse: float | None = None
-
-    @property
-    def share(self) -> float:
-        """The share that is done, at the least: early stopping can only make it more."""
-        return self.epoch / self.trial.spec.train.max_epochs
 
 
 def duration(seconds: float) -> str:
@@ -55,10 +50,10 @@ class TerminalProgress:
         self._live: Live | None = None
         self._todo: dict[str, PlannedTrial] = {}
         self._running: dict[str, _Running] = {}
-        self._done = self._cost_done = 0.0
+        self._done = 0.0
         self._total = 0
-        self._first_epoch_at: float | None = None
-        self._is_search = False
+        self._time_left: TimeLeft | None = None
+        """None where nothing tells how many trials there will be."""
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         for note in plan.notes:
@@ -66,9 +61,10 @@ class TerminalProgress:
         self._total = len(plan.unique())
         self._todo = {trial.trial_id: trial for trial in todo}
         self._done = self._total - len(todo)
-        self._is_search = plan.study.search is not None
         if plan.study.search is not None:
             self._begin_search(plan, plan.study.search, concurrency)
+        if plan.study.search is None or plan.study.search.max_trials:
+            self._time_left = TimeLeft(todo, concurrency, most=self._total - round(self._done))
         there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
         pace = f"; {concurrency} at a time" if todo else ""
         if plan.study.search is None:
@@ -93,12 +89,18 @@ class TerminalProgress:
         if isinstance(event, Resumed):
             self._done += event.recorded
             if event.recorded:
+                if self._time_left is not None:
+                    self._time_left.most -= event.recorded
                 self.console.print(f"{event.recorded} trials of the search there already.", highlight=False)
         elif isinstance(event, Planned):
             self._todo[event.trial.trial_id] = event.trial
+            if self._time_left is not None:
+                self._time_left.add(event.trial)
             self._total = max(self._total, len(self._todo))
         elif event.is_old:
             self._done += 1
+            if self._time_left is not None:
+                self._time_left.ended(event.trial_id)
             label = self._todo[event.trial_id].label
             self.console.print(Text.assemble(_FINISHED, f" {self._done:>3.0f}/{self._total}  {label:<32} there already"))
 
@@ -109,9 +111,9 @@ class TerminalProgress:
         trial = self._todo.get(event.trial_id)
         if trial is None:
             return
+        self._tell_time_left(event)
         running = self._running.setdefault(trial.trial_id, _Running(trial))
         if isinstance(event, Epochs) and event.rows:
-            self._first_epoch_at = self._first_epoch_at or time.monotonic() - event.rows[0]["seconds"]
             running.epoch, running.val_rmse = event.rows[-1]["epoch"], event.rows[-1]["val_rmse"]
             running.best_rmse = min(running.best_rmse or float("inf"), *(row["val_rmse"] for row in event.rows))
         elif isinstance(event, Note):
@@ -119,8 +121,17 @@ class TerminalProgress:
         elif isinstance(event, Ended):
             self._running.pop(trial.trial_id)
             self._done += 1
-            self._cost_done += trial.cost
             self._print_ended(running, event.status)
+
+    def _tell_time_left(self, event: TrialEvent) -> None:
+        if self._time_left is None:
+            return
+        if isinstance(event, Started):
+            self._time_left.started(event.trial_id)
+        elif isinstance(event, Epochs):
+            self._time_left.epochs(event.trial_id, event.rows)
+        elif isinstance(event, Ended):
+            self._time_left.ended(event.trial_id)
 
     def end(self, outcome: Outcome) -> None:
         self.stop()
@@ -138,27 +149,23 @@ class TerminalProgress:
             else ""
         )
         words = "" if status == "finished" else f"{status}  "
-        line = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}"
+        left = None if self.console.is_terminal else self.seconds_left()  # a terminal shows it below
+        when = f"; about {duration(left)} left" if left else ""
+        line = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}{when}"
         self.console.print(Text.assemble(mark, line))
 
     def seconds_left(self) -> float | None:
-        """The time left at the pace so far, at the most, since trials may stop early; None before the first epoch ended."""
-        if self._first_epoch_at is None:
-            return None
-        done = self._cost_done + sum(r.share * r.trial.cost for r in self._running.values())
-        total = sum(trial.cost for trial in self._todo.values())
-        if self._todo:  # a search's later trials will cost what the earlier ones did
-            total *= max(1.0, self._total / len(self._todo)) if self._is_search else 1.0
-        elapsed = time.monotonic() - self._first_epoch_at
-        return elapsed * (total - done) / done if done > 0 else None
+        """The time left; None before the first epoch has ended, and in a search whose number of trials is open."""
+        return None if self._time_left is None else self._time_left.seconds()
 
     def _render(self) -> Group:
         left = self.seconds_left()
+        waiting = "first epoch" if self._running else "starting workers"
         head = Table.grid(padding=(0, 1))
         head.add_row(
             Text(f"{self._done:.0f}/{self._total} trials"),
             ProgressBar(total=max(1, self._total), completed=self._done, width=40),
-            Text("starting workers" if left is None else f"at most {duration(left)} left", style="dim"),
+            Text(waiting if left is None else f"about {duration(left)} left", style="dim"),
         )
         rows = Table.grid(padding=(0, 2))
         for running in list(self._running.values()):
