@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.layers.attention import attention
-from stmodels.layers.linear import _has_onednn, _outer_sum, _product
+from stmodels.layers.linear import Linear, _has_onednn, _OneDNNLinear, _outer_sum, _product
+from stmodels.layers.short_attention import _MOST_TOKENS, _PairwiseAttention
 from stmodels.layers.temporal import TemporalLayer
 
 SEQUENCES, WIDTH, HEADS = 2048, 128, 4
@@ -26,6 +27,20 @@ def _trainer(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
         layer(x).backward(grad)
 
     return run
+
+
+def _linear_layers(rows: int, width: int) -> dict[str, Calls]:
+    """Forward, and forward with backward, of a square layer: torch's, ours, and oneDNN's kernels whatever the rule says."""
+    x, grad = torch.randn(rows, width, requires_grad=True), torch.randn(rows, width)
+    reference, layer = nn.Linear(width, width), Linear(width, width)
+    forward: Calls = {"torch": lambda: reference(x), "ours": lambda: layer(x)}
+    both: Calls = {"torch": _trainer(reference, x, grad), "ours": _trainer(layer, x, grad)}
+    if _has_onednn():
+        forced = nn.Linear(width, width)
+        forced.forward = lambda x: _OneDNNLinear.apply(x, forced.weight, forced.bias)  # type: ignore[method-assign]
+        forward["onednn"] = lambda: forced(x)
+        both["onednn"] = _trainer(forced, x, grad)
+    return {"forward": forward, "with backward": both}
 
 
 def _products(n: int, k: int, m: int) -> dict[str, Calls]:
@@ -67,6 +82,51 @@ def test_temporal_layer(in_turns, large_products, seconds_of_flops, count_flops,
             )
     head = ["tokens", "layer", "times as fast as torch's", *(f"time / FLOPs at {name}" for name in ideal)]
     table(f"Temporal layer, {SEQUENCES} sequences, width {WIDTH}, forward and backward", head, rows)
+
+
+def test_linear_layers(in_turns, processor, table) -> None:
+    """Time of our layer over that of ``nn.Linear``: about 1 or less everywhere, whatever the processor.
+
+    The columns of oneDNN tell where it would be the faster one, which is what the rule in stmodels.layers.linear rests on.
+    """
+    rows = []
+    for width in (32, 64, 128, 256, 384, 768):
+        for count in (64, 256, 1024, 4096, 16384):
+            repeats = max(7, min(50, int(1e10 / (6 * count * width**2))))
+            ratios = []
+            for calls in _linear_layers(count, width).values():
+                times = in_turns(calls, repeats)
+                ratios += [times[name] / times["torch"] if name in times else "none" for name in ("ours", "onednn")]
+            rows.append([width, count, *ratios])
+    head = [f"{who}, {part}" for part in ("forward", "with backward") for who in ("ours", "oneDNN")]
+    table(f"Square linear layer in fp32, time over nn.Linear's, on {processor}", ["width", "rows", *head], rows)
+
+
+def _loop_over_tokens(x: Tensor) -> Tensor:
+    return _PairwiseAttention.apply(x, HEADS)
+
+
+def _products_by_sequence(x: Tensor) -> Tensor:
+    q, k, v = x.view(*x.shape[:2], 3, HEADS, -1).permute(2, 1, 3, 0, 4)
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+def test_short_attention(in_turns, processor, table) -> None:
+    """Forward and backward: the loop over tokens against a product for every sequence and head."""
+    rows = []
+    for width in (32, 128):
+        for tokens in (3, 6, _MOST_TOKENS, _MOST_TOKENS + 1, 12):
+            x = torch.randn(tokens, SEQUENCES // 2, 3 * width, requires_grad=True)
+            times = in_turns(
+                {
+                    "loop": lambda x=x: _loop_over_tokens(x).sum().backward(),
+                    "products": lambda x=x: _products_by_sequence(x).sum().backward(),
+                },
+                9,
+            )
+            rows.append([width, tokens, times["products"] / times["loop"]])
+    title = f"Attention of {SEQUENCES // 2} short sequences on {processor}: products over loop"
+    table(title, ["width", "tokens", "times as fast as the products"], rows)
 
 
 def test_linear_products(in_turns, table) -> None:

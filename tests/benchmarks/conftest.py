@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stlab.training.device import arithmetic, device_name
 from stmodels.layers.linear import _has_onednn, _product
 
 Timed = Callable[[Mapping[str, Callable[[], object]], int], dict[str, float]]
@@ -33,6 +34,13 @@ def _in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int = 7) -
 @pytest.fixture
 def in_turns() -> Timed:
     return _in_turns
+
+
+@pytest.fixture
+def processor() -> str:
+    """What the ratios hold for."""
+    device = torch.device("cpu")
+    return f"{device_name(device)} ({arithmetic(device)})"
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import timm.layers
@@ -20,6 +22,47 @@ from stmodels.layers.temporal import TemporalEncoder, TemporalLayer
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
+needs_onednn = pytest.mark.skipif(
+    not linear_module._has_onednn(), reason="this build of PyTorch has no product by oneDNN"
+)
+
+
+@pytest.fixture(params=["torch", pytest.param("onednn", marks=needs_onednn)])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every product by one library's kernels, whatever the processor: where it has to be oneDNN's, they are counted."""
+    wanted: str = request.param
+    monkeypatch.setattr(linear_module, "_uses_onednn", lambda rows, inner, outer: wanted == "onednn")
+    return wanted
+
+
+@pytest.fixture
+def products(kernels: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Sizes (n, k, m) of the products that oneDNN computed."""
+    found: list[tuple[int, ...]] = []
+    product = linear_module._product
+
+    def noted(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
+        found.append((*rows.shape, columns.shape[0]))
+        return product(rows, columns, bias)
+
+    monkeypatch.setattr(linear_module, "_product", noted)
+    return found
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Let the rule see another processor or build."""
+
+    def pretend(vendor: str, capability: str, onednn: bool = True) -> None:
+        monkeypatch.setattr(linear_module, "cpu_vendor", lambda: vendor)
+        monkeypatch.setattr(linear_module, "_has_onednn", lambda: onednn)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        linear_module.linear_kernels.cache_clear()
+
+    yield pretend
+    linear_module.linear_kernels.cache_clear()
+
+
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -30,7 +73,9 @@ def _float64(*tensors: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(300, 48, 96), (300, 96, 48), (64, 5, 1), (1, 8, 4), (99, 1, 33)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_linear_and_its_gradients_equal_float64(rows: int, inner: int, outer: int, with_bias: bool) -> None:
+def test_linear_and_its_gradients_equal_float64(
+    kernels: str, products: list[tuple[int, ...]], rows: int, inner: int, outer: int, with_bias: bool
+) -> None:
     x, weight = _random(rows, inner), _random(outer, inner, seed=1)
     bias, grad = _random(outer, seed=2), _random(rows, outer, seed=3)
     ours = [x.requires_grad_(), weight.requires_grad_()] + ([bias.requires_grad_()] if with_bias else [])
@@ -40,8 +85,10 @@ def test_linear_and_its_gradients_equal_float64(rows: int, inner: int, outer: in
     expected_gradients = torch.autograd.grad(expected, theirs, grad.double())
     for got, want in zip(torch.autograd.grad(y, ours, grad), expected_gradients, strict=True):
         torch.testing.assert_close(got.double(), want, **CLOSE)
+    assert len(products) == (3 if kernels == "onednn" else 0)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_linear_takes_leading_axes_strides_and_frozen_weights() -> None:
     x = _random(7, 20, 3, 16).transpose(0, 2).requires_grad_()
     weight = _random(12, 16, seed=1)
@@ -54,6 +101,7 @@ def test_linear_takes_leading_axes_strides_and_frozen_weights() -> None:
     assert weight.grad is None
 
 
+@pytest.mark.usefixtures("kernels")
 def test_gradients_have_the_layout_of_their_weights() -> None:
     layer = Linear(16, 64)
     layer(_random(200, 16)).sum().backward()
@@ -61,21 +109,82 @@ def test_gradients_have_the_layout_of_their_weights() -> None:
     assert layer.weight.grad.is_contiguous()
 
 
-def test_without_the_operator_linear_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "_has_onednn", lambda: False)
+@needs_onednn
+@pytest.mark.parametrize(
+    ("vendor", "capability", "onednn", "uses"),
+    [
+        ("AuthenticAMD", "AVX512", True, True),
+        ("AuthenticAMD", "AVX512", False, False),
+        ("AuthenticAMD", "AVX2", True, False),
+        ("GenuineIntel", "AVX512", True, False),
+        ("GenuineIntel", "AVX2", True, False),
+        ("unknown", "DEFAULT", True, False),
+    ],
+)
+def test_processor_and_build_choose_the_kernels_of_large_products(
+    monkeypatch: pytest.MonkeyPatch,
+    processor: Callable[..., None],
+    vendor: str,
+    capability: str,
+    onednn: bool,
+    uses: bool,
+) -> None:
+    calls: list[tuple[int, ...]] = []
+    product = linear_module._product
+    monkeypatch.setattr(linear_module, "_product", lambda *args: calls.append(args[0].shape) or product(*args))
+    processor(vendor, capability, onednn)
+    x, weight = _random(2, 1024, 128), _random(192, 128, seed=1)
+    y, expected = linear(x, weight), F.linear(x, weight)
+    assert bool(calls) is uses
+    assert (linear_module.linear_kernels() == "onednn") is uses
+    if uses:
+        torch.testing.assert_close(y, expected, **CLOSE)
+    else:
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(1023, 128, 128), (4096, 127, 512), (4096, 512, 8), (64, 768, 768)])
+def test_small_products_are_torchs_on_every_processor(
+    monkeypatch: pytest.MonkeyPatch, processor: Callable[..., None], rows: int, inner: int, outer: int
+) -> None:
+    processor("AuthenticAMD", "AVX512")
     monkeypatch.setattr(linear_module, "_product", None)
-    x, weight = _random(300, 16), _random(8, 16, seed=1)
+    x, weight = _random(rows, inner), _random(outer, inner, seed=1)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
-def test_under_autocast_linear_is_torchs() -> None:
-    x, weight = _random(300, 16), _random(8, 16, seed=1)
-    with torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize(
+    ("dtype", "autocast"), [(torch.float32, True), (torch.float64, False), (torch.bfloat16, False)]
+)
+def test_other_dtypes_are_torchs(
+    monkeypatch: pytest.MonkeyPatch, processor: Callable[..., None], dtype: torch.dtype, autocast: bool
+) -> None:
+    processor("AuthenticAMD", "AVX512")
+    monkeypatch.setattr(linear_module, "_product", None)
+    x, weight = _random(2048, 128).to(dtype), _random(128, 128, seed=1).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = linear(x, weight)
-        assert y.dtype is torch.bfloat16
+        assert y.dtype is (torch.bfloat16 if autocast else dtype)
         assert torch.equal(y, F.linear(x, weight))
 
 
+_AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 9554 64-Core Processor\n"
+_ARM = "processor\t: 0\nBogoMIPS\t: 2100.00\nCPU implementer\t: 0x41\n"
+
+
+@pytest.mark.parametrize(
+    ("system", "cpuinfo", "vendor"),
+    [("Linux", _AMD, "AuthenticAMD"), ("Linux", _ARM, "unknown"), ("Darwin", _AMD, "unknown"), ("Windows", _AMD, "unknown")],
+)
+def test_vendor_is_what_linux_says(monkeypatch: pytest.MonkeyPatch, system: str, cpuinfo: str, vendor: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.system", lambda: system)
+        patch.setattr("builtins.open", lambda path, **options: io.StringIO(cpuinfo))
+        found = linear_module.cpu_vendor.__wrapped__()
+    assert found == vendor
+
+
+@pytest.mark.usefixtures("kernels")
 def test_accelerate_keeps_names_and_weights() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -102,7 +211,7 @@ def _plain_attention(qkv: Tensor, heads: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 6, 16, 17])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6, 8, 9, 17])
 def test_short_attention_and_its_gradient_equal_float64(tokens: int) -> None:
     qkv, grad = _random(tokens, 5, 3 * 8), _random(tokens, 5, 8, seed=1)
     (reference,) = _float64(qkv)

@@ -1,13 +1,16 @@
-"""A linear layer that uses oneDNN's fp32 kernels on CPUs.
+"""A linear layer that uses oneDNN's fp32 kernels on the processors where they are faster than PyTorch's own.
 
-PyTorch sends fp32 products to MKL, which on some processors runs at less than half the rate of oneDNN on the same
-ones (tests/benchmarks/). oneDNN is reached through ``torch.ops.mkldnn._linear_pointwise``, an operator that PyTorch
-keeps for its own compiler; where a build has none, in other dtypes, on other devices, under autocast and under
-torch.compile this is ``nn.Linear``.
+PyTorch sends fp32 products to MKL, which on AMD's processors with AVX-512 runs at less than half the rate of oneDNN on the
+same ones; on Intel's it is oneDNN that is slower (tests/benchmarks/). oneDNN is reached through
+``torch.ops.mkldnn._linear_pointwise``, an operator that PyTorch keeps for its own compiler.
+
+Which of the two computes a product follows from the processor and the product's sizes alone and is never measured at run
+time, so that a trial that goes on later computes as it did before.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from typing import Any
 
@@ -16,12 +19,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_FEWEST_ROWS = 64  # below, the call itself costs more than the faster kernel saves
+# Smaller products are left to F.linear: there the call itself may cost more than the faster kernel saves.
+_FEWEST_ROWS = 1024
+_SMALLEST_WIDTH = 128
 
 
 @cache
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def cpu_vendor() -> str:
+    """``GenuineIntel``, ``AuthenticAMD``, … as Linux reports it; ``unknown`` on other systems and processors without one."""
+    if platform.system() != "Linux":
+        return "unknown"
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("vendor_id")), "unknown")
+
+
+@cache
+def linear_kernels() -> str:
+    """Whose kernels compute large fp32 products on this processor: ``onednn``, or ``mkl`` (``torch`` in a build without MKL)."""
+    if cpu_vendor() == "AuthenticAMD" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_onednn():
+        return "onednn"
+    return "mkl" if torch.backends.mkl.is_available() else "torch"
+
+
+def _uses_onednn(rows: int, inner: int, outer: int) -> bool:
+    return linear_kernels() == "onednn" and rows >= _FEWEST_ROWS and min(inner, outer) >= _SMALLEST_WIDTH
 
 
 def _product(rows: Tensor, columns: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,10 +91,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fast = (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() >= _FEWEST_ROWS * x.shape[-1]
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and _has_onednn()
+        and not torch.is_autocast_enabled("cpu")
+        and _uses_onednn(x.shape[:-1].numel(), weight.shape[1], weight.shape[0])
     )
     if not fast:
         return F.linear(x, weight, bias)

@@ -178,7 +178,7 @@ def _conditions(
     recorded = trial.get("libraries")
     for name, version in library_versions().items():
         found.append(Condition(name, "not recorded" if recorded is None else recorded.get(name, "none"), version))
-    for name in ("device", "precision", "micro_batch"):
+    for name in ("device", "arithmetic", "precision", "micro_batch"):
         found.append(Condition(name, str(then.get(name)), str(now.get(name, then.get(name)))))
     found.append(Condition("workers", str(spec.resources.workers), "1"))
     return found

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from stmodels.layers.linear import cpu_vendor, linear_kernels
+
 _STATUS, _CLEAR = "/proc/self/status", "/proc/self/clear_refs"
 
 
@@ -42,6 +44,15 @@ def device_name(device: torch.device) -> str:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     threads = torch.get_num_threads()
     return f"{model}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def arithmetic(device: torch.device) -> str | None:
+    """What the last digits of a CPU's results follow from: the processor's maker, the instruction set that PyTorch uses, and
+    whose kernels compute large products. None on a GPU, whose name says it.
+    """
+    if device.type != "cpu":
+        return None
+    return f"{cpu_vendor()}, {torch.backends.cpu.get_cpu_capability()}, linear layers by {linear_kernels()}"
 
 
 class PeakMemory:

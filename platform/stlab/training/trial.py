@@ -21,7 +21,7 @@ from stlab.data import Dataset, Windows, load_dataset
 from stlab.errors import StorageError, TrialFailed, UserError, first_line
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_state, trainable_state
-from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
+from stlab.training.device import PeakMemory, arithmetic, autocast_for, device_name, pick_device, pick_precision
 from stlab.training.interruption import TrialStopped
 from stlab.training.loop import Fit, Report, TrialPruned, default_batch_size
 from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_divisible, is_out_of_memory, micro_batch
@@ -316,6 +316,7 @@ class _Job:
                     "total_params": sum(p.numel() for p in parameters),
                     "precision": self.precision,
                     "device": device_name(self.device),
+                    "arithmetic": arithmetic(self.device),
                     "started_at": started_at,
                     "micro_batch": self.micro_batch,
                     "notes": self.notes(),

@@ -17,7 +17,7 @@ from stlab.data import load_dataset
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.storage.schema import trials_table
 from stlab.study.spec import TrialSpec
-from stlab.training import loop, run_trial
+from stlab.training import device, loop, run_trial
 from stlab.training.checkpoint import load_trainable_state
 from stmodels.baselines.config import BASELINES
 
@@ -272,6 +272,15 @@ def test_a_baseline_is_a_trial_like_any_other(make_trial: MakeTrial, directory: 
     result = directory.read("result.json") or {}
     assert (result["trainable_params"], result["epochs"]) == (0, 0)
     trials_table([directory.row()])
+
+
+def test_the_arithmetic_is_on_record(make_trial: MakeTrial, directory: TrialDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result says which instructions and kernels computed it: its last digits follow from them."""
+    monkeypatch.setattr(device, "cpu_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(device, "linear_kernels", lambda: "onednn")
+    assert run_trial(make_trial(max_epochs=1), ID, directory, test=False) is TrialStatus.FINISHED
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert (directory.read("result.json") or {})["arithmetic"] == f"AuthenticAMD, {capability}, linear layers by onednn"
 
 
 def test_bf16_is_close_and_is_said(make_trial: MakeTrial, directory: TrialDirectory, tmp_path: Path) -> None:
