@@ -69,7 +69,7 @@ def _node_ids(series: Series, path: Path) -> tuple[str, ...]:
     first: dict[str, int] = {}
     for line, name in enumerate(ids, start=1):
         if first.setdefault(name, line) != line:
-            raise DataError(f"{path}: the id {name} stands twice, as number {first[name]} and {line}. Keep one.")
+            raise DataError(f"{path}: the id {name} appears twice, as number {first[name]} and {line}. Keep one.")
     own = series.node_names
     if own is not None and own != ids:
         at = next(i for i, (a, b) in enumerate(zip(own, ids, strict=True)) if a != b)

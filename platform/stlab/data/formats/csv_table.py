@@ -30,12 +30,12 @@ def read_csv(path: Path, family: str) -> Series:
     the file has no times. Empty cells are NaN.
 
     Raises:
-        DataError: no text, no header, an id that stands twice, a cell that is no number, or times that do not pass the
+        DataError: no text, no header, an id that appears twice, a cell that is no number, or times that do not pass the
             checks.
     """
     header = _header(path)
     try:
-        # Ids are taken from the header read above: pandas would rename one that stands twice.
+        # Ids are taken from the header read above: pandas would rename one that appears twice.
         table = pd.read_csv(path, header=None, skiprows=1, names=range(len(header)), encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no CSV table of {len(header)} columns ({error}). Fetch the file again.") from error
@@ -88,7 +88,7 @@ def _header(path: Path) -> list[str]:
 def _check_names(names: list[str], path: Path) -> None:
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            what = f"the sensor {name} stands twice" if name else f"sensor {i + 1} has no id"
+            what = f"the sensor {name} appears twice" if name else f"sensor {i + 1} has no id"
             raise DataError(f"{path}: {what} in the header (line 1). Every sensor needs an id of its own.")
 
 

@@ -53,7 +53,7 @@ def _series(file: h5py.File, path: Path, family: str) -> Series:
     names = tuple(_text(name) for name in columns)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{path}: the sensor {twice} stands twice among the columns of `{key}`. Keep one.")
+        raise DataError(f"{path}: the sensor {twice} appears twice among the columns of `{key}`. Keep one.")
     times = _times(group, path)
     values = np.full((len(times), len(names)), np.nan)
     place = {name: i for i, name in enumerate(names)}

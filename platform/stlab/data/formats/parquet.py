@@ -25,7 +25,7 @@ def read_parquet(path: Path, family: str) -> Series:
     Nodes are sorted by id, numbers by size. A pair of time and node without a row is NaN, and so is an empty value.
 
     Raises:
-        DataError: no Parquet file or a damaged one, a missing column or one of another type, a pair that stands twice,
+        DataError: no Parquet file or a damaged one, a missing column or one of another type, a pair that appears twice,
             or times that do not pass the checks.
     """
     try:
@@ -97,7 +97,7 @@ def _check_once(pair: NDArray[np.int64], times: NDArray[np.datetime64], names: t
         first, second = order[again[0]], order[again[0] + 1]
         step, node = divmod(int(pair[first]), len(names))
         raise DataError(
-            f"{path}: {len(again)} readings stand twice, the first at rows {first} and {second}: timestamp "
+            f"{path}: {len(again)} readings appear twice, the first at rows {first} and {second}: timestamp "
             f"{times[step].astype('datetime64[s]')}, node {names[node]}. Keep one row for each pair."
         )
 
