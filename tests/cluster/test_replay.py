@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stlab.cli.extend import extended
+from stlab.cli.options import extended
 from stlab.errors import ProtocolMismatch, UserError
 from stlab.execution.run_study import _write_study, plan_study, trial_row
 from stlab.inspection.replay import relative
