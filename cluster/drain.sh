@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Tells Ray and the training workers of this node that it goes away: nothing starts here any more, each worker writes a checkpoint and
-# stops, and its trial goes on elsewhere.
+# Drains this node before it goes away: Ray starts nothing here any more, each training worker writes a checkpoint and stops, and its
+# trial continues on another node.
 #
 #   drain.sh SECONDS [WORKERS [RAYLETS]]
 #
-# Ray is told first: a worker group that has stopped would else begin again where it has just left. Then SIGTERM goes to every process of
-# this user whose command line matches WORKERS (Ray's training workers). Waits until they have ended, SECONDS at most, and exits with 0;
-# with 1 if some were left, whose trials then go on from the checkpoint before. RAYLETS matches this user's raylets, one a node; their
-# command lines say which node they are and where the cluster is. `ray` takes the token from where the node has it.
+# Ray must know first, since it would otherwise restart a stopped worker group on this node. Then every process of this user whose command
+# line matches WORKERS (Ray's training workers) gets SIGTERM. The script waits at most SECONDS for them to end. It exits with 0 if all have
+# ended, and with 1 if some are left, whose trials then continue from their previous checkpoints. RAYLETS matches this user's raylets, one
+# per node, whose command lines name the node and the cluster. `ray` reads the token from the node's configuration.
 set -euo pipefail
 
 seconds=${1:?usage: drain.sh SECONDS [WORKERS [RAYLETS]]}
@@ -18,12 +18,12 @@ name=$(uname -n)
 
 processes() { pgrep --euid "$(id -u)" --full -- "$1" || true; }
 
-# What a process was given as --NAME=…
+# The value of --NAME=… in the command line of a process
 given() { tr '\0' '\n' <"/proc/$1/cmdline" | sed -n "s/^--$2=//p"; }
 
 mapfile -t found < <(processes "$raylets")
 for raylet in "${found[@]}"; do
-    # Importing Ray takes seconds; a head that does not answer must not take the time that the checkpoints need.
+    # Importing Ray takes seconds, and a head that does not answer must not use up the time for the checkpoints.
     if ! timeout "$((seconds < 90 ? (seconds + 2) / 3 : 30))" ray drain-node --address "$(given "$raylet" gcs-address)" \
         --node-id "$(given "$raylet" node_id)" --reason DRAIN_NODE_REASON_PREEMPTION \
         --reason-message "$name goes away" --deadline-remaining-seconds "$seconds"; then
@@ -37,12 +37,12 @@ if ((${#left[@]} == 0)); then
     exit 0
 fi
 echo "$name: asks ${#left[@]} training workers to save and stop"
-kill -TERM "${left[@]}" 2>/dev/null || true # one may have ended by itself since
+kill -TERM "${left[@]}" 2>/dev/null || true # a worker may have ended in the meantime
 
 while ((SECONDS < end)); do
     running=()
     for worker in "${left[@]}"; do
-        # A process that has ended but was not waited for still has an entry; it holds nothing any more.
+        # A zombie still has an entry in the process table, but has ended.
         state=$(ps -o state= -p "$worker" || true)
         if [[ -n $state && $state != Z* ]]; then running+=("$worker"); fi
     done

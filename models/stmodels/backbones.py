@@ -1,7 +1,7 @@
 """Frozen vision encoders by name, reduced to their transformer blocks.
 
-Patch embedding, native positions, class and register tokens are skipped: tokens come from the forecaster. Final norms stay, and
-so does what a model applies between its positions and its first block (CLIP's ``norm_pre``).
+Patch embedding, native positions, class and register tokens are skipped, since the forecaster provides the tokens. The final norms stay,
+and so do layers between the positions and the first block (CLIP's ``norm_pre``).
 
 Legend: B batch, T' frames of tokens, N spatial tokens, D width.
 """
@@ -42,12 +42,12 @@ class Backbone(nn.Module):
     video: bool  # True: all T'·N tokens are one sequence, so that time needs a position of its own
 
     def add_peft(self, kind: str, rank: int) -> None:
-        """Insert trainable parts: ``adapter`` (Houlsby) or ``lora``. Everything else stays frozen."""
+        """Insert trainable parts: ``adapter`` (Houlsby) or ``lora``. All other weights stay frozen."""
         raise ConfigError(f"model.peft={kind} is not available for {type(self).__name__}")
 
 
 class ImageBackbone(Backbone):
-    """Blocks of a timm ViT; every frame is an image of its own."""
+    """Blocks of a timm ViT, for which every frame is a separate image."""
 
     video = False
 
@@ -82,7 +82,7 @@ class ImageBackbone(Backbone):
 
 
 class VideoBackbone(Backbone):
-    """Blocks of VideoMAE (transformers); the tokens of all frames are one sequence."""
+    """Blocks of VideoMAE (transformers), for which the tokens of all frames are one sequence."""
 
     video = True
 
@@ -92,7 +92,7 @@ class VideoBackbone(Backbone):
         self.width = config.hidden_size
         self.heads = config.num_attention_heads
         self.blocks = model.encoder.layer
-        # A checkpoint that was fine-tuned with mean pooling has no norm behind its last block.
+        # A checkpoint that was fine-tuned with mean pooling has no norm after its last block.
         self.norm = (
             model.layernorm if model.layernorm is not None else nn.LayerNorm(self.width, eps=config.layer_norm_eps)
         )
@@ -115,7 +115,7 @@ class VideoBackbone(Backbone):
 
 
 def _class_token(vit: nn.Module) -> Tensor:
-    """The class token with its native position, where the model has them: (1, 1, D)."""
+    """The class token with its native position, if the model has one: (1, 1, D)."""
     token = getattr(vit, "cls_token", None)
     if token is None:
         raise ConfigError("model.use_cls=true, but this backbone has no class token")
@@ -137,12 +137,12 @@ def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = 
     Args:
         name: one of ``BACKBONES`` or the name of any timm ViT.
         weights: ``pretrained``, ``random`` or the path of a checkpoint.
-        weights_seed: seed of random weights; apart from a trial's seed, so that all trials share one backbone.
-        use_cls: let the class token take part (image backbones).
+        weights_seed: seed of random weights. It is independent of a trial's seed, so that all trials share one backbone.
+        use_cls: include the class token (image backbones).
 
     Raises:
-        ConfigError: no such backbone, or it is no ViT.
-        WeightsError: the weights cannot be had; nothing else is used in their place.
+        ConfigError: there is no such backbone, or it is not a ViT.
+        WeightsError: the weights are not available; there is no fallback.
     """
     if is_file(weights) and not os.path.exists(weights):
         raise WeightsError(
@@ -166,7 +166,7 @@ def _build_test_vit(name: str, weights: str, use_cls: bool) -> Backbone:
 
 
 def check_backbone(name: str) -> None:
-    """Raise ConfigError where there is no backbone of this name; builds nothing."""
+    """Raise ConfigError if there is no backbone of this name. Nothing is built."""
     if name in BACKBONES:
         return
     import timm
@@ -185,15 +185,15 @@ def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
 
     check_backbone(name)
     timm_name = TIMM_NAMES.get(name, name)
-    with torch.device("meta"):  # its shape alone, before anything is drawn or fetched
+    with torch.device("meta"):  # only the shape, before anything is drawn or downloaded
         shape = timm.create_model(timm_name, num_classes=0)
-    # Other kinds of block have no place of their own for adapters, or no attention module at all.
+    # Other kinds of blocks have no place for adapters, or no attention module at all.
     if not isinstance(shape, VisionTransformer) or not all(hasattr(shape.blocks[0], part) for part in ("attn", "ls1")):
         kind = type(shape.blocks[0] if isinstance(shape, VisionTransformer) else shape).__name__
         raise ConfigError(f"model.backbone={name} is a {kind}; only timm's plain ViTs can be reprogrammed.")
     vit = loading(timm_name, weights, lambda: _load_timm(timm_name, weights))
     if weights == "random":
-        # DINOv2 starts its layer scales at 1e-5: untrained, its blocks would do nothing, and "random" would measure no backbone at all.
+        # DINOv2 starts its layer scales at 1e-5. Its untrained blocks would do nothing, and "random" would measure no backbone.
         for module in vit.modules():
             if isinstance(module, LayerScale):
                 nn.init.ones_(module.gamma)
@@ -201,7 +201,7 @@ def _build_timm(name: str, weights: str, use_cls: bool) -> Backbone:
 
 
 def _load_timm(name: str, weights: str) -> nn.Module:
-    """A file may hold more than is needed (a classifier), but nothing of the encoder may be missing from it."""
+    """Load a timm model. A file may hold more than is needed (a classifier), but must hold the whole encoder."""
     import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -209,7 +209,7 @@ def _load_timm(name: str, weights: str) -> nn.Module:
     if not is_file(weights):
         return vit
     keys = timm.models.load_checkpoint(vit, weights, strict=False, filter_fn=checkpoint_filter_fn)
-    if keys is not None:  # numpy checkpoints: timm's own loader, which asks for every weight
+    if keys is not None:  # timm's loader for numpy checkpoints returns None, and itself requires every weight
         complete(keys.missing_keys)
     return vit
 
@@ -223,9 +223,9 @@ def _load_videomae(source: str) -> nn.Module:
 
 
 def complete(missing: Collection[str]) -> None:
-    """Libraries leave weights that a checkpoint lacks at their random start; here that is an error."""
+    """Raise ValueError if a checkpoint lacks weights. The libraries would leave them at their random start."""
     if missing:
-        raise ValueError(f"{len(missing)} weights are missing from it, {min(missing)} for one.")
+        raise ValueError(f"{len(missing)} weights are missing from it, for example {min(missing)}.")
 
 
 def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
@@ -241,7 +241,7 @@ def _build_videomae(name: str, weights: str, use_cls: bool) -> Backbone:
 
 
 def loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Module:
-    """Run a library's loader; whatever stops it becomes an error that says how to get the weights."""
+    """Run a library's loader. Any failure becomes an error that says how to get the weights."""
     if weights == "random":
         return load()
     try:
@@ -251,8 +251,8 @@ def loading(source: str, weights: str, load: Callable[[], nn.Module]) -> nn.Modu
         remedy = (
             "Check that the file is a checkpoint of this model."
             if is_file(weights)
-            else "Fetch them once where the Hugging Face hub can be reached (the cache folder is HF_HOME), give a file with "
-            "model.weights=PATH, or use model.weights=random: untrained weights, an ablation of its own."
+            else "Download them once where the Hugging Face hub can be reached (the cache folder is HF_HOME), give a file with "
+            "model.weights=PATH, or use model.weights=random, whose untrained weights make another ablation."
         )
         raise WeightsError(
             f"the weights '{weights}' of {source} cannot be loaded: {reason.strip()} {remedy}"

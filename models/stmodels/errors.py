@@ -1,9 +1,9 @@
-"""What can be wrong with a model before it is trained."""
+"""Errors of a model before it is trained."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be built, or does not fit its data: says which field, why, and what to do."""
+    """A configuration cannot be built, or does not fit its data. The message gives the field, the reason and the remedy."""
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights that cannot be had: says which, why, how to get them, and that `random` exists."""
+    """Pretrained weights are not available. The message says which, why, how to get them, and that `random` exists."""

@@ -1,7 +1,7 @@
-"""Randomness from named generators: a seed, then the name of what is drawn.
+"""Randomness from named generators, which are seeded by a seed and the name of the quantity that is drawn.
 
-Two models that share a module by name start it from the same weights, whatever else they hold; so variants of one seed can be
-compared as pairs.
+Two models that have a module of the same name start it from the same weights, whatever their other modules are, so that variants of one
+seed can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, name: str) -> Iterator[None]:
-    """The global CPU generator seeded for ``name`` inside, as it was before outside."""
+    """Seed the global CPU generator for ``name`` within the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, name))
         yield
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Draw every trainable weight anew, each module from a generator of its own name.
+    """Draw every trainable weight again, each module from the generator of its name.
 
-    Children come before their parents, so that a parent's ``reset_parameters`` has the last word on what it composes (a
-    zero up-projection, say). Frozen parameters are left alone. To be called while the model is on the CPU.
+    Children come before their parents, so that a parent's ``reset_parameters`` can overwrite the weights of its children (with a zero
+    up-projection, for example). Frozen parameters are not changed. The model must be on the CPU.
     """
     for name, module in reversed(list(model.named_modules())):
         reset = getattr(module, "reset_parameters", None)
@@ -47,5 +47,5 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of ``count`` training windows in an epoch: a function of the seed and the epoch alone."""
+    """The order of ``count`` training windows in an epoch. It depends on the seed and the epoch alone."""
     return torch.randperm(count, generator=generator(seed, f"data order/{epoch}"))

@@ -1,6 +1,6 @@
-"""stlab: studies of spatio-temporal forecasting models that give an answer that holds.
+"""stlab: reliable ablation studies of spatio-temporal forecasting models.
 
-From Python: :func:`stlab.run`, :func:`stlab.results`, :func:`stlab.load_model`; see ``stlab.api``.
+The interface for Python is :func:`stlab.run`, :func:`stlab.results`, :func:`stlab.load_model`; see ``stlab.api``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Results", "__version__", "load_model", "results", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``stlab.api`` when one of its names is used: the package itself stays light."""
+    """Import ``stlab.api`` only when one of its names is used, so that importing the package is fast."""
     import importlib
 
     if name in ("run", "load_model", "results", "Results"):

@@ -1,4 +1,4 @@
-"""``python -m stlab``: the same command line, for `ray job submit` and wherever no script is on the path."""
+"""``python -m stlab``: the command line for `ray job submit`, and for machines without the script on their path."""
 
 from stlab.cli import main
 

@@ -1,4 +1,4 @@
-"""Studies from Python: run one, read what is there, take a trained model out. The package ``stlab`` bears these names itself.
+"""Studies from Python: run a study, read its results, and load a trained model. The package ``stlab`` exports these names.
 
     import stlab
 
@@ -6,7 +6,7 @@
     done.table()                                     # the ablation table, pandas
     done.figures()["learning_curves"]                # the report's figures, matplotlib
     model = stlab.load_model("runs", done.best["trial_id"])
-    model.predict(history)                           # in the data's unit
+    model.predict(history)                           # in the unit of the data
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def run(
     progress: bool = False,
     **options: Any,
 ) -> Results:
-    """Run what is left of a study, as ``stlab run`` does, and wait for it. Nothing is trained twice.
+    """Run the trials of a study that are left to do, as ``stlab run`` does, and wait for them.
 
     Args:
         study: the name of a shipped study, the path of a study file, a mapping of the same fields, or a ``StudySpec``.
         storage: a folder, or a URI such as ``s3://bucket/runs``.
-        overrides: dotted path → value, as ``--set``: ``{"train.lr": 1e-3, "seeds": [0, 1]}``.
+        overrides: dotted path → value, as with ``--set``: ``{"train.lr": 1e-3, "seeds": [0, 1]}``.
         tracking: keep MLflow up to date.
-        tracking_uri: where MLflow is; by default SQLite in a local storage, and nowhere with a remote one.
+        tracking_uri: address of MLflow. Default: SQLite in a local storage; with a remote storage there is no default.
         progress: show the progress on the terminal.
         **options: further arguments of ``stlab.execution.run_study.run_study``: ``address``, ``retry_failed``.
 
@@ -67,7 +67,7 @@ def run(
         The results of the study. A failed trial is a row with ``status`` failed, and a warning in the log.
 
     Raises:
-        UserError: the study, its data, weights or resources cannot be used, or MLflow's URI; nothing was trained.
+        UserError: the study, its data, weights or resources, or the URI of MLflow cannot be used; nothing was trained.
     """
     source = _source(study, overrides or {})
     spec = parse(source)
@@ -138,11 +138,11 @@ def run_observed(
 
 
 def results(storage: str | Path, study: str | None = None) -> Results:
-    """The results of a study so far, from its directories.
+    """The results of a study so far, read from its directories.
 
     Args:
         storage: a folder or URI; or the folder of the study itself, ``<storage>/studies/<name>``, without ``study``.
-        study: the study's name. May be left out where the storage holds one study only.
+        study: the name of the study. It may be omitted if the storage holds a single study.
 
     Raises:
         UserError: there is no such study, or it has not been run.
@@ -161,15 +161,16 @@ def results(storage: str | Path, study: str | None = None) -> Results:
 
 
 def load_model(storage: str | Path, trial_id: str, device: str = "cpu") -> TrainedForecaster:
-    """A finished trial's selected checkpoint: ``predict(history)`` gives forecasts in the data's unit.
+    """The selected checkpoint of a finished trial. Its ``predict(history)`` returns forecasts in the unit of the data.
 
     Args:
         storage: a folder or URI.
         trial_id: as in the column ``trial_id`` of a study's trials.
-        device: where it computes, e.g. ``cuda``.
+        device: the device that computes, e.g. ``cuda``.
 
     Raises:
-        UserError: no such trial, not finished, its data gone or changed, or its frozen weights cannot be had.
+        UserError: there is no such trial, it is not finished, its data is missing or has changed, or its frozen weights are not
+            available.
     """
     from stlab.inference import load_trial
 
@@ -177,11 +178,11 @@ def load_model(storage: str | Path, trial_id: str, device: str = "cpu") -> Train
 
 
 class Results:
-    """A study's results, read from its directories when asked for.
+    """The results of a study, which are read from its directories on access.
 
     Args:
         store: the storage, or its location.
-        name: the study's.
+        name: the name of the study.
 
     Raises:
         UserError: the study has not been run.
@@ -208,17 +209,17 @@ class Results:
 
     @property
     def arrow(self) -> pa.Table:
-        """``trials.parquet``: a row a trial, baselines too; each field's metadata says unit and meaning."""
+        """``trials.parquet``: one row per trial, including baselines. The metadata of each field gives its unit and meaning."""
         return self._directory.read_trials()
 
     @property
     def trials(self) -> pd.DataFrame:
-        """The same as pandas."""
+        """The same table in pandas."""
         return self.arrow.to_pandas()
 
     @property
     def best(self) -> pd.Series[Any]:
-        """The row of the trial with the lowest validation error; baselines are none.
+        """The row of the trial with the lowest validation error, baselines excluded.
 
         Raises:
             UserError: no trial has finished.
@@ -230,7 +231,7 @@ class Results:
         return trials[trials["trial_id"] == row["trial_id"]].iloc[0]
 
     def table(self) -> pd.DataFrame:
-        """The ablation table: a row a variant × axis values, then the baselines; means, 95 % intervals, deviations.
+        """The ablation table: one row per variant and axis values, then the baselines, with means, 95 % intervals and deviations.
 
         Raises:
             ProtocolMismatch: the trials were made by different protocols.
@@ -241,7 +242,7 @@ class Results:
         return ablation_table(rows, axes, compare(rows, axes, self._study(), self._store))
 
     def epochs(self) -> pd.DataFrame:
-        """A row an epoch of every trial, running ones too: ``variant``, ``seed``, ``trial_id``, then the epoch's figures."""
+        """One row per epoch of every trial, including running ones: ``variant``, ``seed``, ``trial_id``, then the values of the epoch."""
         import pandas as pd
 
         parts = []
@@ -257,7 +258,7 @@ class Results:
         return whole[[*first, *(name for name in whole.columns if name not in first)]]
 
     def predictions(self, trial_id: str) -> Predictions:
-        """Truth and forecast of the test windows as arrays, (windows, Q, *S), in the data's unit; NaN where nothing was read.
+        """Truth and forecast of the test windows as arrays, (windows, Q, *S), in the unit of the data; NaN where there is no reading.
 
         Raises:
             UserError: the trial has not been measured on the test segment.
@@ -273,10 +274,10 @@ class Results:
         """The report's figures by name.
 
         Args:
-            beside: other studies of the storage: the figures of their joint page with this one, a panel a data set along an axis.
+            beside: other studies of the storage. The figures are then those of the joint page, with one panel per data set along an axis.
 
         Raises:
-            UserError: a study was not run, or is named twice.
+            UserError: a study was not run, or appears twice.
             ProtocolMismatch: the trials were made by different protocols.
         """
         from stlab.report import joint_figures, report_figures
@@ -296,18 +297,18 @@ class Results:
         return self._store.address(relative)
 
     def load_model(self, trial_id: str | None = None, device: str = "cpu") -> TrainedForecaster:
-        """The model of a trial, by default of the best; see :func:`load_model`."""
+        """The model of a trial, by default the best one; see :func:`load_model`."""
         from stlab.inference import load_trial
 
         return load_trial(self._store, trial_id or str(self.best["trial_id"]), device)
 
     def _study(self) -> dict[str, Any] | None:
-        """The resolved study; None where its file was not kept."""
+        """The resolved study. None if its file was not kept."""
         text = self._directory.read_study()
         return None if text is None else dict(yaml.safe_load(text) or {})
 
     def _axes(self) -> list[str] | None:
-        """The study's axes; None where its file was not kept."""
+        """The axes of the study. None if its file was not kept."""
         study = self._study()
         return None if study is None else list(study.get("axes") or {})
 

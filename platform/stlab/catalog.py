@@ -1,8 +1,7 @@
-"""Which models there are: name → configuration and class, written out. The sole importer of model classes.
+"""The models by name, with their configurations and classes. No other module imports model classes.
 
-To add a model: a frozen dataclass that says what can be chosen (``inert``, ``components``, ``files``,
-``relative_cost``, ``check``), a
-:class:`~stmodels.base.Forecaster` built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
+A new model needs a frozen dataclass as its configuration (with ``inert``, ``components``, ``files``, ``relative_cost`` and ``check``), a
+:class:`~stmodels.base.Forecaster` that is built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ModelConfig(Protocol):
-    """What the engine asks of any model's configuration."""
+    """The interface of every model's configuration."""
 
     name: str
 
@@ -35,16 +34,16 @@ class ModelConfig(Protocol):
         """Dotted fields, of the whole trial, that cannot change a number under this configuration."""
 
     def components(self) -> dict[str, dict[str, Any]]:
-        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
 
     def files(self) -> list[str]:
         """Files whose content changes the numbers."""
 
     def relative_cost(self) -> float:
-        """Rough cost of a training step beside this model's other configurations: orders the work."""
+        """Rough cost of a training step relative to other configurations of this model. It orders the work."""
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError where the model cannot run on that data."""
+        """Raise ConfigError if the model cannot run on that data."""
 
 
 def _st_vfm(config: Any, info: SeriesInfo) -> Forecaster:
@@ -80,7 +79,7 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], Forecaster]]] = {
 
 
 def trainable_models() -> dict[str, type[Any]]:
-    """Models that a study's base may name, with their configuration classes."""
+    """The models that the base of a study may name, with their configuration classes."""
     return {name: config for name, (config, _) in MODELS.items() if name not in BASELINES}
 
 
@@ -88,7 +87,7 @@ def config_class(name: str) -> type[Any]:
     """The configuration class of a model.
 
     Raises:
-        ModelError: there is no such model; names the nearest.
+        ModelError: there is no such model; the message names the most similar one.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(str(name), MODELS, n=1)
@@ -98,21 +97,21 @@ def config_class(name: str) -> type[Any]:
 
 
 def create_config(values: dict[str, Any]) -> ModelConfig:
-    """The configuration that a resolved trial holds, as its model's own type."""
+    """The configuration of a resolved trial, as the type of its model."""
     config: ModelConfig = config_class(values["name"])(**values)
     return config
 
 
 def config_values(config: ModelConfig) -> dict[str, Any]:
-    """A configuration as plain values, defaults filled in."""
+    """A configuration as plain values, with defaults filled in."""
     return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
 
 
 def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
-    """The model of a resolved trial, on the CPU, frozen weights in place, trainable ones not yet drawn.
+    """The model of a resolved trial, on the CPU. Its frozen weights are loaded; the trainable ones are not drawn yet.
 
     Raises:
-        ModelError: it does not fit the data, or its weights cannot be had.
+        ModelError: the model does not fit the data, or its weights are not available.
     """
     remote = [path for path in create_config(values).files() if is_uri(path)]
     local = {name: str(weights_file(value, f"model.{name}")) for name, value in values.items() if value in remote}
@@ -123,7 +122,7 @@ def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
 
 
 def weights_file(path: str, field: str) -> Path:
-    """A file or folder that a model names, as a path of this machine: what lies at a URI is copied. ``field`` names it in messages.
+    """The local path of a file or folder that a model names. A URI is copied. ``field`` names it in messages.
 
     Raises:
         ModelError: there is no such file.

@@ -1,41 +1,41 @@
-"""One family of errors for what a user can mend: rendered once, by the command line, with exit code 2."""
+"""One family of errors that a user can correct. The command line prints them once and exits with code 2."""
 
 from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text that says something; its type's name where none does."""
+    """The first line of an error's text that is not empty, or the name of its type."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used. The message says what is wrong, where, and what to do."""
+    """An input of the user cannot be used. The message gives the place, the reason and the remedy."""
 
     exit_code = 2
 
 
 class StudyError(UserError):
-    """A study file or an override of it: unknown or wrong fields, with their place and what was allowed."""
+    """Unknown or wrong fields in a study file or an override. The message gives their place and the allowed values."""
 
 
 class DataError(UserError):
-    """A data file: names the file, the array, the index and the remedy."""
+    """A data file cannot be used. The message names the file, the array, the index and the remedy."""
 
 
 class ModelError(UserError):
-    """A model that cannot be built as asked: a configuration that does not fit the data, weights that cannot be had."""
+    """A model cannot be built: its configuration does not fit the data, or its weights are not available."""
 
 
 class ResourceError(UserError):
-    """More resources were asked for than the cluster has or its autoscaler can bring."""
+    """A study needs more resources than the cluster has or its autoscaler can add."""
 
 
 class StorageError(UserError):
-    """A storage path that cannot be read or written."""
+    """A storage cannot be read or written."""
 
 
 class ProtocolMismatch(UserError):
-    """Rows of different protocols were to be put into one table; names the field that differs."""
+    """The rows of a table have different protocols. The message names the field that differs."""
 
 
 class TrialFailed(Exception):

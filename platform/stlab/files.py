@@ -1,4 +1,4 @@
-"""Files by path or URI, through pyarrow's file systems: local, NFS, s3://, gs://. What is remote can be had as a local copy."""
+"""Files by path or URI, through the file systems of pyarrow: local, NFS, s3://, gs://. Remote files can be copied to this machine."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     import pyarrow.fs as pafs
 
 PATIENT = 10
-"""Attempts of a request to S3 that a server answers with 5xx or not at all: with pyarrow's growing pauses some 50 s."""
+"""Attempts of a request to S3 that the server answers with 5xx or not at all. With pyarrow's growing pauses they take about 50 s."""
 QUICK = 3
-"""Attempts at the first contact, so that a wrong address is told within seconds."""
+"""Attempts at the first contact, so that a wrong address is reported within seconds."""
 
-# Seconds without a byte after which an S3 request counts as lost. The SDK's own 3 s are short for a busy store.
+# An S3 request counts as lost after this many seconds without a byte. The SDK's default of 3 s is too short for a busy store.
 _SILENCE = 30.0
 _CONNECT = 10.0
 
 _SECRET = re.compile(r"passw|pwd|secret|token|credential|api_?key|access_?key|signature", re.IGNORECASE)
-_SECRET_INSIDE = re.compile(rf"({_SECRET.pattern})\w*\s*=", re.IGNORECASE)  # of a value: odbc_connect=…;PWD=…
+_SECRET_INSIDE = re.compile(rf"({_SECRET.pattern})\w*\s*=", re.IGNORECASE)  # inside a value: odbc_connect=…;PWD=…
 _USER_AND_WORD = re.compile(r"([^:/?#]+://[^:/?#@]*:)(.*)@", re.DOTALL)
 _URI = re.compile(r"[A-Za-z][\w+.-]*://\S+")
-_WITH_PORTS = ("http", "https", "hdfs", "abfs", "abfss")  # of these an @ behind the port belongs to the path
+_WITH_PORTS = ("http", "https", "hdfs", "abfs", "abfss")  # an @ after the port belongs to the path in these schemes
 _KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them into ~/.aws/credentials."
 
-# What an error of a file system comes to, by a word of its text or by its number: (what is wrong, what to do).
+# The reason and the remedy for an error of a file system, by a word of its text or by its number.
 _REMEDIES: tuple[tuple[str, str], ...] = (
     ("NO_SUCH_BUCKET", "There is no such bucket. Make it first, or correct the URI."),
     ("NoSuchBucket", "There is no such bucket. Make it first, or correct the URI."),
@@ -49,12 +49,12 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
 _NUMBERS = {
     errno.ENOSPC: "The disk is full. Free space there; what is written stays, and the same command goes on from it.",
     errno.EDQUOT: "The quota is used up. Free space there; what is written stays, and the same command goes on from it.",
-    errno.ENOENT: "Give another folder, or make the one that it is to lie in.",
+    errno.ENOENT: "Give another folder, or create its parent.",
     errno.EROFS: "It is read-only. Give another folder, or make it writable.",
     errno.EACCES: "No permission. Give another folder, or change its mode.",
     errno.EPERM: "It is not allowed. Give another folder, or change its mode.",
-    errno.ESTALE: "The shared folder has gone away. Mount it again; the same command goes on.",
-    errno.EIO: "The disk does not answer as it should. Look at it, or give another folder.",
+    errno.ESTALE: "The shared folder is not available any more. Mount it again; the same command goes on.",
+    errno.EIO: "The disk does not work properly. Check it, or give another folder.",
 }
 
 
@@ -63,7 +63,7 @@ def is_uri(path: str) -> bool:
 
 
 def shown(uri: str) -> str:
-    """A URI as it may be shown: passwords and keys, wherever they stand in it, are three asterisks."""
+    """A URI for display: all passwords and keys in it become three asterisks."""
     if not is_uri(uri):
         return uri
     parts = _split(uri)
@@ -77,11 +77,11 @@ def shown(uri: str) -> str:
         pairs = parse_qsl(query, keep_blank_values=True)
         query = urlencode([(name, "***" if _is_secret(name, value) else value) for name, value in pairs], safe="*/:")
     masked = parts._replace(netloc=f"{user}{at}{host}", query=query)
-    return uri if masked == parts else urlunsplit(masked)  # it would write sqlite://// with two slashes less
+    return uri if masked == parts else urlunsplit(masked)  # urlunsplit would drop two slashes of sqlite:////
 
 
 def secrets_of(uri: str) -> list[str]:
-    """The passwords and keys in a URI, as written and as meant."""
+    """The passwords and keys in a URI, as they are written and without percent-encoding."""
     parts = _split(uri)
     user, _, word = parts.netloc.rpartition("@")[0].partition(":")
     found = [word] if word else [user] if user and parts.scheme == "s3" else []
@@ -90,23 +90,23 @@ def secrets_of(uri: str) -> list[str]:
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a URI with a password or a key stands in a text, or is it."""
+    """Whether a text is or contains a URI with a password or a key."""
     return any(secrets_of(uri) for uri in (text.strip("'\" "), *_URI.findall(text)) if is_uri(uri))
 
 
 def _is_secret(name: str, value: str) -> bool:
-    """Of a URI's query."""
+    """Whether a pair in the query of a URI is secret."""
     return bool(_SECRET.search(name) or _SECRET_INSIDE.search(value))
 
 
 def _split(uri: str) -> SplitResult:
-    """A URI's parts. A password may hold ``/``, ``?``, ``#`` and brackets as they are: SQLAlchemy takes it to end at the ``@``."""
+    """The parts of a URI. A password may contain ``/``, ``?``, ``#`` and brackets unescaped, since SQLAlchemy ends it at the ``@``."""
     found = _USER_AND_WORD.match(uri)
     try:
         parts = urlsplit(uri)
         port = parts.netloc.rpartition(":")[2]
         is_meant = "@" in parts.netloc or (port.isdigit() and parts.scheme in _WITH_PORTS)
-    except ValueError:  # a bracket, which is taken for the beginning of an IPv6 address
+    except ValueError:  # urlsplit takes a bracket for the beginning of an IPv6 address
         is_meant = False
     if found and not is_meant:
         return urlsplit(f"{found[1]}{quote(found[2], safe='')}@{uri[found.end() :]}")
@@ -117,10 +117,10 @@ def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem
     """The file system of a path or URI, and the path within it.
 
     Args:
-        attempts: how often a request to S3 is made before it counts as failed.
+        attempts: the number of attempts of a request to S3 before it counts as failed.
 
     Raises:
-        StorageError: the URI cannot be understood, or it holds keys.
+        StorageError: the URI is invalid, or it holds keys.
     """
     import pyarrow as pa
     import pyarrow.fs as pafs
@@ -138,21 +138,21 @@ def file_system(location: str, attempts: int = PATIENT) -> tuple[pafs.FileSystem
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise StorageError(f"{shown(location)}: {told(error).replace(location, shown(location))}") from error
     if isinstance(found, pafs.S3FileSystem):
-        _, (options,) = found.__reduce__()  # what the URI and the environment said, less what it cannot say
+        _, (options,) = found.__reduce__()  # the options of the URI and the environment; those below cannot be given there
         found = pafs.S3FileSystem(
             **options
             | {
                 "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
                 "request_timeout": _SILENCE,
                 "connect_timeout": _CONNECT,
-                "allow_delayed_open": True,  # one request a small object, instead of three
+                "allow_delayed_open": True,  # one request per small object instead of three
             }
         )
     return found, path.rstrip("/")
 
 
 def told(error: BaseException) -> str:
-    """What went wrong and what to do, in the words for who gave the path."""
+    """The reason for an error of a file system and its remedy, for the user who gave the path."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     number = getattr(error, "errno", None)
     if number in _NUMBERS:
@@ -162,17 +162,17 @@ def told(error: BaseException) -> str:
 
 
 def local_copy(uri: str, *, folders: bool = True) -> Path:
-    """A remote file as one of this machine, with its name; copied when it is first asked for, and again when it has changed.
+    """A local copy of a remote file, with the same name. The file is copied on first use, and again when it has changed.
 
-    Copies lie in ``$XDG_CACHE_HOME/stlab`` (``~/.cache/stlab``); nobody needs them once the process is gone.
+    The copies are in ``$XDG_CACHE_HOME/stlab`` (``~/.cache/stlab``). They can be deleted when the process has ended.
 
     Args:
-        folders: whether a folder is copied too, with all that is in it.
+        folders: whether a folder is copied as well, with its whole content.
 
     Raises:
-        FileNotFoundError: nothing there.
-        IsADirectoryError: a folder, where only a file is wanted.
-        StorageError: the URI cannot be understood, or the store refuses.
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder, and ``folders`` is False.
+        StorageError: the URI is invalid, or the store refuses.
     """
     import pyarrow.fs as pafs
 
@@ -199,7 +199,7 @@ def local_copy(uri: str, *, folders: bool = True) -> Path:
 
 
 def _fetch(system: pafs.FileSystem, path: str, files: list[str], place: Path) -> None:
-    """Copy into a folder beside ``place`` and move that there, so that a copy is whole or not there."""
+    """Copy into a temporary folder beside ``place`` and rename it, so that no partial copy is ever visible."""
     import pyarrow.fs as pafs
 
     beside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -211,7 +211,7 @@ def _fetch(system: pafs.FileSystem, path: str, files: list[str], place: Path) ->
         try:
             beside.rename(place)
         except OSError:
-            if not place.exists():  # another process was faster, otherwise
+            if not place.exists():  # if it does, another process has made the same copy
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""A trained trial as a forecaster by itself: readings in the data's unit in, forecasts in the data's unit out.
+"""A trained trial as a stand-alone forecaster, which maps readings to forecasts, both in the unit of the data.
 
-It is read from a trial's directory, where the data must still be there, or from a folder written by :meth:`TrainedForecaster.save`,
-which holds all it needs: configuration, scaler, season, and every weight, frozen ones too, as safetensors. Nothing is pickled.
+It is loaded from a trial's directory, which needs the data, or from a folder that :meth:`TrainedForecaster.save` wrote. Such a folder holds
+everything: configuration, scaler, season, and all weights, including frozen ones, as safetensors. Nothing is pickled.
 
 Legend: B windows, P history, Q horizon, S the shape of a step: (C, H, W) for a grid, (N, C) for sensors.
 """
@@ -46,7 +46,7 @@ _FORMAT = 1
 _FACTS, _WEIGHTS, _SEASON = "forecaster.json", "weights.safetensors", "season.safetensors"
 _WINDOWS_AT_ONCE = 32
 
-# Switches of the models that make a forecast depend on the calendar, and on the mean by slot of the week.
+# Fields of the models that make a forecast depend on the calendar, and on the mean by slot of the week.
 _NEED_CALENDAR = ("calendar", "seasonal_residual", "time_of_day")
 _NEED_SEASON = ("seasonal_residual",)
 _COPY_THE_PAST = ("same_slot_last_week", "same_slot_yesterday")
@@ -54,30 +54,30 @@ _COPY_THE_PAST = ("same_slot_last_week", "same_slot_yesterday")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a forecast needs beside weights; ``forecaster.json`` in a saved folder."""
+    """Everything beside the weights that a forecast needs: ``forecaster.json`` in a saved folder."""
 
     trial: dict[str, Any]
     """``trial_id``, ``study``, ``variant``, ``seed``, ``dataset``, ``code_version``."""
     model: dict[str, Any]
-    """The configuration, with nothing to fetch: the weights come with it."""
+    """The configuration. It names no weights to download, since they are saved with it."""
     info: SeriesInfo
     scaler: Scaler
     nonnegative: bool
     clamp: tuple[float, float] | None
     missing: str
-    """What is done with non-finite readings: ``zero``, or they are refused."""
+    """Treatment of non-finite readings: ``zero`` replaces them, and any other value refuses them."""
     precision: str
     channel_names: tuple[str, ...]
     node_names: tuple[str, ...] | None
 
     @property
     def step_seconds(self) -> int | None:
-        """Seconds a step; None where the data has no timestamps."""
+        """Length of a step in seconds. None if the data has no timestamps."""
         return DAY_SECONDS // self.info.slots_per_day if self.info.slots_per_day else None
 
     @property
     def needs_season(self) -> bool:
-        """Whether the model forecasts from the train segment's mean by slot of the week."""
+        """Whether the model uses the mean of the train segment by slot of the week."""
         seasonal_ridge = self.model["name"] == "ridge" and self.info.season_count >= 2
         switched = any(self.model.get(name) for name in _NEED_SEASON)
         return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean"
@@ -92,10 +92,10 @@ class TrainedForecaster:
     """A trained model with its scaler, ready to forecast.
 
     Args:
-        facts: what it was trained on and how.
-        model: the model, weights in place.
-        season: (slots a week, *S) scaled mean by slot of the week; None where the model does not need it.
-        device: where it computes.
+        facts: everything beside the weights.
+        model: the model with its trained weights.
+        season: (slots per week, *S) scaled mean by slot of the week; None if the model does not need it.
+        device: the device that computes.
     """
 
     def __init__(self, facts: Facts, model: Forecaster, season: Tensor | None = None, device: str = "cpu") -> None:
@@ -124,22 +124,22 @@ class TrainedForecaster:
 
     @property
     def needs_start(self) -> bool:
-        """Whether ``predict`` must be told when the histories begin."""
+        """Whether ``predict`` needs the start times of the histories."""
         return self.facts.needs_start
 
     def predict(self, history: ArrayLike, start: ArrayLike | None = None) -> NDArray[np.float32]:
         """Forecast windows.
 
         Args:
-            history: (B, P, *S) readings in the data's unit.
-            start: (B,) datetime64, local time of each window's first step, or one for all. Needed where the model knows the
-                calendar or the season (``needs_start``), ignored elsewhere.
+            history: (B, P, *S) readings in the unit of the data.
+            start: (B,) datetime64, local time of each window's first step, or one time for all windows. It is required if the model
+                uses the calendar or the season (``needs_start``), and ignored otherwise.
 
         Returns:
-            (B, Q, *S) float32 in the data's unit.
+            (B, Q, *S) float32 in the unit of the data.
 
         Raises:
-            DataError: another shape, values that are not finite, or no times where they are needed.
+            DataError: the shape is wrong, values are not finite, or required times are missing.
         """
         values = self._checked(history)
         slots = self._slots(start, len(values))
@@ -150,7 +150,7 @@ class TrainedForecaster:
                 batch = self._batch(values[chosen], None if slots is None else slots[chosen])
                 with self._autocast():
                     scaled = self._model(batch).value
-                # The facts have what a data set has of a unit: scaler, clamp and nonnegative.
+                # The facts have the fields of a data set that the unit depends on: scaler, clamp and nonnegative.
                 parts.append(to_unit(cast(Dataset, self.facts), scaled).cpu().numpy())
         return np.concatenate(parts) if parts else np.empty((0, *self.forecast_shape), np.float32)
 
@@ -171,19 +171,19 @@ class TrainedForecaster:
         return np.where(finite, values, np.float32(0))
 
     def _slots(self, start: ArrayLike | None, windows: int) -> NDArray[np.int64] | None:
-        """(B, P + Q) slots of the week; None where they make no difference."""
+        """(B, P + Q) slots of the week. None if the model does not use them."""
         step = self.facts.step_seconds
         if not self.needs_start or step is None:
             return None
         if start is None:
             raise DataError(
-                "start: this model knows the calendar or the season, so it has to be told when each history begins: "
-                "predict(history, start=…), datetime64, one a window."
+                "start: this model uses the calendar or the season, so it needs the time at which each history begins: "
+                "predict(history, start=…), one datetime64 per window."
             )
         try:
             times = np.broadcast_to(np.asarray(start, dtype="datetime64[s]"), (windows,))
         except ValueError as error:
-            raise DataError(f"start: {error}. Needed: one datetime64 a window, {windows} in all.") from error
+            raise DataError(f"start: {error}. One datetime64 per window is needed, {windows} in all.") from error
         if np.isnat(times).any():
             raise DataError("start: a time is missing (NaT).")
         steps = np.arange(self.facts.info.history + self.facts.info.horizon) * np.timedelta64(step, "s")
@@ -204,7 +204,7 @@ class TrainedForecaster:
         return batch._replace(history_season=season[:, :cut].contiguous(), target_season=season[:, cut:].contiguous())
 
     def save(self, folder: str | Path) -> None:
-        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, where needed, ``season.safetensors``."""
+        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors``."""
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._asdict()}
@@ -216,20 +216,21 @@ class TrainedForecaster:
 
 
 def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForecaster:
-    """The selected checkpoint of a finished trial, as a forecaster.
+    """The selected checkpoint of a finished trial as a forecaster.
 
     Raises:
-        UserError: no such trial, not finished, or a baseline that copies readings from before its history.
-        DataError: the data is gone, or has changed since.
-        ModelError: the frozen weights cannot be had, or the code is another and the weights do not fit it.
+        UserError: there is no such trial, it is not finished, or it is a baseline that copies readings from before its history.
+        DataError: the data is missing or has changed.
+        ModelError: the frozen weights are not available, or the trained weights do not fit this version of the code.
     """
     directory = TrialDirectory(store, trial_id)
     trial, result = directory.read("trial.json"), directory.read("result.json")
     if trial is None or result is None:
         state = "there is no such trial" if trial is None else f"it is {directory.status().value}, not finished"
-        raise UserError(f"trial {trial_id} in {store.location}: {state}. The column trial_id of a study's trials names those there are.")
+        raise UserError(f"trial {trial_id} in {store.location}: {state}. The column trial_id of a study's trials lists the ids.")
     if trial["model"]["name"] in _COPY_THE_PAST:
-        raise UserError(f"trial {trial_id}: {trial['model']['name']} copies readings from before the history; it cannot stand alone.")
+        name = trial["model"]["name"]
+        raise UserError(f"trial {trial_id}: {name} copies readings from before the history, which a stand-alone forecaster does not have.")
     if not str(trial.get("code_version", "")).endswith(f"+{code_hash()[:10]}"):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
     spec = DataSpec(**trial["data"])
@@ -258,10 +259,10 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
 
 
 def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
-    """A forecaster from a folder that :meth:`TrainedForecaster.save` wrote; needs neither data nor network.
+    """A forecaster from a folder that :meth:`TrainedForecaster.save` wrote. It needs neither data nor network.
 
     Raises:
-        ModelError: the folder is none of these, or was written by a version of the code that it does not fit.
+        ModelError: the folder holds no saved forecaster, or one of another version of the code.
     """
     place = Path(folder)
     try:
@@ -285,13 +286,13 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
 
 
 def _portable(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with random weights, which a saved model's own replace, and no tokenizer to fetch."""
+    """The configuration with random weights, which the saved ones then replace, and without a tokenizer to download."""
     replaced = {"weights": "random", "tokenizer": "hash"}
     return {**model, **{name: value for name, value in replaced.items() if name in model}}
 
 
 def _tensors(model: Forecaster) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those a checkpoint leaves out as well."""
+    """Parameters and buffers by name, including those that a checkpoint leaves out."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -305,19 +306,19 @@ def _restore(model: Forecaster, weights: Mapping[str, Tensor], source: str) -> N
         for name, tensor in weights.items():
             if name in parameters:
                 own[name].copy_(tensor)
-            else:  # a buffer made of weights or of text, whose length may be another
+            else:  # a buffer that derives from weights or text may have another length
                 owner, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, tensor)
 
 
 def _season_table(dataset: Dataset) -> Tensor:
-    """(slots a week, *S) scaled: what the windows of the test segment have as their season, for every slot of the week."""
+    """(slots per week, *S) scaled: the season of the test windows, for every slot of the week."""
     train, slots_per_day = dataset.train, dataset.info.slots_per_day
     if train.slots is None or slots_per_day is None:
         raise ModelError("the model needs the mean by slot of the week, and its data has no timestamps")
     week = np.arange(7 * slots_per_day)
     null = dataset.protocol.get("mask")
-    # A week behind the train segment, of which only the slots count, so that none of it is left out of its own mean.
+    # Append a week after the train segment. Only its slots count, and leave-one-out does not apply to it.
     values = np.concatenate([train.values, np.zeros((len(week), *train.values.shape[1:]), np.float32)])
     slots = np.concatenate([train.slots, week])
     seen = None if null is None else values != np.float32(null)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stlab.cli.extend import extended
+from stlab.cli.options import extended
 from stlab.errors import ProtocolMismatch, UserError
 from stlab.execution.collect import trial_row
 from stlab.execution.run_study import plan_study, write_study

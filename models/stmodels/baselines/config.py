@@ -1,4 +1,4 @@
-"""Which reference forecasts there are, and which of them a data set allows."""
+"""The configuration of the reference forecasts, and which of them a data set allows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """Configuration of a reference forecast: its name says it all."""
+    """Configuration of a reference forecast, which has no field but its name."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never written
 
     name: Baseline
 
     def inert(self) -> set[str]:
-        """Nothing about training matters to a forecast that is not trained."""
+        """All fields of training, since a reference forecast is not trained."""
         return {"train"}
 
     def components(self) -> dict[str, dict[str, Any]]:
@@ -41,11 +41,11 @@ class BaselineConfig:
         return 0.01
 
     def lag(self, info: SeriesInfo) -> int:
-        """Steps between a forecast and the reading it copies (the ``same_slot_*`` baselines)."""
+        """Number of steps between a forecast and the reading that it copies (the ``same_slot_*`` baselines)."""
         return (info.slots_per_day or 0) * (7 if self.name == "same_slot_last_week" else 1)
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError, with the reason, where the data does not allow this baseline."""
+        """Raise ConfigError with the reason if the data does not allow this baseline."""
         if self.name in ("last_value", "last_window", "ridge"):
             return
         if info.slots_per_day is None:

@@ -1,4 +1,4 @@
-"""Reference forecasts in the interface of every model: fitted on the train windows, evaluated like the rest.
+"""Reference forecasts with the interface of every model: they are fitted on the train windows and evaluated like the others.
 
 Legend: B windows, P history, Q horizon, S the shape of a step.
 """
@@ -15,10 +15,10 @@ from stmodels.types import Batch, Forecast, SeriesInfo
 
 
 class Baseline(Forecaster):
-    """A forecast without an optimiser.
+    """A forecast that needs no optimiser.
 
     Raises:
-        ConfigError: the data does not allow it.
+        ConfigError: the data does not allow this baseline.
     """
 
     def __init__(self, config: BaselineConfig, info: SeriesInfo) -> None:
@@ -30,7 +30,7 @@ class Baseline(Forecaster):
         self.ridge: Ridge | None = Ridge(info) if config.name == "ridge" else None
 
     def fit(self, windows: TrainWindows) -> None:
-        """Closed-form fitting on the train segment's windows; keeps the series where past readings are copied from it."""
+        """Fit on the windows of the train segment in closed form, and keep the series from which past readings are copied."""
         self.series = windows.series
         if self.ridge is not None:
             self.ridge.fit(windows)
@@ -57,7 +57,7 @@ class Baseline(Forecaster):
         return batch.history[:, -1:].expand_as(batch.target)
 
     def _last_window(self, batch: Batch) -> Tensor:
-        """The history again, its last Q steps, or over and over where the horizon is longer."""
+        """The last Q steps of the history, which is repeated if the horizon is longer."""
         p, q = self.info.history, self.info.horizon
         return batch.history[:, -q:] if q <= p else batch.history[:, torch.arange(q) % p]
 

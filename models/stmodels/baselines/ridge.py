@@ -1,7 +1,7 @@
-"""Ridge regression of the readings ahead, one set of coefficients for all cells of a grid or nodes of a network.
+"""Ridge regression of the readings ahead, with one set of coefficients for all cells of a grid or nodes of a network.
 
-With a season, of what differs from it; without, of what differs from the last reading. A missing reading of the history is
-what the data says it is (0 in the data's unit, mostly): a batch has no mask of the history. Missing readings ahead are left out.
+It forecasts the difference from the season, or from the last reading if there is no season. A missing reading of the history keeps its
+value in the data (mostly 0), since a batch has no mask of the history. Missing readings ahead are left out.
 
 Legend: B windows, P history, Q horizon, S the shape of a step; F features, the constant included; R = B·|S| rows.
 """
@@ -18,7 +18,7 @@ from stmodels.types import Batch, SeriesInfo
 
 
 class Features(nn.Module):
-    """What is regressed on, and what the regression is the difference to."""
+    """The features of the regression, and the reference from which it forecasts the difference."""
 
     def __init__(self, info: SeriesInfo) -> None:
         super().__init__()
@@ -26,16 +26,16 @@ class Features(nn.Module):
         self.space = (-2, -1) if info.family == "grid" else (-2,)
 
     def forward(self, batch: Batch) -> Tensor:
-        """(B, *S, F) float64, the last one constant."""
+        """(B, *S, F) float64. The last feature is constant."""
         constant = torch.ones_like(batch.history[:, :1], dtype=torch.float64)
         return torch.cat([*self._columns(batch), constant], dim=1).movedim(1, -1)
 
     def count(self) -> int:
-        """F."""
+        """F, the number of features."""
         raise NotImplementedError
 
     def reference(self, batch: Batch) -> Tensor:
-        """(B, Q, *S) float64, what is known beforehand."""
+        """(B, Q, *S) float64, the reference, which is known before the forecast."""
         raise NotImplementedError
 
     def _columns(self, batch: Batch) -> list[Tensor]:
@@ -44,8 +44,8 @@ class Features(nn.Module):
 
 
 class SeasonalFeatures(Features):
-    """A cell's last P seasonal residuals, the city's (their mean over space), and the season ahead times how the readings of
-    the history, the cell's own and the city's, and the city's last one, ran against their season."""
+    """The last P seasonal residuals of a cell and of the city (their mean over space), and the season ahead multiplied by three relative
+    deviations from the season: of the cell's history, of the city's history, and of the city's last reading."""
 
     def count(self) -> int:
         return 2 * self.info.history + 3 * self.info.horizon + 1
@@ -65,14 +65,14 @@ class SeasonalFeatures(Features):
             (history.sum((1, *self.space), keepdim=True), season.sum((1, *self.space), keepdim=True)),
             (history[:, -1:].sum(self.space, keepdim=True), season[:, -1:].sum(self.space, keepdim=True)),
         ):
-            # One standard deviation of the residual on both sides keeps the ratio of a quiet cell near 1.
+            # Adding one standard deviation of the residual to both keeps the ratio of a quiet cell near 1.
             ratio = (x + self.info.residual_std) / (s + self.info.residual_std)
             columns.append(ahead * (ratio - 1).clamp(-1, 2))
         return columns
 
 
 class DifferenceFeatures(Features):
-    """By how much a cell's P - 1 readings before its last one differ from it, and the mean of that over space."""
+    """The differences between the last reading of a cell and the P - 1 readings before it, and their mean over space."""
 
     def count(self) -> int:
         return 2 * (self.info.history - 1) + 1
@@ -88,13 +88,13 @@ class DifferenceFeatures(Features):
 
 
 class Moments(NamedTuple):
-    """Sums over rows: xᵀx (F, F), xᵀy (F, Q); or of each horizon step's own rows, (Q, F, F) and (Q, F, 1)."""
+    """Sums over rows: xᵀx (F, F) and xᵀy (F, Q); or over separate rows for each horizon step, (Q, F, F) and (Q, F, 1)."""
 
     gram: Tensor
     moment: Tensor
 
     def coefficients(self, penalty: float) -> Tensor:
-        """The solution, ``penalty`` in units of each feature's variance."""
+        """The solution. ``penalty`` is in units of each feature's variance."""
         diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
         count, sums = diagonal[..., -1:], self.gram[..., -1, :]
         variance = diagonal / count - (sums / count) ** 2
@@ -102,16 +102,15 @@ class Moments(NamedTuple):
 
 
 class Ridge(nn.Module):
-    """The regression: fitted on the train windows, then a forecast of any."""
+    """The regression, which is fitted on the train windows and then forecasts any window."""
 
-    PENALTY = (
-        1.0  # in units of each feature's variance; anything from 1e-3 to 1e3 gives the same third decimal on NYC bikes
-    )
+    # In units of each feature's variance. Values from 1e-3 to 1e3 agree to the third decimal on the bikes of New York.
+    PENALTY = 1.0
     CHUNK = 256  # windows at a time
 
     def __init__(self, info: SeriesInfo) -> None:
         super().__init__()
-        # A slot that stands in the train segment once has no mean without itself.
+        # A slot that occurs once in the train segment has no leave-one-out mean.
         self.features = SeasonalFeatures(info) if info.season_count >= 2 else DifferenceFeatures(info)
         self.register_buffer("coefficients", torch.zeros(self.features.count(), info.horizon, dtype=torch.float64))
 
@@ -128,7 +127,7 @@ class Ridge(nn.Module):
         self.coefficients.copy_(moments.coefficients(self.PENALTY)[..., 0].T)
 
     def _sums(self, windows: TrainWindows) -> tuple[Moments, Moments | None]:
-        """Over the rows with all Q readings ahead; and by horizon step over the rows with some, None where there is none."""
+        """The sums over the rows with all Q readings ahead, and those by horizon step over the rows with some of them, or None."""
         size, horizon = self.coefficients.shape
         zeros = self.coefficients.new_zeros
         whole, gaps = Moments(zeros(size, size), zeros(size, horizon)), None

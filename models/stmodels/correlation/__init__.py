@@ -1,4 +1,4 @@
-"""How alike the nodes of a sensor network are within one window, as an image with a channel for each kind of likeness."""
+"""The similarity of the nodes of a sensor network within one window, as an image with one channel per kind of similarity."""
 
 from stmodels.correlation.image import correlation_image
 from stmodels.correlation.volume import CHANNELS, Lag, correlation_volume, correlation_volume_torch

@@ -12,8 +12,8 @@ from torch import Tensor
 def empty(shape: Sequence[int], device: torch.device) -> Tensor:
     """An uninitialised float32 tensor.
 
-    On a CPU it is NumPy's memory: NumPy asks Linux for huge pages, PyTorch does not unless it is told to by an environment
-    variable. A volume is touched once, and faulting it in by small pages would take longer than computing it.
+    On a CPU NumPy allocates it, since NumPy asks Linux for huge pages and PyTorch only does so if an environment variable is set. A
+    volume is written once, and page faults on small pages would take longer than computing it.
     """
     if device.type == "cpu":
         return torch.from_numpy(np.empty(tuple(shape), np.float32))

@@ -1,6 +1,6 @@
 """The pairs of a correlation volume in torch: pointwise over all N² pairs of nodes, so that a compiler can fuse it.
 
-No matrix products: these would be TF32 or bf16 where the caller allows that for the model's own.
+It uses no matrix products, since they would run in TF32 or bf16 if the caller allows that for the model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-# The T² cells of the recurrence are as many nodes of one fused kernel, which keeps them in registers; by default
-# TorchInductor stops at 64 and would write whole rows of cells to memory between kernels.
+# Each of the T² cells of the recurrence is a node of one fused kernel, which keeps them in registers. By default TorchInductor
+# stops at 64 nodes and would write whole rows of cells to memory between kernels.
 _INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"max_fusion_size": 100_000}
 
 
 def _dtw(x: Tensor) -> Tensor:
-    """D[s, t] = |x_i[s] - x_j[t]| + min(D[s-1, t], D[s, t-1], D[s-1, t-1]), its last cell: (B, N, T) → (B, N, N)."""
+    """D[s, t] = |x_i[s] - x_j[t]| + min(D[s-1, t], D[s, t-1], D[s-1, t-1]); returns the last cell: (B, N, T) → (B, N, N)."""
     steps = x.unbind(-1)
     row: list[Tensor] = []
     for s, x_i in enumerate(steps):
@@ -60,8 +60,8 @@ def _compiled() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 def pairs(series: Tensor, unit: Tensor, spectrum: Tensor, *, symmetric: bool) -> Tensor:
     """The volume from what :func:`stmodels.correlation.volume._prepare` returns: (B, N, T), (B, N, T), (B, N, F) → (B, 3, N, N).
 
-    Compiled on devices that Triton serves, once for each T; op by op elsewhere, and for a single window or node, since the
-    compiler takes a size of 1 for another shape, compiled anew.
+    It is compiled once for each T on devices that Triton supports, and runs op by op on others. A single window or node also runs op
+    by op, since the compiler would treat a size of 1 as another shape and compile again.
     """
     worthwhile = series.device.type == "cuda" and min(series.shape[:2]) > 1 and has_triton()
     channels = _compiled() if worthwhile else _channels

@@ -1,13 +1,13 @@
 """The pairs of a correlation volume on a CPU: 16 (or 8) pairs of nodes at a time, one in each SIMD lane.
 
-Compilers do not vectorise the recurrence by themselves: its loops run over the steps, and the pairs lie outside of them. So
-the innermost blocks (one node i against as many neighbours j as there are lanes) are written in LLVM's own vectors, unrolled
-over the T steps of j, which keeps a whole row of the recurrence in registers. The blocks make up square tiles, computed for
-i ≤ j only and written twice.
+Compilers do not vectorise the recurrence by themselves, since its loops run over the steps, and the loop over pairs is outside. The
+innermost blocks (one node i against as many neighbours j as there are lanes) are therefore written in LLVM vectors and unrolled over the
+T steps of j, which keeps a whole row of the recurrence in registers. The blocks form square tiles, which are computed for i ≤ j only and
+written twice.
 
 Legend: B batch, N nodes, M = N rounded up to whole vectors, T steps, F frequencies; the planes of a window are (T+T+F, M):
-series, unit, spectrum of :class:`stmodels.correlation.volume.Prepared`, nodes last. The number of steps must be known when a block is
-compiled, so it is passed as a tuple that long.
+series, unit, spectrum of :class:`stmodels.correlation.volume.Prepared`, nodes last. A block is
+compiled for a fixed number of steps, so this number is passed as the length of a tuple.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from stmodels.correlation._memory import empty
 
 logger = logging.getLogger(__name__)
 
-# Where registers are narrower LLVM makes several of a vector; then 8 lanes spill less than 16.
+# With narrower registers LLVM splits a vector over several of them, and 8 lanes then spill less than 16.
 _LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _FLOAT, _INDEX = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, _LANES)
 
 
 class _Rows:
-    """A 2-D float32 array in the code that is being built."""
+    """A 2-D float32 array in the generated code."""
 
     def __init__(self, context: Any, builder: IRBuilder, kind: Any, value: Value) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -72,22 +72,22 @@ def _call(builder: IRBuilder, name: str, *arguments: Value) -> Value:
 
 
 def _smaller(builder: IRBuilder, a: Value, b: Value) -> Value:
-    """min(a, b), b where either is NaN: one instruction on x86."""
+    """min(a, b), or b if either is NaN, which is one instruction on x86."""
     return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
 
 def _larger(builder: IRBuilder, a: Value, b: Value) -> Value:
-    """max(a, b), b where either is NaN."""
+    """max(a, b), or b if either is NaN."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
 def _within_one(builder: IRBuilder, r: Value) -> Value:
-    """A correlation without what rounding adds; NaN stays."""
+    """A correlation clamped to [-1, 1] against rounding. NaN stays NaN."""
     return _larger(builder, _constant(-1.0), _smaller(builder, _constant(1.0), r))
 
 
 def _loop(builder: IRBuilder, start: int, stop: int, carried: Sequence[Value], body: Any) -> list[Value]:
-    """``for s in range(start, stop): carried = body(s, carried)``; what is carried stays in registers. Runs at least once."""
+    """``for s in range(start, stop): carried = body(s, carried)``. The carried values stay in registers. The loop runs at least once."""
     before, inside, after = builder.block, builder.append_basic_block("step"), builder.append_basic_block("done")
     builder.branch(inside)
     builder.position_at_end(inside)
@@ -185,25 +185,25 @@ def _spectrum(typing: Any, steps: Any, bins: Any, planes: Any, i: Any, j: Any, t
 
 
 def _compiled(function: Callable[..., None]) -> Any:
-    """A function as machine code, kept on disk where there is a folder for it."""
+    """A function as machine code, which is cached on disk if there is a folder for it."""
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError as error:
         if "no locator" not in str(error):
             raise
         logger.warning(
-            "no folder to keep compiled code in: every process compiles it anew, in seconds. Set NUMBA_CACHE_DIR to a folder "
-            "that can be written."
+            "there is no folder to cache compiled code: every process compiles it again, in seconds. Set NUMBA_CACHE_DIR to a "
+            "writable folder."
         )
         return njit(nogil=True)(function)
 
 
 @_compiled
 def _write(tile: Any, mirrored: Any, image: Any, i: int, j: int) -> None:
-    """image[i:, j:] = tile and image[j:, i:] = mirrored.T, as far as the image goes."""
+    """image[i:, j:] = tile and image[j:, i:] = mirrored.T, within the bounds of the image."""
     nodes = image.shape[0]
     rows, columns = min(_LANES, nodes - i), min(_LANES, nodes - j)
-    if columns == _LANES:  # a loop whose length is known becomes one instruction
+    if columns == _LANES:  # a loop of known length becomes one instruction
         for k in range(rows):
             for lane in range(_LANES):
                 image[i + k, j + lane] = tile[k, lane]
@@ -249,7 +249,7 @@ def _planes(*parts: Tensor) -> np.ndarray:
 def pairs(series: Tensor, unit: Tensor, spectrum: Tensor, *, symmetric: bool) -> Tensor:
     """The volume from what :func:`stmodels.correlation.volume._prepare` returns: (B, N, T), (B, N, T), (B, N, F) → (B, 3, N, N).
 
-    Bands of tiles are dealt out to ``torch.get_num_threads()`` threads; the kernel does not hold the interpreter's lock.
+    Bands of tiles are distributed over ``torch.get_num_threads()`` threads, since the kernel releases the interpreter's lock.
     """
     batch, nodes, count = series.shape
     planes, volume = _planes(series, unit, spectrum), empty((batch, 3, nodes, nodes), series.device)
@@ -262,7 +262,7 @@ def pairs(series: Tensor, unit: Tensor, spectrum: Tensor, *, symmetric: bool) ->
     if threads == 1:
         work(0)
     elif threads:
-        # Made anew each time: a pool that is kept does not survive a fork, and starting one takes a fraction of a millisecond.
+        # The pool is created for each call: it would not survive a fork, and starting one takes a fraction of a millisecond.
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))
     return volume

@@ -8,7 +8,7 @@ from torch import Tensor
 from stmodels.correlation._memory import empty
 
 
-# An operator of its own, as the volume is: torch.compile does not trace into the writing of parts in place.
+# A custom operator, like the volume, since torch.compile cannot trace the in-place writes.
 @torch.library.custom_op("stmodels::correlation_image", mutates_args=())
 def _image(volume: Tensor) -> Tensor:
     image = empty(volume.shape, volume.device)
@@ -27,7 +27,7 @@ def _(volume: Tensor) -> Tensor:
 def correlation_image(volume: Tensor) -> Tensor:
     """The channels of a correlation volume in [0, 1]: (B, 3, N, N) float32 → (B, 3, N, N) float32, without gradients.
 
-    DTW is min-max scaled within each image, 0 where all costs are the same; the correlations become (r + 1) / 2. The
-    volume is left as it is.
+    DTW is min-max scaled within each image, and is 0 if all costs are equal. The correlations become (r + 1) / 2. The
+    volume is not changed.
     """
     return _image(volume.detach())

@@ -1,4 +1,4 @@
-"""The correlation volume of a window: three likenesses of every pair of nodes, from the history alone.
+"""The correlation volume of a window: three similarities of every pair of nodes, from the history alone.
 
 Legend: B batch, N nodes, T steps of the window, F = T//2 + 1 frequencies; i and j number nodes.
 """
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 CHANNELS = ("dtw", "cross_correlation", "spectrum")
 Lag = Literal["any", "nonnegative"]
 
-# A series that moves by less than this share of its largest magnitude moves by the rounding of float32 only.
+# If a series changes by less than this share of its largest magnitude, the change is rounding of float32.
 _FLAT = 4 * torch.finfo(torch.float32).eps
 
 
 class Prepared(NamedTuple):
-    """What of a window its pairs are computed from; each is NaN throughout for a node with a reading that is not finite."""
+    """The inputs of the pairs of a window. All are NaN for a node that has a reading that is not finite."""
 
     series: Tensor  # (B, N, T) float32
     unit: Tensor  # (B, N, T): window mean removed, of length 1; 0 for a flat series
@@ -31,10 +31,10 @@ class Prepared(NamedTuple):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """(x - mean) / |x - mean| over the last axis; 0 where x is flat.
+    """(x - mean) / |x - mean| over the last axis; 0 if x is flat.
 
-    Differences from the first value are taken before anything is summed, so that neither a large offset nor a very
-    small or large scale costs precision, and a constant gives exactly 0.
+    The first value is subtracted before anything is summed, so that neither a large offset nor a very small or large scale
+    costs precision, and a constant gives exactly 0.
     """
     moved = x - x[..., :1]
     spread = moved.abs().amax(-1, keepdim=True)
@@ -45,7 +45,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _prepare(x: Tensor) -> Prepared:
-    series = x.float().contiguous()  # sums in the same order however the input lies
+    series = x.float().contiguous()  # so that sums have the same order for any memory layout of the input
     series = series + (series * 0.0).sum(-1, keepdim=True)
     unit = _unit(series)
     return Prepared(series, unit, _unit(torch.fft.rfft(unit).abs()))
@@ -55,7 +55,7 @@ def _prepare(x: Tensor) -> Prepared:
 def _has_numba() -> bool:
     found = find_spec("numba") is not None
     if not found:
-        logger.warning("numba is not installed: correlation volumes are computed by the slower torch path on CPUs")
+        logger.warning("numba is not installed: the slower torch path computes correlation volumes on CPUs")
     return found
 
 
@@ -66,8 +66,8 @@ def _check(x: Tensor, lag: str) -> None:
         raise ValueError(f"lag is {lag!r}; it can be {' or '.join(map(repr, get_args(Lag)))}")
 
 
-# An operator of its own, so that torch.compile takes it as it is and does not trace into the kernel, or into the recurrence,
-# which is compiled with options of its own.
+# A custom operator, so that torch.compile does not trace into the kernel, or into the recurrence, which is compiled with options of
+# its own.
 @torch.library.custom_op("stmodels::correlation_volume", mutates_args=())
 def _volume(x: Tensor, symmetric: bool, by_kernel: bool) -> Tensor:
     prepared = _prepare(x)
@@ -85,7 +85,7 @@ def _(x: Tensor, symmetric: bool, by_kernel: bool) -> Tensor:
 
 
 def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
-    """Three likenesses of every pair of nodes: (B, N, T) → (B, 3, N, N) float32, channels as in ``CHANNELS``.
+    """Three similarities of every pair of nodes: (B, N, T) → (B, 3, N, N) float32, channels as in ``CHANNELS``.
 
     ``dtw``: the cost Σ |x_i[s] - x_j[t]| along the best warping path from (0, 0) to (T-1, T-1) (Eq. 1); symmetric, in the
     unit of ``x``, which should be z-scored.
@@ -96,13 +96,13 @@ def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
 
     ``spectrum``: the Pearson correlation of the amplitudes of ``rfft(x - m)``, all T//2+1 of them, in [-1, 1].
 
-    A flat series has no correlation: every entry of its row and column, the diagonal too, is 0 in the last two channels. Flat
-    is what moves by no more than 4 units of float32's relative rounding of its largest magnitude. A reading that is not
+    A flat series has no correlation: every entry of its row and column, including the diagonal, is 0 in the last two channels. A
+    series is flat if it changes by at most 4 units of float32's relative rounding of its largest magnitude. A reading that is not
     finite makes its node's row and column NaN in all channels.
 
-    Computed in float32 whatever the dtype, also under autocast, and without gradients. On CPUs it takes numba's kernel on
-    ``torch.get_num_threads()`` threads (without numba, torch's, with a warning), on other devices torch's recurrence, which is
-    compiled where Triton is there. For every new T the kernel is compiled once (seconds) and kept on disk.
+    The volume is computed in float32 for any dtype, also under autocast, and without gradients. CPUs use numba's kernel on
+    ``torch.get_num_threads()`` threads (without numba torch's recurrence, with a warning). Other devices use torch's recurrence, which
+    is compiled if Triton is available. The kernel is compiled once for every new T (seconds) and cached on disk.
 
     Raises:
         ValueError: ``x`` is not (B, N, T) floats with T ≥ 1, or ``lag`` is neither name.
@@ -112,6 +112,6 @@ def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
 
 
 def correlation_volume_torch(x: Tensor, *, lag: Lag = "any") -> Tensor:
-    """:func:`correlation_volume` by way of torch's recurrence on whatever device ``x`` lies."""
+    """:func:`correlation_volume` by torch's recurrence, on the device of ``x``."""
     _check(x, lag)
     return _volume(x.detach(), lag == "any", False)

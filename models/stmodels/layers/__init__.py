@@ -1,1 +1,1 @@
-"""Building blocks, one concept a file."""
+"""Building blocks of the models, one concept per file."""

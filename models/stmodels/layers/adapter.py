@@ -45,7 +45,7 @@ class Adapted(nn.Module):
 
 
 def insert_adapters(blocks: Sequence[nn.Module], after: str, width: int, rank: int) -> None:
-    """Put an adapter behind the submodule ``after`` of every block: what comes last before the attention's residual sum."""
+    """Put an adapter after the submodule ``after`` of every block, which is the last one before the residual sum of the attention."""
     for block in blocks:
         parent_name, _, name = after.rpartition(".")
         parent = block.get_submodule(parent_name)
@@ -55,7 +55,7 @@ def insert_adapters(blocks: Sequence[nn.Module], after: str, width: int, rank: i
 def insert_lora(blocks: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None) -> None:
     """LoRA of the given rank on every linear layer whose name ends in one of ``targets`` (peft; B starts at zero).
 
-    ``alpha`` defaults to 2·rank, so that the scale of the update does not change with the rank.
+    ``alpha`` defaults to 2·rank, so that the scale of the update does not depend on the rank.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

@@ -1,4 +1,4 @@
-"""Hour and weekday as learned embeddings (beyond the paper, whose inputs know neither)."""
+"""Hour and weekday as learned embeddings. They go beyond the paper, whose inputs contain neither."""
 
 from __future__ import annotations
 

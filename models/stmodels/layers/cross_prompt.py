@@ -16,13 +16,13 @@ from stmodels.layers.linear import Linear
 
 
 def prompt_grid(count: int, grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that ``count`` prompts are pooled to: as square as divisors allow, never finer than the grid."""
+    """Rows and columns of ``count`` pooled prompts: as square as the divisors allow, and never finer than the grid."""
     rows = max(d for d in range(1, math.isqrt(count) + 1) if count % d == 0)
     return min(rows, grid[0]), min(count // rows, grid[1])
 
 
 def pool_prompts(tokens: Tensor, grid: tuple[int, int], count: int | None) -> Tensor:
-    """Eq. 9: (B', N, D) → (B', L, D), averages over an even partition of the frame; ``None`` keeps every token."""
+    """Eq. 9: (B', N, D) → (B', L, D), averages over an even partition of the frame. ``None`` keeps every token."""
     if count is None:
         return tokens
     b, _, d = tokens.shape

@@ -15,5 +15,5 @@ def history_flow(history: Tensor) -> Tensor:
 
 
 def target_flow(history: Tensor, target: Tensor) -> Tensor:
-    """X_{P+q} − X_{P+q−1} for q = 1…Q, what the auxiliary task forecasts: (B, P, *S), (B, Q, *S) → (B, Q, *S)."""
+    """X_{P+q} − X_{P+q−1} for q = 1…Q, the target of the auxiliary task: (B, P, *S), (B, Q, *S) → (B, Q, *S)."""
     return torch.diff(target, dim=1, prepend=history[:, -1:])

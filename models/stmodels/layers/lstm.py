@@ -1,8 +1,8 @@
 """An LSTM for thousands of short sequences, fast in fp32 on CPUs.
 
-``nn.LSTM`` spends most of its time there on moving the gates of every step and on tanh. Here a tile of sequences goes through
-all steps while its gates are in the cache; kept are hidden states and cells alone, and the backward pass computes the
-gates again, of all steps in one product. Half the time of ``nn.LSTM`` forward and backward (tests/benchmarks/).
+``nn.LSTM`` spends most of its time on moving the gates of every step and on tanh. Here a tile of sequences runs through all steps
+while its gates are in the cache. Only hidden states and cells are kept, and the backward pass computes the gates of all steps again in
+one product. Forward and backward take half the time of ``nn.LSTM`` (tests/benchmarks/).
 
 Legend: T steps, M sequences, R sequences a tile, K inputs, H hidden, 4H gates in torch's order: input, forget, cell, output.
 """
@@ -18,38 +18,38 @@ from torch.autograd.function import once_differentiable
 from stmodels.layers.linear import _has_onednn, _outer_sum, _product, linear
 
 _TILE = 512  # sequences; 12 steps of their gates of 64 units are 6 MiB
-_FEWEST = 64  # sequences below which the calls cost more than the tiles save
+_FEWEST = 64  # with fewer sequences the calls cost more than the tiles save
 
 
 class LSTM(nn.LSTM):
     """``nn.LSTM`` with time first: the same parameters, results and initial weights.
 
-    Other than fp32 on a CPU, and with initial states, it is computed by ``nn.LSTM`` itself.
+    ``nn.LSTM`` itself computes everything but fp32 on a CPU, and every call with initial states.
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1) -> None:
         super().__init__(input_size, hidden_size, num_layers)
 
-    # The compiler cannot follow a subclass's way into nn.LSTM: it leaves this module as it is.
+    # The compiler cannot trace a subclass of nn.LSTM, so it must skip this module.
     @torch.compiler.disable
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(T, M, K) → outputs (T, M, H), and of every layer the last hidden state and the last cell (layers, M, H)."""
+        """(T, M, K) → outputs (T, M, H), and the last hidden state and the last cell of every layer (layers, M, H)."""
         if hx is not None or not self._is_fast(input):
             return super().forward(input, hx)
         return self._run(_Steps(input, None, len(input)))
 
     @torch.compiler.disable
     def repeat(self, x: Tensor, steps: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """:meth:`forward` of ``steps`` times the same input (M, K), which is projected once."""
+        """:meth:`forward` of the same input (M, K) repeated ``steps`` times, which is projected only once."""
         if not self._is_fast(x[None]):
             return super().forward(x.expand(steps, *x.shape))
         weight, _, bias = self._weights(0)
         return self._run(_Steps(None, linear(x, weight, bias), steps))
 
     def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a layer: input to gates (4H, K), hidden to gates (4H, H), and the two biases in one (4H)."""
+        """The weights of a layer: input to gates (4H, K), hidden to gates (4H, H), and the sum of the two biases (4H)."""
         w_ih, w_hh, b_ih, b_hh = self.all_weights[layer]
         return w_ih, w_hh, b_ih + b_hh
 
@@ -76,7 +76,7 @@ class LSTM(nn.LSTM):
 
 
 class _Steps(NamedTuple):
-    """What a layer reads: a sequence (T, M, K), or what one input adds to the gates of every step, (M, 4H)."""
+    """The input of a layer: a sequence (T, M, K), or a constant input's projection to the gates of every step, (M, 4H)."""
 
     x: Tensor | None
     projected: Tensor | None
@@ -84,10 +84,10 @@ class _Steps(NamedTuple):
 
 
 class _Recurrence(torch.autograd.Function):
-    """One layer from zero states: outputs (T, M, H), the last of them and the last cell, (M, H) each.
+    """One layer from zero states: outputs (T, M, H), the last output and the last cell, (M, H) each.
 
-    Either of ``x`` (T, M, K), with ``weight`` (4H, H + K + 1) for [h, x, 1], or of ``projected`` (M, 4H), what the input adds to
-    the gates of every step, with ``weight`` (4H, H).
+    The input is either ``x`` (T, M, K), with ``weight`` (4H, H + K + 1) for [h, x, 1], or ``projected`` (M, 4H), which is added to the
+    gates of every step, with ``weight`` (4H, H).
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Recurrence(torch.autograd.Function):
         d_projected = None if projected is None else torch.empty_like(projected)
         d_weight = torch.zeros_like(weight)
         doubled, added = _doubled(weight, 0), None if projected is None else _doubled(projected, 1)
-        back = weight[:, :hidden].t().contiguous()  # (H, 4H): oneDNN is slow where the rows lie apart
+        back = weight[:, :hidden].t().contiguous()  # (H, 4H): oneDNN is slow on rows that are not contiguous
         back_x = weight[:, hidden:-1].t().contiguous()
         for tile in _tiles(sequences):
             read = _inputs(_part(x, tile), outputs[:, tile])
@@ -145,7 +145,7 @@ def _rows(x: Tensor | None, tile: slice) -> Tensor | None:
 
 
 def _doubled(x: Tensor, dim: int) -> Tensor:
-    """A copy, with what makes the cell's gate times 2: tanh z is 2σ(2z) - 1, and σ takes less than half as long as tanh."""
+    """A copy in which the rows of the cell gate are doubled: tanh z is 2σ(2z) - 1, and σ takes less than half the time of tanh."""
     hidden = x.shape[dim] // 4
     x = x.clone()
     x.narrow(dim, 2 * hidden, hidden).mul_(2)
@@ -157,7 +157,7 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def _activated(gates: Tensor) -> Tensor:
-    """Sigmoid of input, forget and output gate, tanh of the cell's, in place: (…, 4H), the cell's gate doubled."""
+    """Sigmoid of the input, forget and output gates and tanh of the cell gate, in place: (…, 4H) with the cell gate doubled."""
     hidden = gates.shape[-1] // 4
     gates.sigmoid_()
     gates[..., 2 * hidden : 3 * hidden].mul_(2).sub_(1)
@@ -185,7 +185,7 @@ def _run_tile(x: Tensor | None, projected: Tensor | None, weight: Tensor, output
 
 
 def _inputs(x: Tensor | None, outputs: Tensor) -> Tensor:
-    """What the product of every step has read, in one: (T, R, K), (T, R, H) → (T, R, H + K + 1), or (T, R, H) without x."""
+    """The inputs of the products of all steps: (T, R, K), (T, R, H) → (T, R, H + K + 1), or (T, R, H) without x."""
     before = torch.cat([torch.zeros_like(outputs[:1]), outputs[:-1]])
     return before if x is None else torch.cat([before, x, torch.ones_like(x[..., :1])], dim=2)
 
@@ -195,8 +195,8 @@ def _gate_gradients(
 ) -> Tensor:
     """Gradient of the loss by the gates before their activation, (T, R, 4H), from the activated gates and the cells.
 
-    All that is no recurrence is made for all steps at once: by how much each gate moves the cell (the output gate: the
-    output), and the output the cell.
+    Everything outside of the recurrence is computed for all steps at once: the derivatives of the cell by its gates, of the output by the
+    output gate, and of the output by the cell.
     """
     steps, _, hidden = cells.shape
     i, f, g, o = gates.split(hidden, dim=2)

@@ -1,1 +1,1 @@
-"""An LSTM encoder-decoder for each node of a sensor network by itself: the plain recurrent reference."""
+"""An LSTM encoder-decoder that forecasts each node of a sensor network by itself, as the plain recurrent reference."""

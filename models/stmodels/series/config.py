@@ -1,4 +1,4 @@
-"""What of the LSTM can be chosen. Standard library only: configurations are read where torch is not."""
+"""The configuration of the LSTM. It needs only the standard library, since configurations are also read without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig:
-    """Configuration of the LSTM: an encoder-decoder that sees one node at a time, with the same weights for all."""
+    """Configuration of the LSTM, an encoder-decoder that sees one node at a time and has the same weights for all nodes."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
 
@@ -22,7 +22,7 @@ class LSTMConfig:
     hidden: int = 64
     """Hidden units of encoder and decoder."""
     layers: int = 1
-    """LSTM layers of the encoder, and of the decoder."""
+    """Number of LSTM layers of the encoder, and of the decoder."""
     time_of_day: bool = False
     """Add a learned embedding of the slot of the day to every step of encoder and decoder."""
 
@@ -32,11 +32,11 @@ class LSTMConfig:
                 raise ConfigError(f"model.{field} must be at least 1, it is {getattr(self, field)}")
 
     def inert(self) -> set[str]:
-        """There is no flow branch whose loss could be weighed."""
+        """The weight of the flow loss, since the LSTM has no flow branch."""
         return {"train.flow_loss_weight"}
 
     def components(self) -> dict[str, dict[str, Any]]:
-        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
         return {"time_of_day": {"model.time_of_day": False}}
 
     def files(self) -> list[str]:
@@ -44,11 +44,11 @@ class LSTMConfig:
         return []
 
     def relative_cost(self) -> float:
-        """Multiplications a step, beside one layer of 64 units."""
+        """Multiplications per step, relative to one layer of 64 units."""
         return self.layers * (self.hidden / 64) ** 2
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError where this model cannot run on that data."""
+        """Raise ConfigError if this model cannot run on that data."""
         if info.family != "sensors":
             raise ConfigError(
                 f"lstm forecasts sensor networks (T, N, C); this data is of the family '{info.family}': set data.family to sensors"

@@ -1,4 +1,4 @@
-"""The LSTM encoder-decoder, assembled.
+"""The LSTM encoder-decoder.
 
 Legend: B batch, P history, Q horizon, N nodes, M = B·N sequences, H hidden units.
 """
@@ -33,9 +33,9 @@ class TimeOfDay(nn.Module):
 
 
 class LSTMForecaster(Forecaster):
-    """The encoder's last hidden state is the input of every step of the decoder, whose states are read out as readings.
+    """The last hidden state of the encoder is the input of every step of the decoder, whose states are mapped to readings.
 
-    Nodes are sequences of one batch: weights are shared, and nothing passes between nodes.
+    The nodes are sequences of one batch. They share the weights, and nothing passes between them.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -49,7 +49,7 @@ class LSTMForecaster(Forecaster):
         channels = info.shape[-1]
         width = config.hidden
         self.time_of_day = TimeOfDay(info.slots_per_day or 0, width) if config.time_of_day else None
-        # The embedding is added to a token of its own width; without one the readings go in as they are.
+        # The embedding is added to a token of the same width. Without it the encoder reads the readings themselves.
         self.embed = Linear(channels, width) if config.time_of_day else None
         self.encoder = LSTM(width if config.time_of_day else channels, width, config.layers)
         self.decoder = LSTM(width, width, config.layers)
@@ -67,5 +67,5 @@ class LSTMForecaster(Forecaster):
         return Forecast(self.readout(states).view(-1, b, n, c).transpose(0, 1))
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """The mean absolute error of the readings there are, in scaled space."""
+        """The mean absolute error of the present readings, in scaled space."""
         return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}

@@ -1,4 +1,4 @@
-"""What a branch of ST-VFM owns: its embedding before the backbone and its decoder behind it.
+"""The parts of a branch of ST-VFM: its embedding before the backbone and its decoder after it.
 
 Legend: as in :mod:`stmodels.st_vfm.model`.
 """
@@ -104,7 +104,7 @@ class Embedding(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Temporal transformer decoder: history tokens and Q' learnable queries over time, queries read out as patches.
+    """Temporal transformer decoder: attention over the history tokens and Q' learnable queries, which are then mapped to patches.
 
     (B, T', N, D) → (B, Q, C, H, W). The queries are the last Q' rows of the learnable temporal position.
     """
@@ -137,7 +137,7 @@ class TransformerDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The decoder of #1: every token for itself, no time. Frame q' of the forecast is read from frame q' mod T' of the history."""
+    """The decoder of #1, which maps every token separately. Frame q' of the forecast is read from frame q' mod T' of the history."""
 
     def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, seasonal: bool) -> None:
         super().__init__()

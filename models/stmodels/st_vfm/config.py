@@ -1,4 +1,4 @@
-"""What of ST-VFM can be chosen. Standard library only: configurations are read where torch is not."""
+"""The configuration of ST-VFM. It needs only the standard library, since configurations are also read without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEFAULT_RANKS = {"adapter": 64, "lora": 8}
 
 @dataclass(frozen=True, kw_only=True)
 class STVFMConfig:
-    """Configuration of ST-VFM. Defaults are the full model of the paper, read as the README's model notes say."""
+    """Configuration of ST-VFM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
 
@@ -26,13 +26,13 @@ class STVFMConfig:
     weights: str = "pretrained"
     """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint."""
     weights_seed: int = 0
-    """Seed of random backbone weights; all trials of a study share one backbone."""
+    """Seed of random backbone weights. All trials of a study share one backbone."""
     use_cls: bool = False
-    """Let the backbone's class token take part."""
+    """Include the class token of the backbone."""
     patch: int = 2
-    """s: cells a side of a spatial patch."""
+    """s, the side of a spatial patch in cells."""
     temporal_patch: int = 2
-    """p: steps of a temporal patch; divides history and horizon."""
+    """p, the number of steps of a temporal patch. It divides history and horizon."""
     pad: bool = False
     """Pad a grid with zeros (in scaled space) to a multiple of the patch."""
     adaptation: Literal["token", "simple"] = "token"
@@ -40,29 +40,29 @@ class STVFMConfig:
     temporal_context: bool = True
     """Temporal context encoder before the backbone (Eq. 5-6)."""
     temporal_width: int = 128
-    """D_T: width of the temporal layers."""
+    """D_T, the width of the temporal layers."""
     temporal_heads: int = 4
-    """Attention heads of the temporal layers."""
+    """Number of attention heads of the temporal layers."""
     temporal_layers: int = 3
-    """Layers of the context encoder, and of each decoder."""
+    """Number of layers of the context encoder, and of each decoder."""
     dropout: float = 0.0
     """Dropout in the temporal layers."""
     peft: Literal["none", "adapter", "lora"] = "adapter"
     """Trainable parts inside the frozen backbone."""
     rank: int | None = None
-    """Bottleneck of the adapters (64 if unset) or rank of LoRA (8 if unset)."""
+    """Bottleneck width of the adapters (64 if unset) or rank of LoRA (8 if unset)."""
     flow: bool = True
-    """Second branch on the ST flow (Eq. 4), with its auxiliary forecast."""
+    """The second branch, on the ST flow (Eq. 4), with its auxiliary forecast."""
     cross_prompt_layers: int = 2
-    """Layers of bilateral cross-prompt coordination (Eq. 9-10); the paper uses 1 on BikeNYC and TaxiNYC."""
+    """Number of layers of bilateral cross-prompt coordination (Eq. 9-10). The paper uses 1 on BikeNYC and TaxiNYC."""
     prompts: int | Literal["all"] = 16
-    """L_p: prompts a frame that a branch gives the other; `all` keeps every token."""
+    """L_p, the number of prompts per frame that each branch gives the other. `all` keeps every token."""
     decoder: Literal["transformer", "mlp"] = "transformer"
-    """`transformer`: over time, with learnable queries; `mlp` (#1): each token for itself."""
+    """`transformer`: attention over time, with learnable queries; `mlp` (#1): each token separately."""
     calendar: bool = False
-    """Beyond the paper: learned embeddings of slot of day and day of week."""
+    """Beyond the paper: learned embeddings of the slot of the day and of the day of the week."""
     seasonal_residual: bool = False
-    """Beyond the paper: forecast the difference to the train segment's mean by slot of week."""
+    """Beyond the paper: forecast the difference from the train segment's mean by slot of the week."""
 
     def __post_init__(self) -> None:
         for field in ("patch", "temporal_patch", "temporal_width", "temporal_heads", "temporal_layers"):
@@ -97,7 +97,7 @@ class STVFMConfig:
             object.__setattr__(self, "rank", _DEFAULT_RANKS[self.peft])
 
     def inert(self) -> set[str]:
-        """Dotted fields that cannot change a number under this configuration; they are no part of a trial's identity."""
+        """Dotted fields that cannot change a number under this configuration. They are not part of a trial's id."""
         return {
             field
             for field, has_no_effect in {
@@ -113,7 +113,7 @@ class STVFMConfig:
         }
 
     def components(self) -> dict[str, dict[str, Any]]:
-        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
         return {
             "adaptation": {"model.adaptation": "simple", "model.temporal_context": False},
             "temporal_context": {"model.temporal_context": False},
@@ -132,13 +132,13 @@ class STVFMConfig:
         return [] if self.weights in ("pretrained", "random") else [self.weights]
 
     def relative_cost(self) -> float:
-        """Passes through the backbone and the temporal layers, roughly."""
+        """The approximate number of passes through the backbone and the temporal layers."""
         temporal = self.temporal_layers * (int(self.temporal_context) + 2 * int(self.decoder == "transformer"))
         return (1 + 0.3 * temporal) * (2 if self.flow else 1) + 0.3 * self.cross_prompt_layers
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError where this model cannot run on that data, or has a backbone that nobody knows."""
-        from stmodels.backbones import check_backbone  # seconds, which those who only read a study need not wait
+        """Raise ConfigError if this model cannot run on that data, or if its backbone is unknown."""
+        from stmodels.backbones import check_backbone  # takes seconds, so it is not imported when a study is only read
 
         check_backbone(self.backbone)
         if info.family != "grid":

@@ -1,4 +1,4 @@
-"""What of ST-VLM can be chosen. Standard library only: configurations are read where torch is not."""
+"""The configuration of ST-VLM. It needs only the standard library, since configurations are also read without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PLACEHOLDERS = ("subject", "nodes", "history", "horizon")
 
 @dataclass(frozen=True, kw_only=True)
 class STVLMConfig:
-    """Configuration of ST-VLM. Defaults are the full model of the paper, read as the README's model notes say."""
+    """Configuration of ST-VLM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
 
@@ -38,27 +38,27 @@ class STVLMConfig:
     weights: str = "pretrained"
     """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint folder."""
     weights_seed: int = 0
-    """Seed of random backbone weights; all trials of a study share one backbone."""
+    """Seed of random backbone weights. All trials of a study share one backbone."""
     channels: tuple[Channel, ...] = CHANNELS
-    """Channels of the correlation image; one that is left out is black."""
+    """Channels of the correlation image. A channel that is left out is black."""
     lag: Lag = "any"
-    """Lags the cross-correlation looks at (Eq. 2): `any` (symmetric), or `nonnegative` (row i: how well i leads)."""
+    """Lags of the cross-correlation (Eq. 2): `any` (symmetric), or `nonnegative` (row i shows how well node i leads the others)."""
     fusion: Fusion = "saf"
-    """First layer: `saf`, cross-attention with the image as bias (Eq. 4-8); `joint`, an ordinary one (w/o SAF); `none`, no image."""
+    """The first layer. `saf`: cross-attention with the image as bias (Eq. 4-8); `joint`: an ordinary layer (w/o SAF); `none`: no image."""
     lora_rank: int = 8
-    """Rank of LoRA on query and key of every layer (Eq. 9-10); 0: none (w/o FT)."""
+    """Rank of LoRA on query and key of every layer (Eq. 9-10). 0: no LoRA (w/o FT)."""
     lora_alpha: float | None = None
-    """LoRA's α; 2·rank if unset, so that the update's scale does not change with the rank."""
+    """α of LoRA. Unset: 2·rank, so that the scale of the update does not depend on the rank."""
     prompt: str = "task"
-    """`task`, `none` (no text), or a template of its own, with {subject}, {nodes}, {history} and {horizon}."""
+    """`task`, `none` (no text), or your own template with {subject}, {nodes}, {history} and {horizon}."""
     subject: str = "a sensor network"
-    """What the nodes are, for the prompt: a data set's name, say. ViLT has 40 text positions, and the template takes most of them."""
+    """The network's name in the prompt, such as that of the data set. ViLT has 40 text positions, and the template takes most of them."""
     tokenizer: str | None = None
-    """`pretrained` (bert-base-uncased), a folder, or `hash`, a stand-in. Unset: `hash` with random weights, else `pretrained`."""
+    """`pretrained` (bert-base-uncased), a folder, or `hash`, a substitute. Unset: `hash` with random weights, else `pretrained`."""
     hidden: int = 64
-    """Width of the LSTM that encodes a node's window (Eq. 3), and of the one that decodes its state (Eq. 11)."""
+    """Hidden units of the LSTM that encodes a node's window (Eq. 3), and of the LSTM that decodes its state (Eq. 11)."""
     time_of_day: bool = False
-    """Beyond the paper: add a learned embedding of the slot of day at which the forecast is made."""
+    """Beyond the paper: add a learned embedding of the slot of the day at which the forecast starts."""
 
     def __post_init__(self) -> None:
         for field, kind in (("backbone", Backbone), ("lag", Lag), ("fusion", Fusion)):
@@ -82,7 +82,7 @@ class STVLMConfig:
         for placeholder in self._placeholders():
             if placeholder not in _PLACEHOLDERS:
                 raise ConfigError(
-                    f"model.prompt: there is nothing to put for {{{placeholder}}}; known: "
+                    f"model.prompt: the placeholder {{{placeholder}}} is unknown; known: "
                     f"{', '.join(f'{{{name}}}' for name in _PLACEHOLDERS)}"
                 )
         try:
@@ -92,7 +92,7 @@ class STVLMConfig:
 
     @property
     def template(self) -> str | None:
-        """The prompt before anything is put in; None where there is no text."""
+        """The prompt before its placeholders are filled in. None if there is no text."""
         return {"task": TASK_PROMPT, "none": None}.get(self.prompt, self.prompt)
 
     def _placeholders(self) -> list[str]:
@@ -102,7 +102,7 @@ class STVLMConfig:
             raise ConfigError(f"model.prompt is no template: {error}") from error
 
     def text(self, info: SeriesInfo) -> str | None:
-        """The prompt for a data set; None where there is no text."""
+        """The prompt for a data set. None if there is no text."""
         if self.template is None:
             return None
         return self.template.format(
@@ -110,7 +110,7 @@ class STVLMConfig:
         )
 
     def inert(self) -> set[str]:
-        """Dotted fields that cannot change a number under this configuration; they are no part of a trial's identity."""
+        """Dotted fields that cannot change a number under this configuration. They are not part of a trial's id."""
         no_image = self.fusion == "none"
         return {
             field
@@ -127,14 +127,14 @@ class STVLMConfig:
         }
 
     def components(self) -> dict[str, dict[str, Any]]:
-        """What an ablation may leave out: component → dotted fields, of the whole trial, that switch it off here."""
+        """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
         others = {channel: [c for c in self.channels if c != channel] for channel in CHANNELS}
         return {
             "saf": {"model.fusion": "joint"} if self.fusion == "saf" else {},
             "lora": {"model.lora_rank": 0},
             "image": {"model.fusion": "none"},
             "text": {"model.prompt": "none"},
-            # The last channel is the image.
+            # Leaving out the only channel leaves out the image.
             **{name: {"model.channels": rest} if rest else {"model.fusion": "none"} for name, rest in others.items()},
             "time_of_day": {"model.time_of_day": False},
         }
@@ -147,11 +147,11 @@ class STVLMConfig:
         return own
 
     def relative_cost(self) -> float:
-        """Passes through the backbone, roughly; the first layer of `saf` attends twice."""
+        """The approximate number of passes through the backbone. The first layer of `saf` attends twice."""
         return {"saf": 1.1, "joint": 1.0, "none": 0.8}[self.fusion] * (1.1 if self.lora_rank else 1.0)
 
     def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError where this model cannot run on that data."""
+        """Raise ConfigError if this model cannot run on that data."""
         if info.family != "sensors":
             raise ConfigError(
                 f"st_vlm forecasts sensor networks (T, N, C); this data is read as the family '{info.family}': set "

@@ -1,4 +1,4 @@
-"""The correlation image on its canvas, and the bias it gives the first layer.
+"""The correlation image on its canvas, and the attention bias that the first layer gets from it.
 
 Legend: B batch, N nodes, G = ceil(N/32) patches a side, S = 32·G.
 """
@@ -13,7 +13,7 @@ from stmodels.correlation import CHANNELS, correlation_image, correlation_volume
 
 
 class ChannelMix(nn.Conv2d):
-    """W_af: a learnable 3×3 convolution over the three channels, the identity at the start."""
+    """W_af: a learnable 3×3 convolution over the three channels, which starts as the identity."""
 
     def __init__(self) -> None:
         super().__init__(3, 3, kernel_size=3, padding=1)
@@ -25,7 +25,7 @@ class ChannelMix(nn.Conv2d):
 
 
 class PatchBias(nn.Conv1d):
-    """A of Eq. 8: row i of the image, a patch's width at a time, to one bias for each patch column; tanh; zero at the start."""
+    """A of Eq. 8: maps row i of the image, in strips as wide as a patch, to one bias per patch column, with tanh. It starts at zero."""
 
     def __init__(self, patch: int) -> None:
         super().__init__(3, 1, kernel_size=patch, stride=patch)
@@ -36,8 +36,8 @@ class PatchBias(nn.Conv1d):
             nn.init.zeros_(self.bias)
 
     def forward(self, image: Tensor, nodes: int, prompt: int) -> Tensor:
-        """(B, 3, S, S) → (B, N + prompt, 1 + G²): tiled over patch rows; zero for the class column and for prompt rows."""
-        # Pixels that no two windows share are a plain product: ten times as fast as the convolution on a CPU.
+        """(B, 3, S, S) → (B, N + prompt, 1 + G²): tiled over patch rows, and zero for the class column and for prompt rows."""
+        # The windows do not overlap, so this is a plain product, ten times as fast as the convolution on a CPU.
         strips = image[:, :, :nodes].unflatten(-1, (-1, self.kernel_size[0]))  # (B, 3, N, G, 32)
         bias = torch.tanh(torch.einsum("bcngp,cp->bng", strips, self.weight[0]) + self.bias)
         return F.pad(bias.repeat(1, 1, bias.shape[-1]), (1, 0, 0, prompt))
@@ -46,8 +46,8 @@ class PatchBias(nn.Conv1d):
 class CorrelationCanvas(nn.Module):
     """History → normalised correlation image, padded at the right and the bottom to whole patches, mixed by W_af.
 
-    The canvas of the paper goes on beyond (384 a side at least). Its patches wholly in the padding are masked out of attention, and
-    no forecast is read from them: they are left out here, which changes no number.
+    The canvas of the paper is larger (at least 384 pixels per side). Patches that lie wholly in the padding are masked out of attention,
+    and no forecast is read from them. They are left out here, which changes no number.
     """
 
     def __init__(self, nodes: int, patch: int, channels: tuple[str, ...], lag: str) -> None:
@@ -65,7 +65,7 @@ class CorrelationCanvas(nn.Module):
 
     def forward(self, history: Tensor) -> Tensor:
         """(B, P, N) → (B, 3, S, S)."""
-        # ViLT's (x − 0.5) / 0.5; a channel that is left out is as black as the padding, 0 after it.
+        # ViLT normalises by (x − 0.5) / 0.5. A channel that is left out becomes 0, as the padding is.
         normalised = (self.pixels(history) - 0.5) / 0.5 * self.shown
         padded = F.pad(normalised, (0, self.padding, 0, self.padding))
         return self.mix(padded.contiguous(memory_format=torch.channels_last))  # faster on a CPU

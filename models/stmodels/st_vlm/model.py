@@ -1,6 +1,6 @@
-"""ST-VLM, assembled. Equation numbers are those of the paper (Zhao et al., ST-VLM).
+"""The ST-VLM model. Equation numbers are those of the paper (Zhao et al., ST-VLM).
 
-Legend: B batch, P history, Q horizon, N nodes, L prompt tokens, G = ceil(N/32) image patches a side, S = 32·G, D width of ViLT.
+Legend: B batch, P history, Q horizon, N nodes, L prompt tokens, G = ceil(N/32) image patches per side, S = 32·G, D width of ViLT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stmodels.types import Batch, Forecast, SeriesInfo, View
 
 
 class NodeEncoder(nn.Module):
-    """Eq. 3: a node's window through an LSTM, its last state to ViLT's width, plus an embedding of the node."""
+    """Eq. 3: an LSTM reads a node's window, its last state is projected to ViLT's width, and an embedding of the node is added."""
 
     def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class NodeEncoder(nn.Module):
 
 
 class NodeDecoder(nn.Module):
-    """Eq. 11: a node's state through a linear layer, an LSTM over the horizon and a linear layer."""
+    """Eq. 11: a linear layer, an LSTM over the horizon and a linear layer map a node's state to its forecast."""
 
     def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class NodeDecoder(nn.Module):
 
 
 class STVLM(Forecaster):
-    """Nodes as words, their correlations as an image, through one pass of a frozen ViLT a window.
+    """Nodes are words and their correlations are an image, for one pass of a frozen ViLT per window.
 
-    Frozen weights are drawn or loaded here; trainable ones are to be drawn by :func:`stmodels.rng.initialise`.
+    Frozen weights are drawn or loaded here, and :func:`stmodels.rng.initialise` draws the trainable ones.
 
     Raises:
         ConfigError: the configuration does not fit the data.
-        WeightsError: the weights or the tokenizer cannot be had.
+        WeightsError: the weights or the tokenizer are not available.
     """
 
     def __init__(self, config: STVLMConfig, info: SeriesInfo) -> None:
@@ -90,7 +90,7 @@ class STVLM(Forecaster):
         self.register_buffer("prompt", torch.tensor(ids, dtype=torch.int64)[None], persistent=False)  # (1, L)
 
     def forward(self, batch: Batch) -> Forecast:
-        """Forecast each node's horizon from the histories of all."""
+        """Forecast the horizon of each node from the histories of all nodes."""
         history = batch.history.squeeze(-1)  # (B, P, N)
         slot = None if batch.target_slot is None else batch.target_slot[:, 0]
         text = self.vilt.embed_nodes(self.encode(history, slot))
@@ -102,7 +102,7 @@ class STVLM(Forecaster):
         return Forecast(value=self.decode(states)[..., None])
 
     def understand(self, text: Tensor, image: Tensor | None) -> Tensor:
-        """Node states behind ViLT: (B, N + L, D) and (B, 3, S, S) → (B, N, D)."""
+        """Node states after ViLT: (B, N + L, D) and (B, 3, S, S) → (B, N, D)."""
         first, *others = self.vilt.layers
         if image is None:
             tokens = first(text) if others else first(text[:, : self.nodes], text)
@@ -116,16 +116,16 @@ class STVLM(Forecaster):
         for layer in others[:-1]:
             tokens = layer(tokens)
         if others:
-            # Nothing is read from other tokens behind the last layer, so only the nodes ask in it.
+            # Only the states of the nodes are used after the last layer, so only the nodes are queries in it.
             tokens = others[-1](tokens[:, : self.nodes], tokens)
         return self.vilt.norm(tokens[:, : self.nodes])
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 12: the mean absolute error, in scaled space, over the readings there are."""
+        """Eq. 12: the mean absolute error of the present readings, in scaled space."""
         return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}
 
     def view(self, batch: Batch) -> View | None:
-        """The correlation image, before W_af."""
+        """The model input to show: the correlation image, before W_af."""
         if self.canvas is None:
             return None
         shown = self.canvas.shown.flatten().bool()

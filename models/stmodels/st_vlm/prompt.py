@@ -1,4 +1,4 @@
-"""From the task's description to token ids: BERT's tokenizer, or a stand-in where no vocabulary can be had."""
+"""From the description of the task to token ids, by BERT's tokenizer or by a substitute that needs no vocabulary."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CLS, _SEP, _FIRST_WORD = 101, 102, 1000  # where bert-base-uncased keeps them; 
 
 
 def hash_tokens(text: str, vocabulary: int) -> list[int]:
-    """Ids of a text's words and signs, each a hash of itself: [CLS] … [SEP].
+    """Ids of the words and signs of a text by their hashes: [CLS] … [SEP].
 
-    A stand-in for a vocabulary: the same word always gets the same id, and the ids mean nothing to pretrained weights.
+    They replace a vocabulary: the same word always gets the same id, but the ids have no meaning for pretrained weights.
     """
     first = min(_FIRST_WORD, vocabulary // 2)
     words = re.findall(r"\w+|[^\w\s]", text.lower())
@@ -27,12 +27,12 @@ def token_ids(text: str, tokenizer: str, vocabulary: int, positions: int) -> lis
 
     Args:
         text: the prompt.
-        tokenizer: ``pretrained``, ``hash``, or a folder of a tokenizer.
-        vocabulary: how many words the backbone knows.
-        positions: how many text positions it has.
+        tokenizer: ``pretrained``, ``hash``, or the folder of a tokenizer.
+        vocabulary: the number of words that the backbone knows.
+        positions: the number of its text positions.
 
     Raises:
-        WeightsError: the tokenizer cannot be had, or is not the backbone's.
+        WeightsError: the tokenizer is not available, or does not belong to the backbone.
         ConfigError: the prompt has more tokens than the backbone has positions.
     """
     ids = hash_tokens(text, vocabulary) if tokenizer == "hash" else _bert_tokens(text, tokenizer)
@@ -56,8 +56,8 @@ def _bert_tokens(text: str, tokenizer: str) -> list[int]:
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise WeightsError(
-            f"the tokenizer '{tokenizer}' ({source}) cannot be loaded: {reason.strip()} Fetch it once where the Hugging Face hub can be "
-            "reached (the cache folder is HF_HOME), give a folder with model.tokenizer=PATH, or use model.tokenizer=hash, a stand-in "
-            "that says nothing to pretrained weights."
+            f"the tokenizer '{tokenizer}' ({source}) cannot be loaded: {reason.strip()} Download it once where the Hugging Face hub can be "
+            "reached (the cache folder is HF_HOME), give a folder with model.tokenizer=PATH, or use model.tokenizer=hash, whose ids "
+            "have no meaning for pretrained weights."
         ) from error
     return ids

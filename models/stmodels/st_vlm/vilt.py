@@ -1,8 +1,8 @@
-"""ViLT, frozen: its embeddings and layers, taken apart so that the first layer can be another one.
+"""The frozen ViLT as separate embeddings and layers, so that the first layer can be replaced.
 
-Its own ``visual_embed`` is not used: it draws patches in random order, which would tear a bias from its patches.
+ViLT's ``visual_embed`` is not used, since it samples patches in random order, and a bias would no longer match its patches.
 
-Legend: B batch, L text tokens, G×G image patches, D width, h heads, X and Y tokens that ask and are asked.
+Legend: B batch, L text tokens, G×G image patches, D width, h heads, X queries, Y keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TEXT, _IMAGE = 0, 1  # ViLT's modality types
 
 
 class ViltLayer(nn.Module):
-    """One layer of ViLT on any queries and keys, with ViLT's own projections."""
+    """One layer of ViLT on any queries and keys, with the projections of ViLT."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ViltLayer(nn.Module):
         self.heads = layer.attention.attention.num_attention_heads
 
     def forward(self, x: Tensor, y: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Tokens x after attention to y (to themselves where there is none) and the MLP.
+        """Tokens x after attention to y (without y: to themselves) and the MLP.
 
         Args:
             x: (B, X, D).
@@ -44,9 +44,9 @@ class ViltLayer(nn.Module):
             bias: (B, X, Y), added to the scores before they are scaled (Eq. 7), the same for all heads.
         """
         projections = self.layer.attention.attention
-        asking = self.layer.layernorm_before(x)
-        asked = asking if y is None else self.layer.layernorm_before(y)
-        q, k, v = projections.query(asking), projections.key(asked), projections.value(asked)
+        queries = self.layer.layernorm_before(x)
+        keys = queries if y is None else self.layer.layernorm_before(y)
+        q, k, v = projections.query(queries), projections.key(keys), projections.value(keys)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         attended = attention(q, k, v, None if bias is None else bias[:, None]).transpose(1, 2).flatten(2)
         x = x + self.layer.attention.output.dense(attended)
@@ -54,10 +54,10 @@ class ViltLayer(nn.Module):
 
 
 class FrozenVilt(nn.Module):
-    """ViLT's parts; only LoRA in it is trained.
+    """The parts of ViLT. Only LoRA is trained.
 
     Args:
-        side: G, patches a side that the image has; the positions of ViLT's canvas, interpolated where the canvas is larger.
+        side: G, the number of patches per side of the image. It takes its positions from ViLT's canvas, interpolated if it is larger.
     """
 
     def __init__(self, vilt: nn.Module, side: int, lora_rank: int, lora_alpha: float | None) -> None:
@@ -83,11 +83,11 @@ class FrozenVilt(nn.Module):
         return self.embeddings.text_embeddings(ids) + self._modality(_TEXT)
 
     def embed_nodes(self, tokens: Tensor) -> Tensor:
-        """Node tokens (B, N, D), which take the place of text but no text position, with the modality of text."""
+        """Node tokens (B, N, D) with the modality of text. They replace text, but get no text position."""
         return tokens + self._modality(_TEXT)
 
     def embed_image(self, image: Tensor) -> Tensor:
-        """(B, 3, G·32, G·32) → (B, 1 + G², D): class token, then patches row by row."""
+        """(B, 3, G·32, G·32) → (B, 1 + G², D): the class token, and then the patches row by row."""
         projection = self.embeddings.patch_embeddings.projection
         p = self.patch
         patches = image.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -102,7 +102,7 @@ class FrozenVilt(nn.Module):
 def canvas_positions(positions: Tensor, side: int, native: int) -> Tensor:
     """Positions of the class token and of the top-left side × side patches: (1, 1 + native², D) → (1, 1 + side², D).
 
-    A canvas larger than the native one has its positions interpolated (bilinear, corners aligned, as ViLT does).
+    For a canvas larger than the native one they are interpolated as ViLT does (bilinear, with aligned corners).
     """
     grid = positions[:, 1:].transpose(1, 2).unflatten(2, (native, native))
     if side > native:
@@ -114,7 +114,7 @@ def create_vilt(backbone: str, weights: str, weights_seed: int) -> nn.Module:
     """A ViLT of transformers, without its pooler.
 
     Raises:
-        WeightsError: its weights cannot be had; nothing else is used in their place.
+        WeightsError: its weights are not available; there is no fallback.
     """
     if backbone == "vilt_test" and weights != "random":
         raise WeightsError("model.backbone=vilt_test is a very small ViLT for tests; it has no weights but `model.weights=random`.")
@@ -130,7 +130,7 @@ def _config(backbone: str) -> ViltConfig:
 
     if backbone == "vilt_b32":
         return ViltConfig()
-    # With ViLT's 0.02 a layer this narrow would be the identity: the spread of its weights has to grow as its width shrinks.
+    # With ViLT's 0.02 so narrow a layer would be the identity: a smaller width needs weights with a larger spread.
     return ViltConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=2048, initializer_range=0.12
     )
@@ -140,7 +140,7 @@ def _random(config: ViltConfig) -> nn.Module:
     from transformers import ViltModel
 
     vilt = ViltModel(config, add_pooling_layer=False)
-    # Class token and patch positions start at zero: untrained, a patch would not know where it is.
+    # Class token and patch positions start at zero, so an untrained model could not tell patches apart by position.
     for parameter in (vilt.embeddings.cls_token, vilt.embeddings.position_embeddings):
         nn.init.trunc_normal_(parameter, std=config.initializer_range)
     return vilt

@@ -1,7 +1,7 @@
-"""The command line: parses, calls, prints. The only place that exits.
+"""The command line: it parses, calls and prints, and is the only place that exits.
 
-Exit codes: 0 done, 1 a trial failed, 2 the user's input, 3 a job that was followed is out of sight and may run on, 130 interrupted.
-Imports of weight wait until a command needs them.
+Exit codes: 0 done, 1 a trial failed, 2 an error in the user's input, 3 the followed job cannot be seen any more and may still run,
+130 interrupted. Each command imports heavy libraries itself, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from stlab.cli.cluster import stop, submit
-from stlab.cli.data import inspect
+from stlab.cli.data import image, inspect
 from stlab.cli.doctor import doctor
-from stlab.cli.image import image
 from stlab.cli.replay import replay
 from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
@@ -25,7 +24,7 @@ from stlab.errors import UserError
 from stlab.version import __version__
 
 app = typer.Typer(
-    help="Ablation studies and searches for spatio-temporal forecasting that hold.",
+    help="Run reliable ablation studies and searches for spatio-temporal forecasting.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -39,7 +38,7 @@ data_app.command()(inspect)
 
 
 def main() -> NoReturn:
-    """Run the command line; the user's own errors become one message and exit code 2, without a traceback."""
+    """Run the command line. Errors of the user become one message and exit code 2, without a traceback."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -47,7 +46,7 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         result = app(standalone_mode=False)
-        code = result if isinstance(result, int) else 0  # a command's own exit code is returned, not raised
+        code = result if isinstance(result, int) else 0  # typer returns the exit code of a command instead of raising it
     except UserError as error:
         if debug:
             raise
@@ -56,14 +55,14 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:
-        # click's own usage errors carry their exit code; anything else is a defect of ours
+        # The usage errors of click carry their exit code. Any other exception is a defect of stlab.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             code = error.exit_code
         elif debug:
             raise
         else:
-            say_error(f"{type(error).__name__}: {error}\nThis is a defect of stlab's. --debug shows where.")
+            say_error(f"{type(error).__name__}: {error}\nThis is a defect of stlab. --debug shows the traceback.")
             code = 1
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Commands on a cluster: send a study there, follow it, stop it."""
+"""Commands for a cluster: submit a study, follow its job, and stop it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stlab.submission.jobs import Job, Jobs
 
 AddressOption = Annotated[
-    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard: http://head:8265.")
+    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="URL of the Ray dashboard: http://head:8265.")
 ]
 
 
@@ -35,18 +35,18 @@ def submit(
     address: AddressOption,
     storage: Annotated[
         str,
-        typer.Option("--storage", envvar="STLAB_STORAGE", help="Where all goes, for all nodes: s3://bucket/runs or /shared/runs."),
+        typer.Option("--storage", envvar="STLAB_STORAGE", help="Storage that all nodes reach: s3://bucket/runs or /shared/runs."),
     ],
     tracking_uri: TrackingOption = None,
     overrides: SetOption = None,
     trials: TrialsOption = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job's log to its end.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log of the job until it ends.")] = True,
 ) -> None:
-    """Run a study on a cluster: sends stlab and the study, follows the log, and ends with the job's exit code."""
+    """Run a study on a cluster: send stlab and the study, follow the log, and exit with the exit code of the job."""
     from stlab.submission.order import Order, check_order
     from stlab.submission.package import package_folders, size
 
@@ -82,7 +82,8 @@ def submit(
 
 
 def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
-    """Show a job's log as it comes; its exit code. Ctrl-C leaves the job running, and is 130; a cluster that stays away is 3."""
+    """Print a job's log until the job ends, and return its exit code. Ctrl-C returns 130 and leaves the job running; 3 means that the
+    cluster does not answer any more."""
     from stlab.submission.jobs import OutOfSight
 
     try:
@@ -98,8 +99,8 @@ def follow_to_end(console: Console, jobs: Jobs, job_id: str, study: str) -> int:
     return _say_end(console, job)
 
 
-def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or the id of its job.")], address: AddressOption) -> None:
-    """Stop the job that runs a study. What is trained stays."""
+def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study, or id of its job.")], address: AddressOption) -> None:
+    """Stop the job that runs a study. The storage keeps what has been trained."""
     from stlab.errors import UserError
     from stlab.submission.jobs import Jobs
 
@@ -108,7 +109,7 @@ def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or
     found = jobs.of_study(study)
     running = [job for job in found if not job.is_over]
     if not running:
-        last = f" Its last, {found[0].job_id}, has {found[0].status.lower()}." if found else ""
+        last = f" The status of its last job, {found[0].job_id}, is {found[0].status}." if found else ""
         raise UserError(f"no job runs '{study}' at {jobs.address}.{last}")
     for job in running:
         ended = jobs.stop(job.job_id)
@@ -117,9 +118,9 @@ def stop(study: Annotated[str, typer.Argument(metavar="STUDY", help="A study, or
 
 
 def _how_to_take_up(job: Job, address: str) -> str:
-    """The command that goes on with a stopped job: the very one, for with other settings it would be another study of this name."""
+    """The command that continues a stopped job. It repeats all settings, since other settings would make another study of this name."""
     if job.again is None:
-        return f"The same command goes on with it: {job.entrypoint}"
+        return f"The same command continues it: {job.entrypoint}"
     return f"go on    {myself()} submit {job.again} --address {address}"
 
 
@@ -139,7 +140,7 @@ def _say_how_to_go_on(console: Console, job_id: str, study: str, address: str) -
 
 
 def _say_end(console: Console, job: Job) -> int:
-    """How the job ended, in a line; its exit code."""
+    """Print how the job ended, and return its exit code."""
     if job.status == "SUCCEEDED":
         console.print(f"{job.job_id} is done.", style="green", highlight=False)
         return 0

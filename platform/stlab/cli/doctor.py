@@ -1,4 +1,4 @@
-"""``stlab doctor``: whether everything a study needs is here, on this machine or on a cluster."""
+"""``stlab doctor``: check that this machine or a cluster has everything that a study needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def doctor(
     storage: Annotated[str | None, typer.Option("--storage", envvar="STLAB_STORAGE", help="Check that it can be written.")] = None,
     tracking_uri: TrackingOption = None,
     address: Annotated[
-        str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="A Ray cluster: http://head:8265, host:6379, or auto.")
+        str | None, typer.Option("--address", envvar="RAY_ADDRESS", help="Address of a Ray cluster: http://head:8265, host:6379, or auto.")
     ] = None,
     overrides: SetOption = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``stlab replay``: the same trial again, and whether the numbers agree."""
+"""``stlab replay``: train a trial again, and compare the numbers."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 
 def replay(
-    trial_id: Annotated[str, typer.Argument(metavar="TRIAL_ID", help="A trial's id, or the start of it.")],
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL_ID", help="Id of a trial, or the beginning of it.")],
     storage: StorageOption = "runs",
-    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="Where the data lies now, if it moved.")] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="PATH", help="New path of the data, if it was moved.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0.0, help="Relative difference up to which numbers agree. Default: 1e-6.")
     ] = None,
 ) -> None:
-    """Train a finished trial again, here, and say whether the numbers agree: exit code 0 where they do, 1 where not."""
-    from stlab.inspection.replay import TOLERANCE, find_trial
+    """Train a finished trial again on this machine and compare the numbers. Exit code 0: they agree; 1: they do not."""
+    from stlab.inspection.replay import TOLERANCE, trial_to_replay
     from stlab.inspection.replay import replay as run_again
     from stlab.storage import Store
 
     console, store = console_for_output(), Store(storage)
-    name = find_trial(store, trial_id)
+    name = trial_to_replay(store, trial_id)
     with console.status(f"{name}: starting") as status:
 
-        def told(event: Mapping[str, Any]) -> None:
+        def show_epoch(event: Mapping[str, Any]) -> None:
             if event.get("rows"):
                 last = event["rows"][-1]
                 status.update(f"{name}: epoch {last['epoch']}, validation RMSE {last['val_rmse']:.4g}")
 
-        found = run_again(store, name, data_path=data, report=told)
+        found = run_again(store, name, data_path=data, report=show_epoch)
     _say(console, found, TOLERANCE if tolerance is None else tolerance)
     raise typer.Exit(0 if found.difference <= (TOLERANCE if tolerance is None else tolerance) else 1)
 

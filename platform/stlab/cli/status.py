@@ -1,4 +1,4 @@
-"""Commands that look on: how far a study is, and what a trial or a job has said."""
+"""Commands that show progress: the state of a study, and the log of a trial or a job."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _EPOCHS = 12
 
 JobAddressOption = Annotated[
     str | None,
-    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The Ray dashboard, http://head:8265, to ask after jobs too."),
+    typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="URL of the Ray dashboard, http://head:8265, to show jobs as well."),
 ]
 
 
 def status(
     name: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study that was begun, or its file; none: a line on each of the storage.")
+        str | None, typer.Argument(metavar="[STUDY]", help="Name of a study, or its file. Default: one line for each study.")
     ] = None,
     storage: StorageOption = "runs",
     address: JobAddressOption = None,
-    every: Annotated[bool, typer.Option("--all", help="List the finished trials and those to do as well.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List finished trials and trials to do as well.")] = False,
 ) -> None:
-    """Tell how far a study is: trials by state, from its directories; with an address also the job that runs it."""
+    """Show the progress of a study: its trials by state and, with an address, the job that runs it."""
     from stlab.errors import UserError
     from stlab.inspection.status import study_state
     from stlab.storage import Store
@@ -46,7 +46,7 @@ def status(
     name = study_name(name)
     try:
         _say_state(console, study_state(Store(storage), name), every)
-    except UserError as error:  # its job may not have begun it yet, or writes elsewhere
+    except UserError as error:  # its job may not have started it yet, or may write to another storage
         if address is None:
             raise
         console.print(f"study    {error}", highlight=False, soft_wrap=True)
@@ -64,13 +64,13 @@ def status(
 
 def logs(
     target: Annotated[
-        str, typer.Argument(metavar="TRIAL", help="A trial's id or the beginning of it; with --address also a study or a job.")
+        str, typer.Argument(metavar="TRIAL", help="Id of a trial, or the beginning of it. With --address also a study or a job.")
     ],
     storage: StorageOption = "runs",
     address: JobAddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Of a job: go on until it ends, with its exit code.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the log of a job until it ends, and exit with its exit code.")] = False,
 ) -> None:
-    """Show what a trial or a job has said: epochs, failures with their log's tail; with an address the job's log."""
+    """Show the epochs and failures of a trial or, with an address, the log of a job."""
     from stlab.errors import UserError
     from stlab.inspection.status import find_trial
     from stlab.storage import Store
@@ -92,7 +92,7 @@ def logs(
     trial_id = find_trial(store, target)
     if trial_id is None:
         where = f"no trial of {store.location} begins with '{target}'"
-        also = f", nor does a job of {address}." if address else ". The log of a study or a job is had with --address http://head:8265."
+        also = f", nor does a job of {address}." if address else ". --address http://head:8265 shows the log of a study or a job."
         raise UserError(f"{where}{also} {myself()} status STUDY --all lists the ids.")
     study = _say_trial(console, store, trial_id)
     if address is not None and study and (running := jobs.of_study(study)):
@@ -102,13 +102,13 @@ def logs(
 
 
 def _say_all(console: Console, store: Store) -> None:
-    """A line a study, for who has forgotten their names."""
+    """Print one line for each study in the storage."""
     from stlab.errors import UserError
     from stlab.inspection.status import study_state
 
     names = store.names("studies")
     if not names:
-        raise UserError(f"no study was begun in {store.location}. Is it the right --storage?")
+        raise UserError(f"there are no studies in {store.location}. Check --storage.")
     for name in names:
         console.print(_counts(study_state(store, name)), highlight=False, soft_wrap=True)
 
@@ -148,7 +148,7 @@ def _table(trials: Sequence[TrialState]) -> object:
 
 
 def _say_trial(console: Console, store: Store, trial_id: str) -> str | None:
-    """What the trial's directory says; the study that began it."""
+    """Print the state, the epochs and the failures of a trial, and return the name of the study that started it."""
     from stlab.inspection.status import trial_state
     from stlab.storage import TrialDirectory
 
@@ -178,7 +178,7 @@ def _say_epochs(console: Console, rows: Sequence[dict[str, object]]) -> None:
     from rich.table import Table
 
     if not rows:
-        console.print("no epoch is written yet.")
+        console.print("no epoch has been written yet.")
         return
     columns = [name for name in ("epoch", "loss", "val_rmse", "val_mae", "lr", "seconds") if name in rows[-1]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -1,4 +1,4 @@
-"""Commands on a study: run, plan, report, and the schema of its file."""
+"""Commands for a study: run, plan, report, and the schema of its file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stlab.cli.extend import extended
-from stlab.cli.joint import say_joint
 from stlab.cli.options import (
     SetOption,
     StorageOption,
@@ -17,12 +15,12 @@ from stlab.cli.options import (
     TrialsOption,
     coloured,
     console_for_output,
+    extended,
     load_study,
     myself,
     study_name,
 )
-from stlab.cli.paper import say_coverage, say_paper
-from stlab.cli.search import say_found, say_search
+from stlab.cli.summaries import say_coverage, say_found, say_joint, say_paper, say_search
 from stlab.files import shown
 
 if TYPE_CHECKING:
@@ -40,15 +38,15 @@ def run(
     tracking_uri: TrackingOption = None,
     address: Annotated[
         str | None,
-        typer.Option("--address", envvar="RAY_ADDRESS", help="A running Ray cluster; by default this machine."),
+        typer.Option("--address", envvar="RAY_ADDRESS", help="Address of a running Ray cluster. Default: this machine."),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
     trials: TrialsOption = None,
 ) -> None:
-    """Run a study: what is left of it, and nothing twice."""
+    """Run the trials of a study that are left to do."""
     from stlab.storage import Store
     from stlab.study.file import with_trials
 
@@ -96,19 +94,19 @@ def _say_outcome(
         for line in failure.get("log_tail", []):
             console.print(f"    {line}", style="dim", highlight=False, soft_wrap=True)
     if outcome.ended_as("failed"):
-        console.print("Failed trials are run again only when asked: --retry-failed.", highlight=False)
+        console.print("--retry-failed runs failed trials again.", highlight=False)
     reused = [row["reused_from"] for row in outcome.rows if row.get("reused_from")]
     for other in dict.fromkeys(reused):
         count = reused.count(other)
         console.print(f"reused   {count} trial{'' if count == 1 else 's'} that {other} had trained", highlight=False)
     missing = outcome.ended_as("missing")
     if missing:
-        console.print(coloured(f"{len(missing)} trials did not end.", "red", " The same command goes on with them."))
+        console.print(coloured(f"{len(missing)} trials did not end.", "red", " The same command continues them."))
     for trouble in outcome.troubles:
         console.print(trouble, style="red", highlight=False, soft_wrap=True)
     if outcome.kept:
         console.print(
-            f"The study was changed: its earlier results and report are kept in {Store(storage).address(outcome.kept)}.",
+            f"The study has changed. Its earlier results and report are kept in {Store(storage).address(outcome.kept)}.",
             highlight=False,
             soft_wrap=True,
         )
@@ -117,7 +115,7 @@ def _say_outcome(
         console.print(coloured("MLflow is behind:", "yellow", later), soft_wrap=True)
     console.print(f"report   {outcome.report}", highlight=False, soft_wrap=True)
     if uri is None:
-        console.print("MLflow   not told where: --tracking-uri, or later stlab sync", highlight=False)
+        console.print("MLflow   no server was named: use --tracking-uri, or stlab sync later", highlight=False)
     else:
         default = uri.startswith("sqlite:///") and not tracking_failure
         console.print(
@@ -132,14 +130,14 @@ def plan(
     overrides: SetOption = None,
     storage: StorageOption = "runs",
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Worker groups at once, for the packs; by default what this machine runs.")
+        int | None, typer.Option(min=1, help="Number of worker groups at once, for the packs. Default: as many as this machine can run.")
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Take a few training steps of each shape: time, memory, cost, end.")
+        bool, typer.Option("--probe", help="Measure a few training steps of each shape, and estimate time, memory and cost.")
     ] = False,
     trials: TrialsOption = None,
 ) -> None:
-    """List a study's trials (variant, axis values, seed, id, done or not) and packs; without --probe nothing runs."""
+    """List the trials of a study (variant, axis values, seed, id, state) and their packs. Only --probe trains anything."""
     from stlab.execution.run_study import plan_study
     from stlab.study.file import with_trials
 
@@ -191,10 +189,10 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     try:
         check_machine(wanted)
     except ResourceError as error:
-        console.print(coloured("note:", "dim", f" not on this machine alone: {error}"), soft_wrap=True)
+        console.print(coloured("note:", "dim", f" this machine alone is not enough: {error}"), soft_wrap=True)
     say_coverage(console, plan)
     there, plural = len(plan.unique()) - len(todo), "" if len(packs) == 1 else "s"
-    besides = "; of the searches, see above" if plan.branches else ""
+    besides = "; the table above shows the searches" if plan.branches else ""
     console.print(f"{len(todo)} to do, in {len(packs)} pack{plural}; {there} there already{besides}.", highlight=False)
     if probe:
         from stlab.cli.cost import probe_and_say
@@ -203,7 +201,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
 
 
 def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
-    """How a trial stands that has nothing left to do; names the other study where another study trained it."""
+    """The state of a trial with nothing left to do, and the other study if one trained it."""
     if directory.status().value == "failed":
         return "failed"
     first = (directory.read("trial.json") or {}).get("study", trial.spec.study)
@@ -211,10 +209,10 @@ def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:
 
 
 def report(
-    names: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Studies that were run.")],
+    names: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names of studies that were run.")],
     storage: StorageOption = "runs",
 ) -> None:
-    """Write a study's report again from its directories; of several studies, one page with their trials together."""
+    """Write the report of a study again from its directories. Several studies share one page."""
     import yaml
 
     from stlab.report import compare, terminal_table, write_report

@@ -1,4 +1,4 @@
-"""A data set as a trial sees it."""
+"""A data set that is ready for a trial: read, checked, split and scaled."""
 
 from __future__ import annotations
 
@@ -20,56 +20,56 @@ if TYPE_CHECKING:
 
 
 class WindowSource(Protocol):
-    """Cuts, or has, the windows of each segment."""
+    """Gives the windows of each segment."""
 
     def windows(self, segment: str, device: torch.device) -> Windows: ...
 
 
 @dataclass(frozen=True)
 class TrainReadings:
-    """What the train segment holds, for pictures and summaries; of ready-made windows, the first step of each."""
+    """The readings of the train segment, for figures and summaries. Of ready-made windows, only the first step is kept."""
 
     values: NDArray[np.float32]
-    """(n, *S), in the data's unit."""
+    """(n, *S), in the unit of the data."""
     slots: NDArray[np.int64] | None
-    """(n,) slot of the week, Monday 00:00 = 0."""
+    """(n,) slots of the week, counted from Monday 00:00."""
     timestamps: NDArray[np.datetime64] | None
     """(n,) datetime64[s]."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set under one protocol: read, checked, split, scaled."""
+    """One data set under one protocol."""
 
     name: str
     synthetic: bool
     sha256: str
-    """Hash of the content as used: shape, float32 values and timestamps; the same for any file format. Of sensors
-    that is the channel that is forecast."""
+    """Hash of the content that is used: shape, float32 values and timestamps. It does not depend on the file format. For sensors it covers
+    only the channel that is forecast."""
     info: SeriesInfo
     scaler: Scaler
     nonnegative: bool
-    """No train value is negative: forecasts are clamped at 0."""
+    """Whether no train value is negative. Forecasts are then clamped at 0."""
     clamp: tuple[float, float] | None
-    """The range forecasts are clamped to, in the data's unit (``protocol: unist``)."""
+    """The range, in the unit of the data, to which forecasts are clamped (``protocol: unist``)."""
     leaks: bool
-    """Something later than the forecast is seen: by UniST's scaler, or in gaps that were interpolated."""
+    """Whether something later than the forecast is seen, by UniST's scaler or in interpolated gaps."""
     scale: float
-    """Factor on reported errors."""
+    """Reported errors are multiplied by this factor."""
     protocol: dict[str, Any]
-    """The fingerprint: rows with different ones do not belong in one table."""
+    """The fingerprint of the protocol. One table holds only rows with the same fingerprint."""
     channel_names: tuple[str, ...]
     train: TrainReadings
     source: WindowSource
     node_names: tuple[str, ...] | None = None
-    """Ids of the N sensors; "row,column" for a grid's cells as sensors; None where not known, and for a grid."""
+    """Ids of the N sensors, or "row,column" for the cells of a grid that are used as sensors. None for a grid, or if they are not known."""
     edges: NDArray[np.float64] | None = None
-    """(E, 3) edges of the road network: index of the from node, of the to node, cost; None where not given."""
+    """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
 
     def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
-        """The windows of ``train``, ``validation`` or ``test``, on a device. A series is copied there once."""
+        """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once."""
         if segment not in SEGMENTS:
-            raise ValueError(f"no segment '{segment}'; there is {', '.join(SEGMENTS)}")
+            raise ValueError(f"no segment '{segment}'; the segments are {', '.join(SEGMENTS)}")
         return self.source.windows(segment, torch.device(device))
 
 
@@ -83,11 +83,11 @@ def fingerprint(
     missing: str,
     null: float | None,
 ) -> dict[str, Any]:
-    """What has to agree before two results may stand in one table: kinds, no fitted values, no train ratio.
+    """Everything that must agree before two results may share a table. It holds no fitted values and no train ratio.
 
-    ``missing`` belongs to it because the hash is of the data as read: the same file filled in two ways is two data
-    sets. ``mask`` is the value that stands for "no reading", None where there is none (``data.null: auto`` resolved);
-    ``channel`` is the one of a network's that is forecast, None for a grid, where all are.
+    ``missing`` is part of it because the hash covers the data before gaps are filled: one file that is filled in two ways is two data
+    sets. ``mask`` is the value that means "no reading", or None, with ``data.null: auto`` resolved. ``channel`` is the channel of a
+    network that is forecast, and None for a grid, whose channels are forecast together.
     """
     return {
         "protocol": spec.protocol,
@@ -105,12 +105,6 @@ def fingerprint(
     }
 
 
-def numbered_channels(family: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Names for channels that have none."""
-    return tuple(f"channel {i + 1}" for i in range(shape[CHANNEL_AXIS[family]]))
-
-
 def resolved_null(spec: DataSpec, automatic: float | None) -> float | None:
-    """The value that means "no reading"; ``automatic`` is what the data's kind says where the specification has
-    ``auto``."""
+    """The value that means "no reading". ``automatic`` is the value for this kind of data, which ``auto`` stands for."""
     return automatic if spec.null == "auto" else spec.null

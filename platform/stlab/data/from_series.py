@@ -1,5 +1,4 @@
-"""A data set from a series: split by time, scaler and season fitted on the train segment (protocol: "Split",
-"Scaling")."""
+"""A data set from a series: it is split by time, and scaler and season are fitted on the train segment (protocol: "Split", "Scaling")."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels
-from stlab.data.formats.content import Series, content_hash
+from stlab.data.dataset import Dataset, TrainReadings, fingerprint
+from stlab.data.formats.content import Series, channel_names, content_hash
 from stlab.data.protocol.missing import fill_missing
 from stlab.data.protocol.scaler import Scaler, fit_min_max, fit_z_score
 from stlab.data.protocol.season import Season, season_by_slot, slot_of_week
@@ -45,13 +44,13 @@ class SeriesSource:
 
 
 def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
-    """Split, fill, scale. A grid's scaler is min-max, a network's the z-score of its readings.
+    """Split, fill and scale a series. The scaler of a grid is min-max, and that of a network is the z-score of its readings.
 
-    Missing readings (``data.null``) stay in the history as they are, and are left out of everything that is fitted.
+    Missing readings (``data.null``) keep their value in the history, and everything that is fitted leaves them out.
 
     Raises:
-        DataError: too few steps, missing values that nobody said how to fill, a train segment without any change, or
-            the protocol of ready-made windows.
+        DataError: there are too few steps, values are missing and ``data.missing`` is ``error``, the train segment does not change, or
+            the protocol is that of ready-made windows.
     """
     if spec.protocol != "forecast":
         raise DataError(
@@ -95,7 +94,7 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
             missing=filled,
             null=series.null,
         ),
-        channel_names=series.channel_names or numbered_channels(spec.family, info.shape),
+        channel_names=channel_names(series, spec.family),
         train=TrainReadings(
             train, None if slots is None else slots[:train_end], None if times is None else times[:train_end]
         ),
@@ -108,7 +107,7 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
 
 
 def _check_readings(seen: NDArray[np.bool_], segments: Mapping[str, tuple[int, int]], series: Series) -> None:
-    """A segment without a reading has no error: raises DataError, which names it."""
+    """Raise DataError if a segment has no reading, since no error can be computed on it."""
     for name, (start, end) in segments.items():
         if not seen[start:end].any():
             raise DataError(
@@ -126,7 +125,7 @@ def _info(
     season: Season | None,
     lookback: int,
 ) -> SeriesInfo:
-    """Deviations are of readings: a change counts where both of its steps have one."""
+    """The facts for the model. Standard deviations are of readings, and a change counts if both of its steps have one."""
     change = np.diff(train.astype(np.float64), axis=0)
     if seen is not None:
         seen = seen[: len(train)]
@@ -171,5 +170,5 @@ def _tensors(
 
 
 def scaled_tensor(values: NDArray[np.floating], scaler: Scaler) -> torch.Tensor:
-    """Readings in scaled space, float32; computed in float64."""
+    """Readings in scaled space as float32, computed in float64."""
     return torch.from_numpy(scaler.transform(values.astype(np.float64)).astype(np.float32))

@@ -1,5 +1,4 @@
-"""A data set from ready-made windows, by UniST's protocol: one scaler over all segments, forecasts clamped to its
-range."""
+"""A data set from ready-made windows by the protocol of UniST: one scaler covers all segments, and forecasts are clamped to its range."""
 
 from __future__ import annotations
 
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from stlab.data.dataset import Dataset, TrainReadings, fingerprint, numbered_channels, resolved_null
-from stlab.data.formats.content import SEGMENTS, ReadyWindows, windows_hash
+from stlab.data.dataset import Dataset, TrainReadings, fingerprint, resolved_null
+from stlab.data.formats.content import SEGMENTS, ReadyWindows, numbered_channels, windows_hash
 from stlab.data.from_series import scaled_tensor
 from stlab.data.protocol.scaler import fit_min_max
 from stlab.data.protocol.split import share_of
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadySource:
-    """Has the windows of each segment already; the fields are keyed by segment."""
+    """Holds the ready-made windows of each segment. The fields are keyed by segment."""
 
     values: Mapping[str, torch.Tensor]
     slots: Mapping[str, NDArray[np.int64]] | None
@@ -46,12 +45,13 @@ class ReadySource:
 
 
 def dataset_from_windows(content: ReadyWindows, spec: DataSpec) -> Dataset:
-    """Scale windows that are cut already; few-shot takes the first of the train windows, the scaler stays the file's.
+    """Scale ready-made windows. Few-shot uses the first train windows, while the scaler is that of the whole file.
 
-    There is no mean by slot of the week: which windows share a reading is not known, so none can be left out.
+    There is no mean by slot of the week. It would have to leave out the window's own readings, and the file does not say which windows
+    share a reading.
 
     Raises:
-        DataError: the protocol is not ``unist``, the windows' length is another, values are missing or do not vary.
+        DataError: the protocol is not ``unist``, the windows have another length, or values are missing or do not vary.
     """
     problem = unfit_message(content, spec)
     if problem:
@@ -118,7 +118,7 @@ def dataset_from_windows(content: ReadyWindows, spec: DataSpec) -> Dataset:
 
 
 def unfit_message(content: ReadyWindows, spec: DataSpec) -> str | None:
-    """What keeps these windows from being used as the specification says; None where nothing does."""
+    """The reason why these windows do not fit the specification, or None."""
     if spec.protocol != "unist":
         return (
             f"{content.source}: UniST's ready-made windows. Their scaler is fitted on the test segment too, so "

@@ -1,4 +1,4 @@
-"""What is known of a sensor network beside its readings: ids of the nodes, and the edges of the road network."""
+"""The network of sensors beside its readings: the ids of the nodes, and the edges of the road network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 def with_network(series: Series, spec: DataSpec) -> Series:
-    """The series with the node ids and the edges of the specification's files, where it names some.
+    """The series with node ids and edges from the files that the specification names.
 
     Raises:
-        DataError: a file is not there or cannot be read, the ids are not one a node, or the edges are not between
-            nodes of the data.
+        DataError: a file is missing or unreadable, the number of ids is not the number of nodes, or the edges do not connect nodes of the
+            data.
     """
     if spec.node_ids is not None:
         series = replace(series, node_names=_node_ids(series, copied(spec.node_ids, "data.node_ids")))
@@ -38,10 +38,10 @@ def with_network(series: Series, spec: DataSpec) -> Series:
 
 
 def copied(path: str, field: str) -> Path:
-    """A file that the specification names, as a path of this machine: what lies at a URI is copied.
+    """The local path of a file that the specification names. A file at a URI is copied.
 
     Raises:
-        DataError: nothing lies at the URI, or it cannot be read.
+        DataError: there is no file at the URI, or it cannot be read.
     """
     if not is_uri(path):
         return Path(path).expanduser()
@@ -56,7 +56,7 @@ def copied(path: str, field: str) -> Path:
 
 
 def _node_ids(series: Series, path: Path) -> tuple[str, ...]:
-    """One id a line, or all of them in one with commas between (METR-LA's), in the order of the data's nodes."""
+    """One id per line, or all ids in one line with commas (METR-LA), in the order of the data's nodes."""
     lines = [line for line in _text(path, "data.node_ids").splitlines() if line.strip()]
     cells = lines[0].split(",") if len(lines) == 1 else lines
     ids = tuple(cell.strip() for cell in cells if cell.strip())
@@ -69,7 +69,7 @@ def _node_ids(series: Series, path: Path) -> tuple[str, ...]:
     first: dict[str, int] = {}
     for line, name in enumerate(ids, start=1):
         if first.setdefault(name, line) != line:
-            raise DataError(f"{path}: the id {name} stands twice, as number {first[name]} and {line}. Keep one.")
+            raise DataError(f"{path}: the id {name} appears twice, as number {first[name]} and {line}. Keep one.")
     own = series.node_names
     if own is not None and own != ids:
         at = next(i for i, (a, b) in enumerate(zip(own, ids, strict=True)) if a != b)
@@ -81,10 +81,10 @@ def _node_ids(series: Series, path: Path) -> tuple[str, ...]:
 
 
 def _edges(series: Series, path: Path) -> NDArray[np.float64]:
-    """(E, 3): index of the node an edge leaves, of the one it reaches, and its cost.
+    """(E, 3): index of the node an edge leaves, of the node it enters, and its cost.
 
-    Edges of nodes that the data does not have are left out: the public distances of METR-LA hold more sensors than
-    its readings do. Where nodes have no ids an index beyond the last node is an error.
+    Edges of nodes that the data does not have are left out, since the public distances of METR-LA cover more sensors than its readings.
+    If the nodes have no ids, an index beyond the last node is an error.
     """
     _text(path, "data.distances", only_head=True)
     try:
@@ -124,7 +124,7 @@ def _edges(series: Series, path: Path) -> NDArray[np.float64]:
 
 
 def _text(path: Path, field: str, *, only_head: bool = False) -> str:
-    """A text file's content; of one that only needs to be looked at, nothing."""
+    """The content of a text file, or an empty text after the checks if ``only_head``."""
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise DataError(f"{path}: pickled, which is refused: loading it can run any code. {field} takes a text file.")
     if not path.is_file():

@@ -1,6 +1,6 @@
-"""Windows on the device: batches are gathered by index from tensors that are there already.
+"""Windows on the device: batches are gathered by index from tensors that are already there.
 
-Data this small belongs on the device: no loader, no workers, no copies between host and device while training.
+The data is small enough to stay on the device, so that training needs no loader, no worker processes and no copies from the host.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ class Windows(ABC):
     """The windows of one segment."""
 
     starts: Tensor
-    """(windows,) int64 on the device: index in the series of each window's first history step; its own number for
-    ready-made windows."""
+    """(windows,) int64 on the device: index in the series of each window's first history step. For ready-made windows it is the number of
+    the window."""
     series: Tensor | None
-    """(T, *S) the whole scaled series on the device; None for ready-made windows."""
+    """(T, *S) the whole scaled series on the device. None for ready-made windows."""
     first_target: int
-    """Index in the series of the earliest target step; P for ready-made windows."""
+    """Index in the series of the earliest target step. P for ready-made windows."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
     @abstractmethod
     def gather(self, index: Tensor) -> Batch:
-        """The windows of these numbers, (B,) int64 on the device, as a batch. An index past the end raises
-        IndexError."""
+        """The windows with these numbers, (B,) int64 on the device, as a batch. An index past the end raises IndexError."""
 
     @abstractmethod
     def times(self, index: Tensor) -> NDArray[np.datetime64] | None:
-        """Times of the target steps, (B, Q) datetime64[s]; None where there are no dates."""
+        """Times of the target steps, (B, Q) datetime64[s]. None if the data has no dates."""
 
 
 @dataclass(frozen=True)
 class SeriesTensors:
-    """A series on one device. ``season`` (T, *S) scaled, ``slots`` (T,) int64, ``mask`` (T, *S) bool; None where
-    there is none."""
+    """A series on one device: ``series`` and ``season`` (T, *S) scaled, ``slots`` (T,) int64, ``mask`` (T, *S) bool. All but the first may
+    be None."""
 
     series: Tensor
     slots: Tensor | None
@@ -63,7 +62,7 @@ class SeriesTensors:
 
 
 class SeriesWindows(Windows):
-    """Every window that lies wholly in a segment [start, end) of a series, one a step."""
+    """Every window that lies completely in a segment [start, end) of a series. One window starts at each step."""
 
     def __init__(
         self,
@@ -102,14 +101,13 @@ class SeriesWindows(Windows):
 
 
 def _at(values: Tensor, steps: Tensor) -> Tensor:
-    """(T, *S) at steps (B, L) → (B, L, *S), contiguous. One index_select copies whole steps, two to four times as fast
-    as values[steps]."""
+    """(T, *S) at steps (B, L) → (B, L, *S), contiguous. index_select copies whole steps, which is two to four times as fast as
+    values[steps]."""
     return values.index_select(0, steps.flatten()).view(*steps.shape, *values.shape[1:])
 
 
 class ReadyMadeWindows(Windows):
-    """Windows that the file holds ready-made: scaled ``values`` (windows, P + Q, *S), ``slots`` and ``timestamps``
-    (windows, P + Q)."""
+    """Windows that the file holds: scaled ``values`` (windows, P + Q, *S), ``slots`` and ``timestamps`` (windows, P + Q)."""
 
     series = None
 

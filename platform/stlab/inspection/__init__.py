@@ -1,1 +1,1 @@
-"""Looking on: the cost of a study before it runs, how far it is, whether a trial repeats, whether a machine can run it."""
+"""Inspection: the cost of a study, its progress, the replay of a trial, and whether a machine can run studies."""

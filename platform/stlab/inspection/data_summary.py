@@ -1,5 +1,4 @@
-"""What a file holds and what the protocol makes of it, before anything trains. Problems are listed, not raised,
-where they can be."""
+"""Summarise the content of a data file and its split, before anything trains. Most problems are listed instead of raised."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stlab.data.dataset import numbered_channels
 from stlab.data.formats.checks import missing_message
 from stlab.data.formats.content import (
     CHANNEL_AXIS,
@@ -17,12 +15,14 @@ from stlab.data.formats.content import (
     SEGMENTS,
     ReadyWindows,
     Series,
+    channel_names,
     content_hash,
+    numbered_channels,
+    one_channel,
     windows_hash,
 )
 from stlab.data.formats.readers import read_content
 from stlab.data.from_windows import unfit_message
-from stlab.data.nodes import named_channels, one_channel
 from stlab.data.protocol.season import season_count, slot_of_week
 from stlab.data.protocol.split import segments_of, too_short_message, used_steps, window_count
 
@@ -36,7 +36,7 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True)
 class ChannelSummary:
-    """One channel over all steps and places, missing values left out; None where all are missing."""
+    """One channel over all steps and places, without missing values. The figures are None if all values are missing."""
 
     name: str
     low: float | None
@@ -47,25 +47,24 @@ class ChannelSummary:
 
 @dataclass(frozen=True)
 class SensorSummary:
-    """A sensor network, by the channel that is forecast. A value that is not finite or is ``data.null`` is no
-    reading."""
+    """A sensor network, for the channel that is forecast. Values that are not finite or equal ``data.null`` are no readings."""
 
     nodes: int
     named: bool
-    """The file, or ``data.node_ids``, tells the nodes' ids."""
+    """Whether the file or ``data.node_ids`` gives the ids of the nodes."""
     channel: str
     channel_index: int
     null: float | None
     without_reading_percent: float
     dead: list[str]
-    """Nodes without a reading in the train segment, by id, or by index from 0."""
+    """Nodes without a reading in the train segment, by id or by index from 0."""
     edges: int | None
-    """Edges of ``data.distances``."""
+    """The number of edges in ``data.distances``."""
 
 
 @dataclass(frozen=True)
 class SegmentSummary:
-    """One segment: its steps and windows, and the times of its first and last step."""
+    """One segment: the numbers of its steps and windows, and the times of its first and last step."""
 
     name: str
     steps: int | None  # None for ready-made windows
@@ -76,7 +75,7 @@ class SegmentSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What ``stlab data inspect`` shows."""
+    """The summary that ``stlab data inspect`` prints."""
 
     path: str
     name: str
@@ -93,14 +92,14 @@ class DataSummary:
     channels: list[ChannelSummary]
     segments: list[SegmentSummary]
     season_count: int
-    """Train steps at the rarest slot of the week; 0: no mean by slot of the week."""
+    """The number of train steps at the rarest slot of the week. 0: no mean by slot of the week is possible."""
     sensors: SensorSummary | None = None
     problems: list[str] = field(default_factory=list)
-    """What would stop a study on this data; empty where nothing would."""
+    """The problems that would stop a study on this data."""
 
     @property
     def by_slot_of_week(self) -> bool:
-        """Whether the mean by slot of the week can be had, and with it that baseline."""
+        """Whether the mean by slot of the week, and so that baseline, is possible."""
         return self.season_count > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +107,7 @@ class DataSummary:
         return {**asdict(self), "by_slot_of_week": self.by_slot_of_week}
 
     def lines(self) -> list[tuple[str, str]]:
-        """Label and text, in reading order, for a terminal."""
+        """Label and text of each line on the terminal."""
         rows = [
             ("data", f"{self.path}{' (synthetic)' if self.synthetic else ''}"),
             (
@@ -136,7 +135,7 @@ class DataSummary:
 
 
 def summarise(spec: DataSpec) -> DataSummary:
-    """Say what the data hold and how the specification would split them.
+    """Summarise the data, and the segments into which the specification splits them.
 
     Missing values and a series too short for the windows are listed as problems.
 
@@ -159,7 +158,7 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
         slots = slot_of_week(times, series.step_seconds)
         rarest = season_count(slots, series.slots_per_day, segments["train"][1], used_steps(segments))
     channels = np.moveaxis(values, 1 + CHANNEL_AXIS[spec.family], 0)
-    names = series.channel_names or numbered_channels(spec.family, values.shape[1:])
+    names = channel_names(series, spec.family)
     return DataSummary(
         path=series.source,
         name=series.name,
@@ -190,7 +189,7 @@ def _sensors(series: Series, train_end: int) -> SensorSummary:
     return SensorSummary(
         nodes=values.shape[1],
         named=series.node_names is not None,
-        channel=named_channels(series)[0],
+        channel=channel_names(series, "sensors")[0],
         channel_index=series.first_channel,
         null=series.null,
         without_reading_percent=float(100 * (1 - seen.mean())),
@@ -250,7 +249,7 @@ def _channel(name: str, values: NDArray[np.float32]) -> ChannelSummary:
 
 
 def _text(times: NDArray[np.datetime64] | None, index: int, steps: int) -> str | None:
-    """The time at an index, where there are times and steps at all."""
+    """The time at an index. None if there are no times or no steps."""
     return None if times is None or steps < 1 else str(times[index])
 
 

@@ -1,4 +1,4 @@
-"""Whether a machine, a cluster and its surroundings can run a study: each check says what it found and what to do."""
+"""Check whether a machine, a cluster and its services can run a study. Each check states a finding and, on failure, a remedy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from stlab.errors import UserError
 
-_MIN_FREE_GIB = 5.0  # checkpoints, predictions and Ray's own files of a usual study
+_MIN_FREE_GIB = 5.0  # enough for the checkpoints, predictions and Ray files of a usual study
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """The result of one check."""
 
     ok: bool
     what: str
@@ -27,7 +27,7 @@ class Check:
 
 
 def machine_checks() -> Iterator[Check]:
-    """Python, libraries, processors, memory and threads of this machine."""
+    """Check Python, libraries, processors, memory and threads of this machine."""
     yield Check(True, "Python", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
     yield _libraries()
     yield from _devices()
@@ -39,7 +39,7 @@ def _libraries() -> Check:
 
     texts = _required()
     if texts is None:
-        return Check(True, "libraries", "stlab is not installed here, only imported: versions were not compared")
+        return Check(True, "libraries", "stlab is imported but not installed here, so versions were not compared")
     needed = [r for r in map(Requirement, texts) if r.marker is None or r.marker.evaluate({"extra": ""})]
     wrong, remedy = [], []
     for requirement in needed:
@@ -57,7 +57,7 @@ def _libraries() -> Check:
 
 
 def _required() -> list[str] | None:
-    """What stlab needs, as installed, or as its checkout says."""
+    """The requirements of stlab, from its installation or from its checkout."""
     try:
         return importlib.metadata.requires("stlab")
     except importlib.metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def _devices() -> Iterator[Check]:
     elif Path("/dev/nvidia0").exists():
         build = torch.version.cuda or "no CUDA at all"
         remedy = "install a torch that fits the driver: nvidia-smi names its CUDA"
-        yield Check(False, "GPU", f"there is one, and torch cannot use it (built for {build})", remedy)
+        yield Check(False, "GPU", f"torch cannot use the GPU of this machine (it was built for {build})", remedy)
     else:
         yield Check(True, "GPU", "none: trials train on CPUs")
 
@@ -92,7 +92,7 @@ def _threads() -> Check:
 
 
 def storage_checks(storage: str) -> Iterator[Check]:
-    """That the storage takes, returns and deletes a file, and has room."""
+    """Check that the storage can write, read and delete a file, and that it has free space."""
     from stlab.storage import Store
 
     try:
@@ -104,11 +104,11 @@ def storage_checks(storage: str) -> Iterator[Check]:
     yield Check(True, "storage", f"{store.location}: written, read and deleted")
     if store.is_local:
         free = shutil.disk_usage(store.path("")).free / 2**30
-        yield Check(free >= _MIN_FREE_GIB, "free space", f"{free:.0f} GiB", f"free some: {_MIN_FREE_GIB:.0f} GiB are soon used")
+        yield Check(free >= _MIN_FREE_GIB, "free space", f"{free:.0f} GiB", f"free some space: a study may use {_MIN_FREE_GIB:.0f} GiB")
 
 
 def tracking_check(uri: str) -> Check:
-    """That MLflow answers."""
+    """Check that MLflow answers."""
     from stlab import tracking
     from stlab.files import shown
 
@@ -116,13 +116,13 @@ def tracking_check(uri: str) -> Check:
         with tracking.reaching(uri):
             tracking.connect(uri).search_experiments(max_results=1)
     except (UserError, tracking.TrackingUnavailable) as error:
-        remedy = "start it, or correct --tracking-uri; a study runs without, and stlab sync makes up for it"
+        remedy = "start it, or correct --tracking-uri; a study also runs without MLflow, and stlab sync adds its trials later"
         return Check(False, "MLflow", str(error)[:200], remedy)
     return Check(True, "MLflow", f"{shown(uri)} answers")
 
 
 def ray_checks(address: str | None) -> Iterator[Check]:
-    """That the cluster answers, takes the token, and has this machine's versions."""
+    """Check that the cluster answers, accepts the token, and has the same versions as this machine."""
     here = importlib.metadata.version("ray")
     if address is None:
         yield Check(True, "Ray", f"{here}; no --address: a study starts Ray on this machine")
@@ -135,7 +135,7 @@ def ray_checks(address: str | None) -> Iterator[Check]:
         except UserError as error:
             yield Check(False, "Ray", str(error))
             return
-        remedy = f"the same on both sides: pip install ray=={there}"
+        remedy = f"install the same version here: pip install ray=={there}"
         yield Check(there == here, "Ray", f"{address} answers, Ray {there} (here {here})", remedy)
         return
     yield from _cluster(address, here)
@@ -158,7 +158,7 @@ def _cluster(address: str, here: str) -> Iterator[Check]:
 
 
 def data_check(path: str, overrides: list[str]) -> Check:
-    """That the data can be read here."""
+    """Check that the data can be read on this machine."""
     from stlab.execution.run_study import data_facts
     from stlab.study.file import StudySource, parse
 
@@ -171,7 +171,7 @@ def data_check(path: str, overrides: list[str]) -> Check:
 
 
 def weights_check() -> Check:
-    """Which pretrained weights lie in this machine's cache."""
+    """List the pretrained weights in the cache of this machine."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

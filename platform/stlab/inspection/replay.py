@@ -1,4 +1,4 @@
-"""A finished trial once more, from its own record, and whether the numbers agree."""
+"""Train a finished trial again from its own record, and compare the numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from stlab.catalog import create_config
 from stlab.errors import DataError, UserError
 from stlab.execution.preflight import check_machine, threads_of
+from stlab.inspection.status import find_trial
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.identity import absolute, code_hash, library_versions, trial_id
 from stlab.study.spec import DataSpec, TrialSpec
@@ -22,7 +23,7 @@ from stlab.training.trial import dataset_for
 from stlab.version import __version__
 
 TOLERANCE = 1e-6
-"""Relative; sums in another order make that of float32."""
+"""Relative difference. Float32 sums differ by this much when their order changes."""
 
 _BY_EPOCH = {"loss": "training loss", "val_rmse": "validation RMSE", "val_mae": "validation MAE"}
 _RESULT = {"val_rmse": "best validation RMSE", "best_epoch": "best epoch", "epochs": "epochs"}
@@ -31,18 +32,18 @@ _TEST = {"rmse": "test RMSE", "mae": "test MAE", "mape": "test MAPE"}
 
 @dataclass(frozen=True)
 class Number:
-    """One number, or one of each epoch, then and now."""
+    """One number, or one for each epoch, of the first and of the second training."""
 
     name: str
     then: float | None
     now: float | None
     difference: float
-    """Relative to the larger of the two: |then − now| / max(|then|, |now|); infinite where one is missing."""
+    """Relative to the larger of the two: |then − now| / max(|then|, |now|). Infinite if one is missing."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that may change numbers, then and now."""
+    """A condition that may change numbers, as it was and as it is now."""
 
     name: str
     then: str
@@ -62,11 +63,11 @@ class Replay:
     numbers: tuple[Number, ...]
     conditions: tuple[Condition, ...]
     failure: str | None = None
-    """Why the second training failed, where it did."""
+    """The reason, if the second training failed."""
 
     @property
     def difference(self) -> float:
-        """The largest relative difference; 0: the same to the last digit."""
+        """The largest relative difference. 0 means that the numbers are equal to the last digit."""
         return math.inf if self.failure else max((number.difference for number in self.numbers), default=0.0)
 
 
@@ -77,17 +78,18 @@ def replay(
     data_path: str | None = None,
     report: Callable[[Mapping[str, Any]], None] = lambda event: None,
 ) -> Replay:
-    """Train a finished trial again, in this process and a scratch directory, and compare.
+    """Train a finished trial again, in this process and in a scratch directory, and compare the numbers.
 
     Args:
-        given: the trial's id, or as much of its start as is unique.
-        data_path: where the data lies now, if not where it was.
-        report: called with ``{"kind": "epochs", "rows": [...]}`` as epochs end.
+        given: the trial's id, or a unique beginning of it.
+        data_path: the new path of the data, if it was moved.
+        report: is called with ``{"kind": "epochs", "rows": [...]}`` when epochs end.
 
     Raises:
-        UserError: no such trial, not finished, made by a version of stlab that is not this one's, or its data is gone or another.
+        UserError: there is no such trial, it is not finished, this version of stlab cannot read its record, or its data is missing or has
+            changed.
     """
-    directory = TrialDirectory(store, find_trial(store, given))
+    directory = TrialDirectory(store, trial_to_replay(store, given))
     trial = _finished(directory)
     spec = _spec(directory, trial, data_path)
     check_machine([spec.resources])
@@ -104,33 +106,29 @@ def replay(
         return Replay(directory.trial_id, spec, tuple(_numbers(directory, again)), conditions)
 
 
-def find_trial(store: Store, given: str) -> str:
-    """The id that starts with ``given``.
+def trial_to_replay(store: Store, given: str) -> str:
+    """The id that begins with ``given``.
 
     Raises:
-        UserError: none does, or several do.
+        UserError: no id does, or several do.
     """
-    found = [name for name in store.names("trials") if given and name.startswith(given)]
-    if given in found:
-        return given
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{len(found)} trials in {store.location} start with {given}: {', '.join(found[:5])}. Give more of the id.")
-    raise UserError(
-        f"there is no trial '{given}' in {store.location}. Ids stand in `stlab plan STUDY` and in the report under “How to reproduce”; "
-        "--storage says where to look."
-    )
+    found = find_trial(store, given) if given else None
+    if found is None:
+        raise UserError(
+            f"there is no trial '{given}' in {store.location}. `stlab plan STUDY` and the report (“How to reproduce”) list the ids; "
+            "--storage names the place to search."
+        )
+    return found
 
 
 def _finished(directory: TrialDirectory) -> dict[str, Any]:
-    """What ``trial.json`` of a finished trial says."""
+    """The content of ``trial.json`` of a finished trial."""
     trial, status = directory.read("trial.json"), directory.status()
     if trial is None or status is not TrialStatus.FINISHED:
         remedy = {
             TrialStatus.FAILED: "It failed; stlab run --retry-failed repeats it.",
             TrialStatus.PRUNED: "Its search ended it early.",
-        }.get(status, "stlab run goes on with it.")
+        }.get(status, "stlab run continues it.")
         raise UserError(f"trial {directory.trial_id} has no result to compare with. {remedy}")
     return trial
 
@@ -141,7 +139,7 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
         create_config(spec.model)
     except (ValidationError, TypeError, ValueError) as error:
         raise UserError(
-            f"trial {directory.trial_id} was made by stlab {trial.get('code_version')}, this is {_code()}, which does not understand its "
+            f"trial {directory.trial_id} was made by stlab {trial.get('code_version')}. This is {_code()}, which cannot read its "
             f"record: {' '.join(str(error).split())}. Replay it with that version."
         ) from error
     if data_path is None:
@@ -153,7 +151,7 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
 def _check_data(directory: TrialDirectory, trial: Mapping[str, Any], spec: TrialSpec) -> None:
     path = spec.data.path
     if ":" not in path and not Path(path).exists():
-        raise DataError(f"{path}: the data of trial {directory.trial_id} is gone. Put it back, or say where it is now: --data PATH.")
+        raise DataError(f"{path}: the data of trial {directory.trial_id} is gone. Put it back, or name its new path: --data PATH.")
     found = dataset_for(spec.data).sha256
     if found != trial.get("data_sha256"):
         raise DataError(
@@ -174,7 +172,7 @@ def _conditions(
     found = [code]
     identical = trial_id(spec, create_config(spec.model), trial["data_sha256"]) == directory.trial_id
     if not code.differs and not identical:
-        found.append(Condition("weights, or another file the model names", "as its id says", "another content"))
+        found.append(Condition("content of the weights, or of another file of the model", "as in the trial's id", "different"))
     recorded = trial.get("libraries")
     for name, version in library_versions().items():
         found.append(Condition(name, "not recorded" if recorded is None else recorded.get(name, "none"), version))
@@ -201,14 +199,14 @@ def _numbers(directory: TrialDirectory, again: TrialDirectory) -> list[Number]:
 
 
 def _largest(title: str, then: list[float | None], now: list[float | None]) -> Number:
-    """Of the epochs that both have, the one that differs most; the last of equals."""
+    """The epoch of the largest difference among those that both trainings have; the last one if several are equal."""
     pairs = list(zip(then, now, strict=False))
     at = max(range(len(pairs)), key=lambda i: (relative(*pairs[i]), i))
     return Number(f"{title}, epoch {at + 1}", *pairs[at], relative(*pairs[at]))
 
 
 def relative(one: float | None, other: float | None) -> float:
-    """|one − other| / max(|one|, |other|); 0 where they are the same, infinite where one of them is missing."""
+    """|one − other| / max(|one|, |other|). 0 if they are equal, infinite if one of them is missing."""
     if one == other or (one is not None and other is not None and math.isnan(one) and math.isnan(other)):
         return 0.0
     if one is None or other is None or not (math.isfinite(one) and math.isfinite(other)):

@@ -1,4 +1,4 @@
-"""How far a study is, by its directories alone: no cluster and no data are needed."""
+"""The progress of a study, read from its directories alone. It needs neither the cluster nor the data."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from stlab.execution.locks.owner import LockOwner
 from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
 
 QUIET_SECONDS = 600.0
-"""A trial that has written nothing for so long is called stopped, though its study runs; it may also be in a very long epoch."""
+"""A trial that has written nothing for this time counts as stopped, although it may be in a very long epoch."""
 
-_READERS = 16  # at once: what waits for an object store does not wait for its other answers
+_READERS = 16  # threads, so that the requests to an object store run at the same time
 STATES = ("finished", "running", "stopped", "pruned", "failed", "to do")
 
 
 @dataclass(frozen=True)
 class TrialState:
-    """One trial of a study, now."""
+    """The current state of one trial of a study."""
 
     trial_id: str
     label: str
     state: str
-    """One of ``STATES``. ``running``: begun, something was written lately, and somebody runs the study; ``stopped``: begun, and not so."""
+    """One of ``STATES``. ``running``: the trial has written something recently, and a process runs the study; ``stopped``: it was started
+    but is not running."""
     epoch: int | None = None
-    """Epochs done, of those that are written."""
+    """The last epoch that was written."""
     max_epochs: int | None = None
     quiet_seconds: float | None = None
-    """Since its last file was written."""
+    """Seconds since the trial wrote its last file."""
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class StudyState:
-    """A study, now."""
+    """The current state of a study."""
 
     name: str
     trials: list[TrialState]
     to_come: int = 0
-    """Trials of a search that have not been chosen yet, at the most."""
+    """Maximum number of trials that a search has yet to choose."""
     run_by: LockOwner | None = None
-    """Who runs the study now."""
+    """The process that runs the study now."""
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials) + (self.to_come if state == "to do" else 0)
@@ -57,16 +58,16 @@ class StudyState:
 
 
 def study_state(store: Store, name: str) -> StudyState:
-    """Read how far a study is.
+    """Read the state of a study.
 
     Raises:
-        UserError: nothing of a study of that name lies here.
+        UserError: the storage has no study of that name.
     """
     directory = StudyDirectory(store, name)
     text = directory.read_study()
     if text is None:
         known = ", ".join(store.names("studies")) or "none"
-        raise UserError(f"no study '{name}' was begun in {store.location} (there: {known}).")
+        raise UserError(f"there is no study '{name}' in {store.location} (known: {known}).")
     study = yaml.safe_load(text)
     listed = _listed(directory)
     tried, branches = _tried(store, name)
@@ -80,7 +81,7 @@ def study_state(store: Store, name: str) -> StudyState:
 
 
 def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) -> TrialState:
-    """What one trial's directory says; ``is_run``: whether anybody may be training it."""
+    """Read the state of one trial from its directory. ``is_run``: whether a process may be training it."""
     directory = TrialDirectory(store, listed["trial_id"])
     status = directory.status()
     about = {"trial_id": listed["trial_id"], "label": listed["label"], "max_epochs": listed.get("max_epochs")}
@@ -102,10 +103,10 @@ def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) ->
 
 
 def find_trial(store: Store, prefix: str) -> str | None:
-    """The id of the trial that begins so; None where none does.
+    """The id of the trial that begins with ``prefix``, or None.
 
     Raises:
-        UserError: several do.
+        UserError: several ids begin with it.
     """
     found = [name for name in store.names("trials") if name.startswith(prefix)]
     if len(found) > 1 and prefix not in found:
@@ -115,7 +116,7 @@ def find_trial(store: Store, prefix: str) -> str | None:
 
 
 def _listed(directory: StudyDirectory) -> list[dict[str, Any]]:
-    """The study's trials, each once: as they were planned, or, of an older run, as they stand in its table."""
+    """The trials of the study, each once: as they were planned or, for older runs, as its table lists them."""
     plan: Sequence[dict[str, Any]] | None = directory.read_plan()
     if plan is None and directory.store.exists(f"{directory.prefix}/results/trials.parquet"):
         plan = [
@@ -133,7 +134,7 @@ def _tried(store: Store, name: str) -> tuple[list[dict[str, Any]], int]:
     """The points that a search has chosen so far, and how many branches it has."""
     folder = f"studies/{name}/search"
     tried = []
-    branches = [branch for branch in store.names(folder) if not branch.endswith(".json")]  # beside them lie the search's own files
+    branches = [branch for branch in store.names(folder) if not branch.endswith(".json")]  # the folder also holds files of the search
     for branch in branches:
         for number in (name for name in store.names(f"{folder}/{branch}") if name.removesuffix(".json").isdigit()):
             entry = store.read_json(f"{folder}/{branch}/{number}")

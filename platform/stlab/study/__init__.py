@@ -1,1 +1,1 @@
-"""A study file: what it says, where each field was written, and the trials that it makes."""
+"""A study: its file and its fields, where each field was written, and the trials that follow from it."""

@@ -1,4 +1,4 @@
-"""Ablations that are generated, not typed: variants from the components that the base's model declares."""
+"""Generate the variants of an ablation from the components that the base's model declares."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NOT_GIVEN: dict[str, Overrides] = StudySpec.model_fields["variants"].default
 
 
 def with_ablation(study: StudySpec, source: StudySource | None = None) -> StudySpec:
-    """The study with the variants that its ``ablate`` asks for behind its own; as it is where it asks for none.
+    """The study with the variants that its ``ablate`` generates after its own. Without ``ablate`` the study is returned unchanged.
 
-    A study that holds them already (written out and read again) gets none twice.
+    A study that was written out and read again already holds these variants, and gets none twice.
 
     Raises:
-        StudyError: a component that the model does not declare, that is off in the base, or that cannot be switched off; a variant
-            of the study bears the name of a generated one.
+        StudyError: the model does not declare a component, a component is off in the base or cannot be switched off, or a variant of
+            the study has the name of a generated one but other settings.
     """
     if study.ablate is None:
         return study
@@ -37,7 +37,7 @@ def with_ablation(study: StudySpec, source: StudySource | None = None) -> StudyS
     generated = dict(_generate(study, full, source))
     clashes = [name for name, overrides in generated.items() if flatten_overrides(own.get(name, overrides)) != overrides]
     if clashes:
-        message = f"`ablate` makes a variant of this name with other settings: {generated[clashes[0]] or 'the base'}. Rename this one."
+        message = f"`ablate` generates a variant of this name with other settings: {generated[clashes[0]] or 'the base'}. Rename this one."
         raise study_error([problem(message, ("variants", clashes[0]), source)])
     return study.model_copy(update={"variants": {**own, **generated}})
 
@@ -46,7 +46,7 @@ def _generate(study: StudySpec, full: str, source: StudySource | None) -> Iterat
     assert study.ablate is not None
     base = _base(study)
     if base is None:
-        return  # what is wrong with the base is said where its trials are made
+        return  # the plan reports the errors of the base
     components, problems = _components(study, base, source)
     if problems:
         raise study_error(problems)
@@ -55,16 +55,16 @@ def _generate(study: StudySpec, full: str, source: StudySource | None) -> Iterat
         try:
             overrides = _switched_off(study, base, [components[name] for name in without])
         except (ConfigError, pydantic.ValidationError) as error:
-            message = f"'{label}' cannot be: {_reason(error)}. Leave one of them out, or write that variant yourself."
+            message = f"'{label}' is not possible: {_reason(error)}. Leave one of them out, or write that variant yourself."
             raise study_error([problem(message, ("ablate", "components"), source)]) from error
-        # Without the flow branch there are no cross-prompts either: leaving out both is leaving out the one.
+        # Two labels may mean the same variant: without the flow branch there are no cross-prompts either.
         if overrides not in seen:
             seen.append(overrides)
             yield label, overrides
 
 
 def _left_out(components: Sequence[str], mode: str, full: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each variant's name, and the components it goes without, in the order of the table."""
+    """The name of each variant and the components that it leaves out, in the order of the table."""
     if mode == "cumulative":
         for count in range(len(components)):
             name = "".join(f"+ {component} " for component in components[:count]).strip() or "without all"
@@ -92,7 +92,7 @@ def _config(model: Mapping[str, Any]) -> ModelConfig:
 def _components(
     study: StudySpec, base: ModelConfig, source: StudySource | None
 ) -> tuple[dict[str, str], list[Problem]]:
-    """The components asked for, as the study names them → as the model does, and what is wrong with the others."""
+    """The study's name of each component → the model's name of it, and the problems of those that cannot be left out."""
     assert study.ablate is not None
     known = base.components()
     fields = _by_field(known)
@@ -103,9 +103,9 @@ def _components(
         if component is None:
             message = f"{base.name} has no component '{name}'.{did_you_mean(name, [*known, *fields])} It has: {', '.join(known) or 'none'}."
         elif not _changes(study, base, known[component]):
-            message = f"'{name}' is off in the base already: there is nothing to leave out. Switch it on there, or leave it out here."
+            message = f"'{name}' is already off in the base, so that nothing is left out. Switch it on there, or remove it here."
         elif component in found.values():
-            message = f"'{name}' is the component '{component}', which stands here already. Keep one of them."
+            message = f"'{name}' is the component '{component}', which is already listed. Keep one of them."
         else:
             found[name] = component
             continue
@@ -114,20 +114,20 @@ def _components(
 
 
 def _by_field(components: Mapping[str, Overrides]) -> dict[str, str]:
-    """Components by the one field that switches them, where a field switches just one."""
+    """Field → component, for components with a single field that switches no other component."""
     single = [(next(iter(off)).rpartition(".")[2], name) for name, off in components.items() if len(off) == 1]
     fields = [field for field, _ in single]
     return {field: name for field, name in single if fields.count(field) == 1}
 
 
 def _changes(study: StudySpec, config: ModelConfig, off: Overrides) -> bool:
-    """Whether overrides change anything that matters: a loss that has no branch is off already."""
+    """Whether overrides change anything that has an effect. The loss of a branch that is off has none, for example."""
     now = flatten({"model": config_values(config), "train": study.base.train.model_dump()})
     return any(value != now[path] for path, value in off.items() if path not in config.inert())
 
 
 def _switched_off(study: StudySpec, base: ModelConfig, components: Sequence[str]) -> Overrides:
-    """Overrides that switch components off, in whatever order they are named; what is off with the others adds nothing."""
+    """Overrides that switch components off, whatever the order of the names. A component that the others switch off adds nothing."""
     needed = list(components)
     for component in components:
         others = [other for other in needed if other != component]
@@ -137,11 +137,11 @@ def _switched_off(study: StudySpec, base: ModelConfig, components: Sequence[str]
 
 
 def _goes_with(study: StudySpec, base: ModelConfig, others: Sequence[str], component: str) -> bool:
-    """Whether a component is off once the others are: the flow's loss with the flow branch, say."""
+    """Whether a component is off once the others are, as the flow loss is without the flow branch."""
     try:
         config = _one_by_one(study, base, others)[1]
     except (ConfigError, pydantic.ValidationError):
-        return False  # these cannot be off without it
+        return False  # the others cannot be switched off while this component is on
     return not _changes(study, config, config.components()[component])
 
 

@@ -1,4 +1,4 @@
-"""Validation errors as people read them: where the value was written, what is wrong with it, and what was allowed."""
+"""Validation errors for readers: the place of the value, what is wrong with it, and which values are allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stlab.errors import StudyError
 from stlab.study.source import SECTIONS, Key, StudySource, did_you_mean
 from stlab.study.spec import StudySpec
 
-# What pydantic's error types ask for. Those that share a prefix ask for the same.
+# The expected kind of value for each of pydantic's error types, by the prefix of its name.
 _EXPECTED = {
     "int": "a whole number",
     "float": "a number",
@@ -40,7 +40,7 @@ _BOUNDS = {
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """One thing wrong with a study. Problems sort in the order of the file, those of overrides last."""
+    """One error in a study. Problems are sorted by their line in the file, and those of overrides come last."""
 
     rank: float
     place: str
@@ -64,16 +64,16 @@ def problem(
     """A problem with the field at ``path``.
 
     Args:
-        path: From the root of the study; with ``section``, from that section of a trial.
-        source: Tells the line. None for a study that was not read from text.
-        section: ``data``, ``model``, ``train`` or ``resources``: the field is a trial's, and the variant, the axis or
-            the base wrote it, whichever is the first that did.
-        variant: The trial's variant.
+        path: starts at the root of the study, or, with ``section``, at that section of a trial.
+        source: gives the line. None for a study that was not read from text.
+        section: ``data``, ``model``, ``train`` or ``resources``: the field belongs to a trial. Its place is in the variant, on an axis or
+            in the base, whichever wrote it first in this order.
+        variant: the trial's variant.
     """
     loc = tuple(path)
-    # What a model says of itself has no place; it begins with the field, perhaps after the data's name.
+    # A model's own message has no place. It begins with the field, or with the name of the data and then the field.
     named = re.match(rf"(?:\S+: )?{section}\.(\w+)", message) if section and not loc else None
-    # Where nobody wrote that field it may be another's doing.
+    # If nobody wrote that field, another field may be the cause, so the message keeps the section's place.
     if named and source and source.is_written(source.origin((section, named[1]), variant)):
         path = (named[1],)
     if section:
@@ -90,19 +90,19 @@ def explain(
     section: str = "",
     variant: str | None = None,
 ) -> list[Problem]:
-    """What a validation found, one problem a field.
+    """The problems that a validation found, one for each field.
 
     Args:
-        error: What pydantic raised.
-        owner: The pydantic model or dataclass that was validated against: its fields are the allowed ones.
-        source, section, variant: See `problem`. With ``section`` it is the trial's section that was validated.
+        error: the exception of pydantic.
+        owner: the pydantic model or dataclass whose fields are the allowed ones.
+        source, section, variant: see `problem`. With ``section`` the error comes from that section of a trial.
     """
     by_field: dict[tuple[Key, ...], list[ErrorDetails]] = {}
     owners: dict[tuple[Key, ...], type | None] = {}
     for details in error.errors(include_url=False):
-        path, holder = _field_path(details["loc"], owner)
+        path, declared_by = _field_path(details["loc"], owner)
         by_field.setdefault(path, []).append(details)
-        owners[path] = holder
+        owners[path] = declared_by
     return [
         problem(_message(path, found, owners[path], not section), path, source, section=section, variant=variant)
         for path, found in by_field.items()
@@ -110,12 +110,12 @@ def explain(
 
 
 def study_error(problems: Iterable[Problem]) -> StudyError:
-    """One error that says it all, a line a problem; what several trials share is said once."""
+    """One error with a line for each problem. A problem that several trials share appears once."""
     return StudyError("\n".join(dict.fromkeys(str(found) for found in sorted(problems))))
 
 
 def field_names(owner: type | None) -> list[str]:
-    """The fields of a pydantic model or a dataclass, as declared; empty for anything else."""
+    """The declared fields of a pydantic model or a dataclass; empty for any other type."""
     if owner is None:
         return []
     if issubclass(owner, BaseModel):
@@ -130,9 +130,9 @@ def unknown_field(name: str, allowed: Sequence[str]) -> str:
 
 
 def _field_path(loc: Sequence[Key], owner: type) -> tuple[tuple[Key, ...], type | None]:
-    """A pydantic location less the branches of unions that it names, and the class that holds the last field."""
+    """A pydantic location without the names of union branches, and the class that declares the last field."""
     path: list[Key] = []
-    holder: type | None = None
+    declared_by: type | None = None
     kind: Any = owner
     for key in loc:
         kind = _plain_type(kind)
@@ -146,16 +146,16 @@ def _field_path(loc: Sequence[Key], owner: type) -> tuple[tuple[Key, ...], type 
             break
         path.append(key)
         if isinstance(kind, type) and field_names(kind):
-            holder, kind = kind, typing.get_type_hints(kind, include_extras=True).get(str(key))
+            declared_by, kind = kind, typing.get_type_hints(kind, include_extras=True).get(str(key))
         else:
-            holder = None
+            declared_by = None
             arguments = typing.get_args(kind)
             kind = arguments[-1] if arguments else None
-    return tuple(path), holder
+    return tuple(path), declared_by
 
 
 def _plain_type(kind: Any) -> Any:
-    """Less `Annotated` and `None`: what is left of `X | None` is X."""
+    """The type without `Annotated` and without `None`: X for `X | None`."""
     while typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if _is_union(kind):
@@ -168,8 +168,8 @@ def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (Union, types.UnionType)
 
 
-def _message(path: Sequence[Key], found: Sequence[ErrorDetails], holder: type | None, is_study: bool) -> str:
-    """One message for all that is wrong with a field; the branches of a union are alternatives."""
+def _message(path: Sequence[Key], found: Sequence[ErrorDetails], owner: type | None, is_study: bool) -> str:
+    """One message for all errors of a field. The branches of a union are listed as alternatives."""
     details = found[0]
     kind = details["type"]
     name = str(path[-1]) if path else ""
@@ -178,10 +178,10 @@ def _message(path: Sequence[Key], found: Sequence[ErrorDetails], holder: type | 
             return f"unknown field. It belongs under `base`: base.{name}."
         if is_study and path[0] == "base" and "." in name:
             return f"unknown field. In the base, fields are nested: {name.replace('.', ': {', 1)}: …}}."
-        return unknown_field(name, field_names(holder))
+        return unknown_field(name, field_names(owner))
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        meaning = holder.model_fields[name].description if holder and issubclass(holder, BaseModel) else None
-        return f"this field is needed. {meaning or ''}".rstrip()
+        meaning = owner.model_fields[name].description if owner and issubclass(owner, BaseModel) else None
+        return f"this field is required. {' '.join((meaning or '').split())}".rstrip()
     expected = [_expected(one) for one in found]
     if all(expected):
         alternatives = " or ".join(dict.fromkeys(text for text in expected if text))
@@ -213,27 +213,27 @@ def _expected(details: ErrorDetails) -> str | None:
 
 
 def _choices(details: ErrorDetails) -> list[str]:
-    """The texts that a literal allows; pydantic gives them as one sentence."""
+    """The texts that a literal allows, taken from the one sentence in which pydantic gives them."""
     if details["type"] != "literal_error":
         return []
     return re.findall(r"'([^']*)'", str(details["ctx"]["expected"]))
 
 
 def _text(details: ErrorDetails) -> str:
-    """A validator's own words, or else pydantic's."""
+    """The message of our own validator, or else pydantic's."""
     if details["type"] in ("value_error", "assertion_error"):
         return str(details["ctx"]["error"])
     return f"{details['msg'][:1].lower()}{details['msg'][1:]}, this is {show(details['input'])}"
 
 
 def show(value: Any, limit: int = 60) -> str:
-    """A value as a study would write it, shortened."""
+    """A value as a study file would write it, shortened to ``limit`` characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def section_fields() -> dict[str, list[str] | None]:
-    """The fields of each section of a base; None where only the model knows."""
+    """The fields of each section of a base; None for the model, whose fields depend on its name."""
     base = StudySpec.model_fields["base"].annotation
     hints = typing.get_type_hints(base)
     return {name: field_names(hints[name]) if name != "model" else None for name in SECTIONS}

@@ -1,4 +1,4 @@
-"""Study files: found by name, read with overrides, validated, and written back."""
+"""Find study files by name, read them with overrides, validate them, and write them back."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 NO_PASSWORD = (
-    "a password does not belong in a study, which is kept in its storage, in MLflow and in the report. Take it out of the URL; the "
+    "a password does not belong in a study, which is kept in its storage, in MLflow and in the report. Take it out of the URL. The "
     "database's client finds it by itself: for PostgreSQL in PGPASSWORD or ~/.pgpass, for MySQL in a file that the URL names, "
-    "?read_default_file=~/.my.cnf. For a search on a cluster these are its nodes'."
+    "?read_default_file=~/.my.cnf. A search on a cluster reads them on the cluster's nodes."
 )
-"""Why a `search.storage` is refused, and what to do."""
+"""The reason why a `search.storage` is refused, and the remedy."""
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -39,7 +39,7 @@ _SUFFIXES = (".yaml", ".yml")
 def shipped_studies() -> list[Path]:
     """The studies that come with the package, by name."""
     package = Path(__file__).resolve().parents[1]
-    # In a wheel they lie inside the package, in a checkout beside `platform/`.
+    # A wheel has them inside the package, and a checkout has them beside `platform/`.
     for folder in (package / "search_spaces", package.parents[1] / "search_spaces"):
         if folder.is_dir():
             return _studies_in(folder)
@@ -49,10 +49,10 @@ def shipped_studies() -> list[Path]:
 def find_study(name_or_path: str) -> Path:
     """The file of a study: a path or URI, or a bare name in ``./search_spaces`` or among the shipped ones.
 
-    ``.yaml`` or ``.yml`` may be left out.
+    The name may omit ``.yaml`` or ``.yml``.
 
     Raises:
-        StudyError: there is none; the message lists what there is.
+        StudyError: there is no such study; the message lists the known ones.
     """
     if is_uri(name_or_path):
         try:
@@ -61,7 +61,7 @@ def find_study(name_or_path: str) -> Path:
             raise StudyError(f"the study {shown(name_or_path)} cannot be read: {error}") from error
     given = Path(name_or_path).expanduser()
     if not name_or_path.strip():
-        raise StudyError(f"no study was named. {_known()}")
+        raise StudyError(f"the name of the study is empty. {_known()}")
     if found := _file(given):
         return found
     if given.name == name_or_path:
@@ -78,10 +78,10 @@ def find_study(name_or_path: str) -> Path:
 
 
 def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> StudySource:
-    """A study's text with ``--set`` overrides on it, not validated yet.
+    """Read a study's text and apply ``--set`` overrides, without validation.
 
     Raises:
-        StudyError: not found, not readable, not YAML, or an override that cannot be applied.
+        StudyError: the file is missing, unreadable or not YAML, or an override cannot be applied.
     """
     _refuse_passwords(overrides)
     path = find_study(name_or_path)
@@ -97,7 +97,7 @@ def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> Study
 
 
 def with_trials(name_or_path: str, overrides: Sequence[str] | None, trials: int | None) -> list[str]:
-    """The overrides and ``--trials N``, which is ``search.max_trials=N``.
+    """The overrides, with ``--trials N`` as ``search.max_trials=N`` among them.
 
     Raises:
         StudyError: the study has no search, or cannot be read.
@@ -106,27 +106,27 @@ def with_trials(name_or_path: str, overrides: Sequence[str] | None, trials: int 
     if trials is None:
         return overrides
     if not isinstance((source := load_study_source(name_or_path, overrides)).data.get("search"), dict):
-        raise StudyError(f"--trials {trials}: {source.label} has no search, of which this is the number of trials. Leave it out.")
+        raise StudyError(f"--trials {trials}: this is the number of trials of a search, and {source.label} has no search. Leave it out.")
     return [*overrides, f"search.max_trials={trials}"]
 
 
 def parse(source: StudySource) -> StudySpec:
-    """The validated study.
+    """The validated study. The fields of the model are not checked here but when the plan is made.
 
     Raises:
-        StudyError: all that is wrong with it, a line each. What a model may be told is checked when the plan is made.
+        StudyError: the study is not valid; the message has one line for each problem.
     """
     _refuse_passwords(override.text for override in source.overrides)
     search = source.data.get("search")
     storage = search.get("storage") if isinstance(search, dict) else None
-    if isinstance(storage, str) and secrets_of(storage):  # alone: whatever else is wrong is told without it
+    if isinstance(storage, str) and secrets_of(storage):  # reported alone, since other messages might show the password
         raise study_error([problem(f"{shown(storage)}: {NO_PASSWORD}", ("search", "storage"), source)])
     problems = list(_path_problems(source))
     try:
         spec = StudySpec.model_validate(source.data)
     except ValidationError as error:
-        told = {known.field for known in problems}
-        problems += [found for found in explain(error, StudySpec, source) if found.field not in told]
+        reported = {known.field for known in problems}
+        problems += [found for found in explain(error, StudySpec, source) if found.field not in reported]
         raise study_error(problems) from error
     if problems:
         raise study_error(problems)
@@ -138,8 +138,8 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudySpec:
 
     Args:
         name_or_path: See `find_study`.
-        overrides: ``path=value``, the value in YAML. A path that starts with data, model, train or resources is the
-            base's (``model.rank=4``); any other is the study's (``seeds=[0, 1]``, ``variants.full.model.rank=4``).
+        overrides: ``path=value`` with the value in YAML. A path that starts with data, model, train or resources names a field of
+            the base (``model.rank=4``); any other names a field of the study (``seeds=[0, 1]``, ``variants.full.model.rank=4``).
 
     Raises:
         StudyError: see `find_study`, `load_study_source` and `parse`.
@@ -148,10 +148,10 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def dump_study(spec: StudySpec) -> str:
-    """The study as YAML with every default written out. Read again, it gives an equal study.
+    """The study as YAML with every default written out. Reading it again gives an equal study.
 
     Raises:
-        StudyError: there is a password in it, which would be kept with it; of a study that was not read from text.
+        StudyError: the study, which was not read from text, holds a password; the file would keep it.
     """
     if spec.search is not None and secrets_of(spec.search.storage or ""):
         raise StudyError(f"search.storage={shown(spec.search.storage or '')}: {NO_PASSWORD}")
@@ -159,7 +159,7 @@ def dump_study(spec: StudySpec) -> str:
 
 
 def _refuse_passwords(overrides: Iterable[str]) -> None:
-    """Refuse a search's storage with a password in it before anything else: any other error would show the override as typed."""
+    """Refuse a search storage with a password first, since any other error would show the override as typed."""
     for text in overrides:
         path, _, value = text.partition("=")
         if path.strip().startswith("search") and holds_secret(value):
@@ -167,7 +167,7 @@ def _refuse_passwords(overrides: Iterable[str]) -> None:
 
 
 def _path_problems(source: StudySource) -> Iterator[Problem]:
-    """Paths of variants and axes that lead nowhere, while a model's own fields are left to the model."""
+    """Paths of variants and axes that name no field. A model's own fields are left to the model."""
     variants = source.data.get("variants")
     for name, variant in variants.items() if isinstance(variants, dict) else ():
         if not isinstance(variant, dict):
@@ -184,14 +184,14 @@ def _path_problems(source: StudySource) -> Iterator[Problem]:
         loc: tuple[Key, ...] = ("axes", path)
         if isinstance(values, dict):
             dotted = f"{path}.{next(iter(values), 'field')}"
-            yield problem(f"the path of an axis is written with dots: {dotted}.", loc, source)
+            yield problem(f"write the path of an axis with dots: {dotted}.", loc, source)
         elif message := _path_message(path):
             yield problem(message, loc, source)
         elif isinstance(values, list):
             if not values:
                 yield problem("an axis without values leaves nothing to run. Give at least one value.", loc, source)
             if twice := [value for index, value in enumerate(values) if value in values[:index]]:
-                yield problem(f"the value {show(twice[0])} stands twice. Keep one of them.", loc, source)
+                yield problem(f"the value {show(twice[0])} appears twice. Keep one of them.", loc, source)
     yield from _search_path_problems(source)
 
 
@@ -202,7 +202,7 @@ def _search_path_problems(source: StudySource) -> Iterator[Problem]:
         loc: tuple[Key, ...] = ("search", "space", path)
         if path in SECTIONS and isinstance(found, dict):
             dotted = f"{path}.{next(iter(found), 'field')}"
-            yield problem(f"the path of a searched field is written with dots: {dotted}.", loc, source)
+            yield problem(f"write the path of a searched field with dots: {dotted}.", loc, source)
         elif message := _path_message(path):
             yield problem(message, loc, source)
         when = found.get("when") if isinstance(found, dict) else None
@@ -215,13 +215,13 @@ def _path_message(path: str) -> str | None:
     section, _, field = path.partition(".")
     fields = section_fields()
     if section not in SECTIONS:
-        holders = [f"{name}.{section}" for name, known in fields.items() if section in (known or ())]
-        hint = f" Did you mean '{holders[0]}'?" if holders else ""
+        owners = [f"{name}.{section}" for name, known in fields.items() if section in (known or ())]
+        hint = f" Did you mean '{owners[0]}'?" if owners else ""
         if section == "base" and field:
             hint = f" Leave out 'base.': {field}."
         return f"a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}{hint or ' This one does not.'}"
     if not field:
-        return f"names a whole section. Name one of its fields: {section}.{(fields[section] or ['name'])[0]}."
+        return f"this names a whole section. Name one of its fields: {section}.{(fields[section] or ['name'])[0]}."
     allowed = fields[section]
     name, _, inner = field.partition(".")
     if allowed is None:
@@ -238,14 +238,14 @@ def _studies_in(folder: Path) -> list[Path]:
 
 
 def _file(path: Path) -> Path | None:
-    if not path.name:  # `.` and `/` have none
+    if not path.name:  # `.` and `/` have no name
         return None
     candidates = (path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _by_name() -> dict[str, Path]:
-    """Every study that can be named, those of the working directory first."""
+    """Every study by its name. A study in the working directory hides a shipped one."""
     found = [*_studies_in(Path.cwd() / "search_spaces"), *shipped_studies()]
     return {path.stem: path for path in reversed(found)}
 
@@ -257,6 +257,6 @@ def _known() -> str:
 
 
 def _label(path: Path) -> str:
-    """Short where the file lies below the working directory."""
+    """The path of a study in messages, relative to the working directory where the file lies below it."""
     absolute = path.resolve()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""What a trial is known by: a hash of everything that changes its numbers, and of nothing else."""
+"""The id of a trial: a hash of everything that changes its numbers, and of nothing else."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from stlab.catalog import ModelConfig, weights_file
 from stlab.study.spec import TrialSpec
 
-# Fields that cannot change a number, or do so only through the data's content, which counts by itself: where the data lies,
-# what made its timestamps, the network beside it, how often a checkpoint is written, and when a step counts as hung.
+# Fields that cannot change a number, or change it only through the content of the data, which is hashed by itself: the path of the
+# data, the origin of its timestamps, the network beside it, the interval of checkpoints, and the time limit of a step.
 _NO_PART_OF_IT = {
     "data.path",
     "data.start",
@@ -29,7 +29,7 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetenso
 
 @functools.cache
 def code_hash() -> str:
-    """Hash of the sources that compute: the models, the training, the data."""
+    """Hash of the sources that compute the numbers: the models, the training and the data."""
     import stlab
     import stmodels
 
@@ -42,7 +42,7 @@ def code_hash() -> str:
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that compute, as the plan sees them. No part of a trial's id."""
+    """Versions of Python and of the numerical libraries in this process. They are not part of a trial's id."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
@@ -50,7 +50,7 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
     """The id of a resolved trial.
 
     Raises:
-        ModelError: a file that the model names (weights, a tokenizer) is not there.
+        ModelError: a file that the model names (weights, a tokenizer) does not exist.
     """
     without = config.inert() | spec.train.inert() | _NO_PART_OF_IT
     fields = {
@@ -71,7 +71,7 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
 
 
 def content_hash(path: str, field: str) -> str:
-    """Hash of a file's content, or of all files in a folder (a checkpoint may be either). ``field`` names it in messages."""
+    """Hash of a file's content, or of all files in a folder, since a checkpoint may be either. ``field`` names it in messages."""
     place = weights_file(path, field)
     digest = hashlib.sha256()
     if place.is_dir():
@@ -82,7 +82,7 @@ def content_hash(path: str, field: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """A path as every process understands it, whatever its working directory; URIs and generated data as they are."""
+    """The absolute path, which does not depend on the working directory. URIs and generated data are returned unchanged."""
     return path if ":" in path else str(Path(path).expanduser().absolute())
 
 

@@ -1,4 +1,4 @@
-"""``paper:`` in a study: that the table, the data set and the methods it names are the paper's, and the variants its own."""
+"""The field ``paper`` of a study: which row of a published table each variant is, and whether all the names exist."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stlab.study.spec import PaperSpec, StudySpec
 
 
 def paper_rows(spec: PaperSpec, paper: Paper, table: str, variants: Iterable[str]) -> dict[str, str]:
-    """Variant → the paper's method: those of equal name, and those that ``paper.rows`` maps, as far as this table has them."""
+    """Variant → the paper's method, by equal name or by ``paper.rows``, for the methods that this table has."""
     methods = paper.methods(table)
     same = {variant: variant for variant in variants if variant in methods}
     return {variant: method for variant, method in {**same, **spec.rows}.items() if method in methods}
 
 
 def paper_problems(study: StudySpec, source: StudySource | None = None) -> list[Problem]:
-    """What is wrong with the study's ``paper``, a line each; nothing where it names none."""
+    """The problems of the study's ``paper``: its table, data set and methods must be in the paper, and its variants in the study."""
     spec = study.paper
     if spec is None:
         return []
@@ -51,4 +51,4 @@ def paper_problems(study: StudySpec, source: StudySource | None = None) -> list[
 
 def _listed(name: str, known: Iterable[str] | Mapping[str, object]) -> str:
     names = list(known)
-    return f"{did_you_mean(name, names)} There: {', '.join(names)}."
+    return f"{did_you_mean(name, names)} Known: {', '.join(names)}."

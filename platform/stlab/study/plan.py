@@ -1,26 +1,29 @@
-"""From a study to its trials: axes × variants × seeds, each with an id made of everything that changes its numbers."""
+"""From a study to its trials and packs, read from top to bottom.
+
+A study's variants, axes and seeds make trial specifications; each becomes a planned trial, whose id is a hash of everything that changes
+its numbers; worker groups get the trials in packs. A study with a search has branches, whose trials are planned one by one instead.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydantic
-
-from stlab.catalog import config_class, config_values, create_config
-from stlab.errors import ModelError, StudyError
+from stlab.catalog import create_config
 from stlab.study.ablate import with_ablation
-from stlab.study.errors import Problem, explain, problem, study_error
-from stlab.study.identity import absolute, code_hash, library_versions, trial_id
+from stlab.study.errors import Problem, problem, study_error
+from stlab.study.identity import code_hash, library_versions, trial_id
 from stlab.study.paper import paper_problems
-from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
-from stlab.study.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec, TrialSpec
+from stlab.study.plan_checks import bad_overrides, duplicate_variants, ineffective_axes, misfits, unknown_reference
+from stlab.study.resolve import resolve
+from stlab.study.source import StudySource, flatten_overrides
+from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrialSpec
 from stlab.version import __version__
 from stmodels.baselines.config import BASELINES
 from stmodels.errors import ConfigError
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the plan needs to know of a data set."""
+    """The facts about a data set that the plan needs."""
 
     name: str
     sha256: str
@@ -43,19 +46,19 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with its id, and what its directory says beside its specification."""
+    """A trial's specification, its id, and the further facts that its directory records."""
 
     spec: TrialSpec
     trial_id: str
     identity: dict[str, Any] = field(repr=False)
     cost: float = 1.0
-    """Rough cost beside other trials of the same study; orders the work, promises nothing."""
+    """Rough cost relative to the other trials of the study. It orders the work, and is no estimate of time."""
     note: str = ""
-    """What a search tells its trials apart by."""
+    """Distinguishes the trials of a search in their labels."""
 
     @property
     def label(self) -> str:
-        """How a reader tells it from the others of its study."""
+        """The name by which a reader distinguishes it from the other trials of its study."""
         axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in self.spec.axis_values.items())
         seed = "" if self.spec.baseline or self.note else f", seed {self.spec.seed}"
         return f"{self.spec.variant}{axes}{seed}{self.note and f' {self.note}'}"
@@ -66,10 +69,10 @@ class SearchBranch:
     """One search: a variant, at one point of the axes, whose searched fields Optuna chooses."""
 
     template: PlannedTrial
-    """The trial with none of its searched fields chosen yet."""
+    """The trial before any of its searched fields is chosen."""
     facts: DataFacts
     fixed: dict[str, Any]
-    """Dotted fields that the axes and the variant set: they are not searched here."""
+    """The fields, by dotted path, that the axes and the variant set: they are not searched in this branch."""
 
     @property
     def label(self) -> str:
@@ -77,14 +80,14 @@ class SearchBranch:
 
     @property
     def folder(self) -> str:
-        """The label as the name of a folder; where signs had to go, a hash tells it from others."""
+        """The label as a folder name. Other characters become dashes, and a hash then keeps the names distinct."""
         plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.label).strip("-.")
         return plain if plain == self.label else f"{plain}-{hashlib.sha256(self.label.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Trials that one worker group runs one after another: they need the same resources."""
+    """Trials with the same resources that one worker group runs one after another."""
 
     resources: ResourcesSpec
     trials: tuple[PlannedTrial, ...]
@@ -96,128 +99,66 @@ class Pack:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of a study, in the order of its tables; a trial that two rows share is trained once."""
+    """The trials of a study, in the order of its tables. Two rows may share a trial, which is trained once."""
 
     study: StudySpec
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
-    """What a reader should know: baselines that the data does not allow, and why."""
+    """Notes for the reader: the baselines that the data does not allow, with the reasons."""
     branches: tuple[SearchBranch, ...] = ()
-    """The searches of a study that has one; ``trials`` are the baselines then."""
+    """The branches of a study with a search, whose ``trials`` are the baselines alone."""
 
     def unique(self) -> list[PlannedTrial]:
         """Every trial once."""
         return list({trial.trial_id: trial for trial in self.trials}.values())
 
 
-def make_plan(study: StudySpec, facts: Callable[[DataSpec], DataFacts], source: StudySource | None = None) -> Plan:
-    """Every trial of a study, checked against its model and its data.
+FactsOf = Callable[[DataSpec], DataFacts]
+
+
+def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = None) -> Plan:
+    """Plan every trial of a study, and check it against its model and its data.
 
     Args:
-        facts: reads a data set; called once a distinct specification.
-        source: the text the study came from, so that errors name its lines.
+        facts: reads a data set; it is called once for each distinct specification.
+        source: the text of the study, so that errors name its lines.
 
     Raises:
-        StudyError: a variant or an axis makes a trial that cannot be; all that is wrong is listed.
+        StudyError: some trials cannot exist; the message lists every problem.
         DataError: the data cannot be used.
     """
-    known: dict[DataSpec, DataFacts] = {}
-
-    def facts_of(data: DataSpec) -> DataFacts:
-        if data not in known:
-            known[data] = facts(data)
-        return known[data]
-
+    facts_of: FactsOf = functools.cache(facts)
     study = with_ablation(study, source)
-    specs, problems = _resolve(study, source)
-    problems += paper_problems(study, source) + _unknown_reference(study, source)
+
+    specs, problems = _trial_specs(study, source)
+    problems += paper_problems(study, source) + unknown_reference(study, source)
     if problems:
         raise study_error(problems)
+
     trials = [_planned(spec, facts_of(spec.data)) for spec in specs]
-    problems = [
-        p for spec in specs if spec.seed == study.seeds[0] for p in _misfits(spec, facts_of(spec.data).info, source)
-    ]
-    problems += _twins(study, trials, source) + _dead_axes(study, trials, source)
+    first_seed = [spec for spec in specs if spec.seed == study.seeds[0]]
+    problems = [found for spec in first_seed for found in misfits(spec, facts_of(spec.data).info, source)]
+    problems += duplicate_variants(study, trials, source) + ineffective_axes(study, trials, source)
     if problems:
         raise study_error(problems)
+
     baselines, notes = _baselines(study, specs, facts_of, source)
     if study.search is not None:
         return Plan(study, tuple(baselines), tuple(notes), tuple(_branches(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
 
 
-def _branches(study: StudySpec, trials: Sequence[PlannedTrial], facts_of: Callable[[DataSpec], DataFacts]) -> Iterator[SearchBranch]:
-    for trial in trials:
-        if trial.spec.seed == study.seeds[0]:
-            fixed = {**trial.spec.axis_values, **flatten_overrides(study.variants[trial.spec.variant])}
-            yield SearchBranch(trial, facts_of(trial.spec.data), fixed)
-
-
-def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any], seed: int | None = None, note: str = "") -> PlannedTrial:
-    """The trial at a point of a branch's space.
-
-    Args:
-        point: dotted path → value.
-        seed: the study's first, unless told otherwise.
-        note: stands in the trial's label.
-
-    Raises:
-        StudyError: no such trial can be; says why.
-    """
-    spec = branch.template.spec
-    values = _merged(study, {**point, **branch.fixed})
-    try:
-        sections, problems = _sections(values, None, spec.variant)
-    except ModelError as error:
-        raise StudyError(str(error)) from error
-    if problems:
-        raise study_error(problems)
-    chosen = TrialSpec(
-        study=study.name, variant=spec.variant, axis_values=spec.axis_values, seed=spec.seed if seed is None else seed, **sections
-    )
-    problems = _misfits(chosen, branch.facts.info, None)
-    if problems:
-        raise study_error(problems)
-    return replace(_planned(chosen, branch.facts), note=note)
-
-
-def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:
-    """Deal trials into as many packs as worker groups fit at once, so that all have work to the end.
-
-    The costliest trials are dealt first, each to the pack with the least so far; baselines, which take seconds, lead.
-    """
-    packs: list[Pack] = []
-    for resources in dict.fromkeys(trial.spec.resources for trial in trials):
-        mine = [trial for trial in trials if trial.spec.resources == resources]
-        hands: list[list[PlannedTrial]] = [[] for _ in range(min(max(1, slots[resources]), len(mine)))]
-        for trial in sorted(mine, key=lambda t: -t.cost):
-            min(hands, key=lambda hand: (sum(t.cost for t in hand), len(hand))).append(trial)
-        packs += [Pack(resources, tuple(sorted(hand, key=lambda t: (not t.spec.baseline, -t.cost)))) for hand in hands]
-    return packs
-
-
-def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSpec], list[Problem]]:
-    """The resolved specifications, in table order, and what is wrong with those that cannot be."""
+def _trial_specs(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSpec], list[Problem]]:
+    """Variants × axes × seeds as resolved specifications, in the order of the tables, and what is wrong with the others."""
     specs: list[TrialSpec] = []
     problems: list[Problem] = []
-    for variant, overrides in study.variants.items():
+    for variant, nested in study.variants.items():
+        overrides = flatten_overrides(nested)
+        if bad := bad_overrides(study, variant, overrides, source):
+            problems += bad
+            continue
         for point in _points(study.axes):
-            own = flatten_overrides(overrides)
-            if both := sorted(point.keys() & own.keys()):
-                message = f"'{variant}' sets {both[0]}, which is an axis: one trial under several labels. Set it in one place."
-                problems.append(problem(message, ("variants", variant), source))
-                break
-            changes = {**point, **own}
-            if strays := [path for path in changes if path.partition(".")[0] not in SECTIONS]:
-                message = f"`{strays[0]}`: a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}"
-                problems.append(problem(message, ("variants", variant), source))
-                continue
-            values = _merged(study, changes)
-            try:
-                sections, found = _sections(values, source, variant)
-            except ModelError as error:
-                problems.append(problem(str(error), ("name",), source, section="model", variant=variant))
-                continue
+            sections, found = resolve(study, {**point, **overrides}, variant, source)
             problems += found
             if not found:
                 specs += [
@@ -228,63 +169,13 @@ def _resolve(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSp
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes' values, by dotted path; a single empty one where there are no axes."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
 
-def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The base with overrides (dotted) laid over it, section by section.
-
-    Another model starts from its own defaults, the base's fields are not its. Another family brings its own defaults in place
-    of those that the base's family brought.
-    """
-    merged: dict[str, dict[str, Any]] = study.base.model_dump()
-    model, data = merged["model"], merged["data"]
-    if overrides.get("model.name", model["name"]) != model["name"]:
-        merged["model"] = {}
-    if overrides.get("data.family", data["family"]) != data["family"]:
-        brought = FAMILY_DEFAULTS[data["family"]]
-        merged["data"] = {name: value for name, value in data.items() if name not in brought or value != brought[name]}
-    for path, value in overrides.items():
-        section, _, name = path.partition(".")
-        merged[section][name] = value
-    return merged
-
-
-def _sections(
-    values: dict[str, dict[str, Any]], source: StudySource | None, variant: str
-) -> tuple[dict[str, Any], list[Problem]]:
-    """The validated sections of a trial."""
-    sections: dict[str, Any] = {}
-    problems: list[Problem] = []
-    owners: dict[str, Any] = {
-        "data": DataSpec,
-        "model": config_class(values["model"]["name"]),
-        "train": TrainSpec,
-        "resources": ResourcesSpec,
-    }
-    for section, owner in owners.items():
-        try:
-            value = pydantic.TypeAdapter(owner).validate_python(values[section])
-            sections[section] = _located(value)
-        except pydantic.ValidationError as error:
-            problems += explain(error, owner, source, section=section, variant=variant)
-    return sections, problems
-
-
-def _located(section: Any) -> Any:
-    """A section with its paths made absolute: workers have working directories of their own. A model's as plain values."""
-    if isinstance(section, DataSpec):
-        paths = {"path": section.path, "node_ids": section.node_ids, "distances": section.distances}
-        return section.model_copy(update={name: absolute(path) for name, path in paths.items() if path is not None})
-    if isinstance(section, pydantic.BaseModel):
-        return section
-    files = section.files()
-    return {name: absolute(value) if value in files else value for name, value in config_values(section).items()}
-
-
 def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
-    # What `auto` means is known now: a trial that says it and one that says the value are the same.
+    # `auto` is resolved first, so that a trial that says `auto` and one that says the value have the same id.
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"null": facts.protocol.get("mask", spec.data.null)})})
     config = create_config(spec.model)
     identity = {
@@ -300,84 +191,86 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost() * spec.data.train_ratio)
 
 
-def _misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:
-    """Why a trial's model cannot run on its data."""
-    try:
-        create_config(spec.model).check(info)
-    except ConfigError as error:
-        return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
-    return []
-
-
-def _unknown_reference(study: StudySpec, source: StudySource | None) -> list[Problem]:
-    if study.reference is None or study.reference in study.variants:
-        return []
-    hint = did_you_mean(study.reference, list(study.variants))
-    message = f"there is no variant {study.reference!r} to compare with.{hint} There are: {', '.join(study.variants)}."
-    return [problem(message, ("reference",), source)]
-
-
-def _twins(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
-    """Variants that are the same trials under two names would fill the table with a row that says nothing."""
-    first: dict[tuple[str, ...], str] = {}
-    problems = []
-    for variant in study.variants:
-        ids = tuple(trial.trial_id for trial in trials if trial.spec.variant == variant)
-        # A field that one variant searches and another fixes makes them two.
-        ids += tuple(path for path in (study.search.space if study.search else ()) if path in flatten_overrides(study.variants[variant]))
-        if ids in first:
-            message = (
-                f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. "
-                "Remove one of them."
-            )
-            problems.append(problem(message, ("variants", variant), source))
-        first.setdefault(ids, variant)
-    return problems
-
-
-def _dead_axes(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
-    """Axes that change no variant: every row along one would be the same trial."""
-    problems = []
-    for path, values in study.axes.items():
-        along: dict[str, set[str]] = {}
-        for trial in trials:
-            others = {p: v for p, v in trial.spec.axis_values.items() if p != path}
-            along.setdefault(json.dumps([trial.spec.variant, trial.spec.seed, others]), set()).add(trial.trial_id)
-        if len(values) > 1 and all(len(ids) == 1 for ids in along.values()):
-            message = "changes nothing in any variant: parameters, output and training stay the same along it. Remove the axis."
-            problems.append(problem(message, ("axes", path), source))
-    return problems
-
-
 def _baselines(
-    study: StudySpec, specs: Sequence[TrialSpec], facts_of: Callable[[DataSpec], DataFacts], source: StudySource | None
+    study: StudySpec, specs: Sequence[TrialSpec], facts_of: FactsOf, source: StudySource | None
 ) -> tuple[list[PlannedTrial], list[str]]:
-    """The reference forecasts, once a data specification, and notes on those that the data does not allow."""
+    """The reference forecasts, once for each data specification, and notes on those that the data does not allow."""
     wanted = BASELINES if study.baselines is None else study.baselines
-    unknown = [name for name in wanted if name not in BASELINES]
-    if unknown:
+    if unknown := [name for name in wanted if name not in BASELINES]:
         message = f"there is no baseline {unknown[0]!r}. Allowed: {', '.join(BASELINES)}"
         raise study_error([problem(message, ("baselines",), source)])
-    planned: list[PlannedTrial] = []
-    notes: list[str] = []
     first: dict[DataSpec, TrialSpec] = {}
     for spec in specs:
         first.setdefault(spec.data, spec)
-    for data, spec in first.items():
-        for name in wanted:
-            axis_values = {path: value for path, value in spec.axis_values.items() if path.startswith("data.")}
-            model = {"name": name}
-            try:
-                create_config(model).check(facts_of(data).info)
-            except ConfigError as error:
-                notes.append(f"No baseline {error}.")
-                continue
-            # A variant may bring data of its own; its baselines are rows of their own then, not further seeds of the others.
-            shared = any(other.axis_values == spec.axis_values and other is not spec for other in first.values())
-            label = f"{name} · {spec.variant}" if shared and spec.variant != next(iter(first.values())).variant else name
-            own = TrialSpec(
-                study=study.name, variant=label, axis_values=axis_values, seed=0, data=data, model=model, train=spec.train,
-                resources=spec.resources, baseline=True,
-            )  # fmt: skip
-            planned.append(_planned(own, facts_of(data)))
+    planned: list[PlannedTrial] = []
+    notes: list[str] = []
+    for spec, name in itertools.product(first.values(), wanted):
+        facts = facts_of(spec.data)
+        try:
+            create_config({"name": name}).check(facts.info)
+        except ConfigError as error:
+            notes.append(f"No baseline {error}.")
+            continue
+        label = _baseline_label(name, spec, list(first.values()))
+        planned.append(_planned(_baseline_spec(spec, name, label), facts))
     return planned, notes
+
+
+def _baseline_label(name: str, spec: TrialSpec, all_first: Sequence[TrialSpec]) -> str:
+    """A baseline's name, with the variant where a variant brings data of its own: its baselines are rows of their own then."""
+    shared = any(other.axis_values == spec.axis_values and other is not spec for other in all_first)
+    return f"{name} · {spec.variant}" if shared and spec.variant != all_first[0].variant else name
+
+
+def _baseline_spec(spec: TrialSpec, name: str, label: str) -> TrialSpec:
+    data_axes = {path: value for path, value in spec.axis_values.items() if path.startswith("data.")}
+    own = {"variant": label, "axis_values": data_axes, "seed": 0, "model": {"name": name}, "baseline": True}
+    return spec.model_copy(update=own)
+
+
+def _branches(study: StudySpec, trials: Sequence[PlannedTrial], facts_of: FactsOf) -> Iterator[SearchBranch]:
+    """A branch for each variant at each point of the axes."""
+    for trial in trials:
+        if trial.spec.seed == study.seeds[0]:
+            fixed = {**trial.spec.axis_values, **flatten_overrides(study.variants[trial.spec.variant])}
+            yield SearchBranch(trial, facts_of(trial.spec.data), fixed)
+
+
+def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any], seed: int | None = None, note: str = "") -> PlannedTrial:
+    """Plan the trial at one point of a branch's search space.
+
+    Args:
+        point: dotted path → value.
+        seed: the trial's seed; by default the study's first.
+        note: is appended to the trial's label.
+
+    Raises:
+        StudyError: no such trial can exist; the message gives the reason.
+    """
+    template = branch.template.spec
+    sections, problems = resolve(study, {**point, **branch.fixed}, template.variant)
+    if problems:
+        raise study_error(problems)
+    spec = template.model_copy(update={**sections, "seed": template.seed if seed is None else seed})
+    if problems := misfits(spec, branch.facts.info, None):
+        raise study_error(problems)
+    return replace(_planned(spec, branch.facts), note=note)
+
+
+def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:
+    """Distribute trials over as many packs as worker groups can run at once.
+
+    The costliest trials are assigned first, each to the pack with the lowest cost so far, so that all packs end at about the same time.
+    Baselines take seconds and come first in their pack.
+
+    Args:
+        slots: the number of worker groups that the cluster can run at once, for each kind of resources.
+    """
+    packs: list[Pack] = []
+    for resources in dict.fromkeys(trial.spec.resources for trial in trials):
+        alike = [trial for trial in trials if trial.spec.resources == resources]
+        shares: list[list[PlannedTrial]] = [[] for _ in range(min(max(1, slots[resources]), len(alike)))]
+        for trial in sorted(alike, key=lambda t: -t.cost):
+            min(shares, key=lambda share: (sum(t.cost for t in share), len(share))).append(trial)
+        packs += [Pack(resources, tuple(sorted(share, key=lambda t: (not t.spec.baseline, -t.cost)))) for share in shares]
+    return packs

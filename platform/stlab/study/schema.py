@@ -1,4 +1,4 @@
-"""The JSON schema of a study file, for editors: completes and checks what ``study_file`` and the plan would."""
+"""The JSON schema of a study file, with which editors complete and check it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MODEL = "model"
 
 
 def study_schema(model_schemas: Mapping[str, Schema]) -> Schema:
-    """Everything a study may say, as JSON schema (draft 2020-12).
+    """The JSON schema (draft 2020-12) of a study file.
 
     Args:
         model_schemas: Model name → the JSON schema of its configuration, from ``TypeAdapter(config).json_schema()``.
-            ``name`` is fixed to the model's name, whether or not the configuration has such a field. Empty: any model.
+            The field ``name`` always has the model's name as its only value. If empty, the schema accepts any model.
     """
     schema = StudySpec.model_json_schema()
     defs: dict[str, Schema] = schema["$defs"]
@@ -28,7 +28,7 @@ def study_schema(model_schemas: Mapping[str, Schema]) -> Schema:
     base = defs["BaseConfig"]["properties"]
     if models:
         base[_MODEL] = {"description": base[_MODEL]["description"], "oneOf": models}
-    # `null: none` is what people write; the specification takes it for null.
+    # The specification accepts `null: none` as null.
     null = defs["DataSpec"]["properties"]["null"]
     null["anyOf"] = [*null["anyOf"], {"const": "none"}]
 
@@ -43,7 +43,7 @@ def study_schema(model_schemas: Mapping[str, Schema]) -> Schema:
         open_paths += _open_paths(name, inside)
     overrides["properties"] |= fields
     overrides["patternProperties"] = {pattern: {} for pattern in open_paths}
-    defs["Overrides"] = overrides | {"description": "Fields of the base and their values here, dotted or nested."}
+    defs["Overrides"] = overrides | {"description": "Fields of the base and their new values, dotted or nested."}
 
     properties = schema["properties"]
     properties["variants"] |= {"additionalProperties": {"$ref": f"{_REF}Overrides"}, "minProperties": 1}
@@ -62,7 +62,7 @@ def _axis(field: Schema) -> Schema:
 
 
 def _model_schema(name: str, config: Schema, defs: dict[str, Schema]) -> Schema:
-    """A reference to the model's schema among ``defs``, where its own definitions now stand under its name."""
+    """Add the model's schema and its definitions to ``defs`` under the model's name, and return a reference to it."""
     own = f"model.{name}"
     config = _renamed(config, own)
     defs |= {f"{own}.{key}": definition for key, definition in config.pop("$defs", {}).items()}
@@ -76,7 +76,7 @@ def _model_schema(name: str, config: Schema, defs: dict[str, Schema]) -> Schema:
 
 
 def _renamed(value: Any, prefix: str) -> Any:
-    """The same schema with its references led to ``<prefix>.<definition>``."""
+    """The same schema with its references changed to ``<prefix>.<definition>``."""
     if isinstance(value, list):
         return [_renamed(item, prefix) for item in value]
     if not isinstance(value, dict):
@@ -95,7 +95,7 @@ def _pointer(name: str) -> str:
 
 
 def _resolved(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
-    """What a reference leads to, with what stands beside the reference."""
+    """The schema that a reference names, merged with the keys beside the reference."""
     reference = schema.get("$ref", "")
     if not reference.startswith(_REF):
         return schema
@@ -113,7 +113,7 @@ def _objects(schema: Schema, defs: Mapping[str, Schema]) -> Iterator[Schema]:
 
 
 def _overrides_of(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
-    """What may override fields of ``schema``: any of them, alone, dotted or nested. Alternatives are put together."""
+    """A schema of overrides of ``schema``: any of its fields, dotted or nested. Alternatives are merged."""
     found: dict[str, list[Schema]] = {}
     patterns: dict[str, Schema] = {}
     is_open = False
@@ -132,13 +132,13 @@ def _overrides_of(schema: Schema, defs: Mapping[str, Schema]) -> Schema:
 
 
 def _open_paths(name: str, inside: Schema) -> list[str]:
-    """Patterns of the dotted paths below ``name`` whose last parts the schema leaves open."""
+    """Patterns of the dotted paths below ``name`` whose last part may have any name."""
     patterns = [*inside["patternProperties"], *(["^"] if inside["additionalProperties"] else [])]
     return [f"^{re.escape(name)}\\.{pattern.removeprefix('^')}" for pattern in patterns]
 
 
 def _any_of(alternatives: list[Schema]) -> Schema:
-    """One schema for fields of the same name; constants become one list of choices."""
+    """One schema for several fields of the same name. Constants become one list of choices."""
     distinct = [schema for index, schema in enumerate(alternatives) if schema not in alternatives[:index]]
     if len(distinct) == 1:
         return distinct[0]

@@ -1,4 +1,4 @@
-"""Where a study comes from: its text and the ``--set`` overrides on it, and in which of them each field was written."""
+"""The source of a study: its text, the ``--set`` overrides, and the place where each field was written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stlab.study.spec import StudySpec
 from stlab.study.yaml import read_yaml
 
 SECTIONS = ("data", "model", "train", "resources")
-"""The parts of a base; dotted paths of variants, axes and overrides start with one of them."""
+"""The sections of a base. Dotted paths of variants, axes and overrides start with one of them."""
 
 Key = str | int
 _EXAMPLE = "Write --set path=value, as in --set train.lr=1e-3 or --set 'seeds=[0, 1, 2]'."
@@ -31,20 +31,20 @@ class Override:
 
 @dataclass(frozen=True)
 class StudySource:
-    """A study before validation: plain values with the overrides in them, and the marks that lead back to the text."""
+    """A study before validation: plain values with the overrides applied, and the parsed text, which knows the lines."""
 
     label: str
-    """The file as messages name it."""
+    """The name of the file in messages."""
     root: yaml.Node | None
     data: dict[str, Any]
     overrides: tuple[Override, ...] = ()
 
     @classmethod
     def from_text(cls, text: str, label: str = "<study>", overrides: Sequence[str] = ()) -> StudySource:
-        """Read YAML and apply ``--set`` overrides, in their order.
+        """Read YAML and apply ``--set`` overrides in their order.
 
         Raises:
-            StudyError: the text or an override is not what it should be; names line and column, or the override.
+            StudyError: the text or an override is invalid; the message names line and column, or the override.
         """
         root, data = read_yaml(text, lambda line, column: f"{label}:{line}:{column}")
         if not isinstance(data, dict):
@@ -64,10 +64,10 @@ class StudySource:
         return cls(label, root, data, tuple(parsed))
 
     def place(self, loc: Sequence[Key]) -> tuple[float, str]:
-        """The override or the line that wrote the field at ``loc``; where it is unwritten, what is nearest around it.
+        """The override or the line that wrote the field at ``loc``, or else the nearest enclosing one.
 
         Returns:
-            A rank to sort by (lines first, then overrides in their order) and the text: ``study.yaml:12`` or
+            A rank to sort by (lines first, then overrides in their order), and the place: ``study.yaml:12`` or
             ``--set model.rank=4``.
         """
         name = _dotted(loc)
@@ -79,14 +79,14 @@ class StudySource:
         return (line, f"{self.label}:{line}") if line else (0, self.label)
 
     def is_written(self, loc: Sequence[Key]) -> bool:
-        """Whether the study, as the overrides left it, says something at ``loc`` itself."""
+        """Whether the study, with its overrides, gives a value at ``loc`` itself."""
         name = _dotted(loc)
         return any(_dotted(keys) == name for keys in leaves(self.data))
 
     def origin(self, path: Sequence[Key], variant: str | None = None) -> tuple[Key, ...]:
-        """The location that gives a trial its field ``path``: in the variant, else on an axis, else in the base.
+        """The location that sets a trial's field ``path``: in the variant, else on an axis, else in the base.
 
-        For a ``path`` that holds several fields it is the variant that changes any of them: which one, none can tell.
+        If ``path`` holds several fields and the variant changes one of them, it is the variant as a whole.
         """
         name = _dotted(path)
         variants = self.data.get("variants")
@@ -104,7 +104,7 @@ class StudySource:
 
 
 def leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The keys that lead to each value of nested mappings; an empty mapping holds none."""
+    """The keys that lead to each value of nested mappings. An empty mapping has no values."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from ((key, *rest) for rest in leaves(value))
@@ -113,10 +113,10 @@ def leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def flatten_overrides(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """A variant's overrides, dotted or nested or both, by dotted path. Lists are values, empty mappings say nothing.
+    """A variant's overrides, dotted or nested or both, by dotted path. Lists are values, and empty mappings are ignored.
 
     Raises:
-        StudyError: two entries write the same field, or one writes a field and another something inside of it.
+        StudyError: two entries write the same field, or one writes a field and the other a part of it.
     """
     flat: dict[str, Any] = {}
     for keys in leaves(mapping):
@@ -133,24 +133,24 @@ def flatten_overrides(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """" Did you mean 'rank'?", with its leading space, or nothing."""
+    """" Did you mean 'rank'?", with its leading space, or an empty text."""
     lowered = {candidate.lower(): candidate for candidate in known}
     close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f" Did you mean '{lowered[close[0]]}'?" if close else ""
 
 
 def parse_override(text: str, data: Mapping[str, Any]) -> Override:
-    """What one ``--set`` says; ``data`` tells the variants, whose names may hold dots and equals signs.
+    """Parse one ``--set``. ``data`` names the variants, whose names may contain dots and equals signs.
 
     Raises:
-        StudyError: no ``=``, an empty path, an unknown first segment, or a value that is not YAML.
+        StudyError: the ``=`` is missing, the path is empty, its first part is unknown, or the value is not YAML.
     """
     head = f"--set {_short(text)}"
     variant, after = _variant_in(text, data)
     path, equals, value_text = after.partition("=")
     segments = path.strip().split(".") if path.strip() or not variant else []
     if not equals:
-        raise StudyError(f"{head}: there is no `=` in it. {_EXAMPLE}")
+        raise StudyError(f"{head}: the `=` is missing. {_EXAMPLE}")
     if not all(segments):
         raise StudyError(f"{head}: the path is empty or has an empty part. {_EXAMPLE}")
     value = read_yaml(value_text, lambda line, column: head)[1]
@@ -171,12 +171,12 @@ def parse_override(text: str, data: Mapping[str, Any]) -> Override:
     if first == "search" and rest_segments[:1] == ["space"] and len(rest_segments) > 1:
         return Override(text, ("search", "space", ".".join(rest_segments[1:])), value)
     if rest_segments and first not in ("base", "variants", "search", "paper", "ablate"):
-        raise StudyError(f"{head}: `{first}` has no parts, it is set as a whole: --set {first}=…")
+        raise StudyError(f"{head}: `{first}` has no parts. Set it as a whole: --set {first}=…")
     return Override(text, tuple(segments), value)
 
 
 def _variant_in(text: str, data: Mapping[str, Any]) -> tuple[str, str]:
-    """The longest variant that an override's path names, and what follows it; without one "" and the whole text."""
+    """The longest variant name at the start of an override's path, and the rest; "" and the whole text if there is none."""
     variants = data.get("variants")
     start, _, rest = text.lstrip().partition(".")
     if start == "variants" and isinstance(variants, dict):
@@ -199,12 +199,12 @@ def _apply(override: Override, data: dict[str, Any]) -> None:
 
 
 def _mapping_at(data: dict[str, Any], keys: Sequence[str], override: Override) -> dict[str, Any]:
-    """The mapping at ``keys``, made where there is none. Copied on the way: other users of an alias keep theirs."""
+    """The mapping at ``keys``, created if necessary. Mappings on the way are copied, since YAML aliases share them."""
     for index, key in enumerate(keys):
         inner = data.get(key)
         if inner is not None and not isinstance(inner, dict):
-            holder = _dotted(keys[: index + 1])
-            raise StudyError(f"--set {_short(override.text)}: `{holder}` is {inner!r}, which has no fields to set.")
+            field = _dotted(keys[: index + 1])
+            raise StudyError(f"--set {_short(override.text)}: `{field}` is {inner!r}, which has no fields to set.")
         data[key] = dict(inner or {})
         data = data[key]
     return data
@@ -218,12 +218,12 @@ def _remove(mapping: dict[str, Any], keys: Sequence[str]) -> None:
 
 
 def _line(node: yaml.Node, keys: tuple[Key, ...]) -> int | None:
-    """Line, from 1, of the deepest key or item towards ``keys``, dotted ones included. None where nothing matches."""
+    """Line, from 1, of the deepest key or item on the way to ``keys``, which may be dotted. None if nothing matches."""
     if isinstance(node, yaml.SequenceNode) and keys and isinstance(keys[0], int) and keys[0] < len(node.value):
         item = node.value[keys[0]]
         return _line(item, keys[1:]) or item.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
-        # Backwards: the constructor put what `<<` merges in front of a mapping's own keys, which win.
+        # In reverse order, since the constructor put the merged keys of `<<` before a mapping's own keys, which take precedence.
         for key, value in reversed(node.value):
             for count in range(len(keys), 0, -1):
                 if key.value == _dotted(keys[:count]):
@@ -236,7 +236,7 @@ def _dotted(keys: Sequence[Key]) -> str:
 
 
 def _related(one: str, other: str) -> bool:
-    """Whether two dotted paths are the same, or one leads to the other."""
+    """Whether two dotted paths are equal, or one is a prefix of the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 

@@ -1,7 +1,7 @@
-"""YAML as studies use it: the YAML 1.2 core schema, every key once, no tags that build objects.
+"""Read and write YAML by the core schema of YAML 1.2, without duplicate keys and without tags that build objects.
 
-PyYAML speaks YAML 1.1, in which ``3e-4`` is a string, ``off`` is false and ``010`` is eight. Editors, JSON and people
-read 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), so that is what is read here.
+PyYAML implements YAML 1.1, in which ``3e-4`` is a string, ``off`` is false and ``010`` is eight. Editors, JSON and people
+expect YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Keeps YAML 1.1's rules beside those of 1.2: a string that either would take for something else is quoted."""
+    """Applies the rules of YAML 1.1 and of 1.2, and so quotes every string that one of them would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -58,15 +58,15 @@ _Dumper.add_representer(list, _sequence)
 _Dumper.add_representer(tuple, _sequence)
 
 Where = Callable[[int, int], str]
-"""Line and column, both from 1, to the head of an error message."""
+"""From line and column, both counted from 1, to the beginning of an error message."""
 
 
 def read_yaml(text: str, where: Where) -> tuple[yaml.Node | None, Any]:
-    """The one YAML document in ``text``: its root node (None in an empty text), which knows lines, and its value.
+    """The one YAML document in ``text``: its root node, which knows the lines, and its value. The root of an empty text is None.
 
     Raises:
-        StudyError: a syntax error; or a key that stands twice or is no text, a tag beyond plain values, an alias to
-            what it is part of: of these, every occurrence.
+        StudyError: there is a syntax error; or a key appears twice or is not text, a tag is not of a plain value, or an alias is
+            inside of what it refers to. The message lists every occurrence of the latter.
     """
     try:
         loader = _Loader(text)
@@ -95,13 +95,13 @@ def _syntax_error(error: yaml.MarkedYAMLError, where: Where) -> str:
 
 
 def _oddities(loader: _Loader, root: yaml.Node, where: Where) -> Iterator[str]:
-    """What YAML allows and a study does not, depth first, in the order of the text."""
+    """Everything that YAML allows and a study does not, depth first, in the order of the text."""
     seen: set[int] = set()
 
     def visit(node: yaml.Node, above: frozenset[int]) -> Iterator[str]:
         head = where(node.start_mark.line + 1, node.start_mark.column + 1)
         if id(node) in above:
-            yield f"{head}: an alias (*name) stands inside of what it refers to."
+            yield f"{head}: an alias (*name) is inside of what it refers to."
         if id(node) in seen:
             return
         seen.add(id(node))
@@ -120,13 +120,13 @@ def _oddities(loader: _Loader, root: yaml.Node, where: Where) -> Iterator[str]:
 
 def _bad_tag(loader: _Loader, node: yaml.Node) -> str | None:
     if node.tag not in _PLAIN_TAGS:
-        return f"the tag {node.tag.replace(_TAG, '!!')} has no place in a study, which holds plain values. Remove it."
+        return f"the tag {node.tag.replace(_TAG, '!!')} is not allowed in a study, which holds plain values. Remove it."
     if not isinstance(node, yaml.ScalarNode) or node.tag == _TAG + "str":
         return None
     natural = loader.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
     if node.tag == natural or (node.tag == _TAG + "float" and natural == _TAG + "int"):
         return None
-    return f"{node.value!r} is no {node.tag.replace(_TAG, '!!')}."
+    return f"{node.value!r} is not a valid {node.tag.replace(_TAG, '!!')}."
 
 
 def _bad_keys(node: yaml.MappingNode, where: Where) -> Iterator[str]:
@@ -135,10 +135,10 @@ def _bad_keys(node: yaml.MappingNode, where: Where) -> Iterator[str]:
         line = key.start_mark.line + 1
         head = where(line, key.start_mark.column + 1)
         if not isinstance(key, yaml.ScalarNode):
-            yield f"{head}: a list or a mapping cannot be a key. Text in {{braces}} or [brackets] needs quotes."
+            yield f"{head}: a list or a mapping cannot be a key. Put text in {{braces}} or [brackets] into quotes."
         elif (key.tag, key.value) in first:
             where_first = first[key.tag, key.value]
-            yield f"{head}: '{key.value}' stands twice in one mapping, first in line {where_first}. Keep one of them."
+            yield f"{head}: '{key.value}' appears twice in one mapping, first in line {where_first}. Keep one of them."
         elif message := _bad_key_tag(key):
             yield f"{head}: {message}"
         else:
@@ -153,6 +153,6 @@ def _bad_key_tag(key: yaml.ScalarNode) -> str | None:
 
 
 def write_yaml(value: Any) -> str:
-    """Plain values as YAML: keys in their order, unicode as it is, tuples as lists, lists of scalars in one line."""
+    """Plain values as YAML. Keys keep their order, unicode is not escaped, tuples become lists, and lists of scalars take one line."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, through its dashboard: submit one, follow it, ask after it, stop it."""
+"""Jobs on a Ray cluster, through its dashboard: submit, follow, query and stop them."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from stlab.errors import ResourceError, first_line
 from stlab.execution.ray import token
 
-# Ray's client tells of every package it sends, on the terminal.
+# Ray's client logs every package that it sends to the terminal.
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 
 _CONNECT_SECONDS = 5.0
-_ANSWER_SECONDS = 60.0  # a question that is not answered so long is asked again, where it is asked in following
-_SILENCE_SECONDS = 60.0  # a log that says nothing so long is opened anew: a connection can be dead and not show it
-_PATIENCE_SECONDS = 300.0  # how long a way to the cluster that is interrupted is tried again
-_PAUSES = (1.0, 30.0)  # between two such tries, the first and the longest, s
-_LOOK_SECONDS = 0.5  # between two questions after a job that is about to end
-_RETRY_SECONDS = 2.0  # before a log that broke off is asked for again
-_STOP_SECONDS = 60  # a driver that was asked to stop gets so long before it is killed
-_BY_THE_WAY = re.compile(r"status code (429|5\d\d)")  # a proxy's or a dashboard's own trouble, which passes
-_STUDY = "stlab.study"  # names of metadata
+_ANSWER_SECONDS = 60.0  # time limit of a request; while following a job it is then repeated
+_SILENCE_SECONDS = 60.0  # a log that is silent for this time is opened again, since a dead connection may give no sign
+_PATIENCE_SECONDS = 300.0  # how long requests are repeated while the connection to the cluster is interrupted
+_PAUSES = (1.0, 30.0)  # seconds between two of these requests: the first pause and the longest
+_LOOK_SECONDS = 0.5  # between two requests for the status of a job that is stopping
+_RETRY_SECONDS = 2.0  # before a log that broke off is opened again
+_STOP_SECONDS = 60  # a driver has this time to stop before it is killed
+_TEMPORARY = re.compile(r"status code (429|5\d\d)")  # temporary errors of a proxy or of the dashboard
+_STUDY = "stlab.study"  # keys of the metadata of a job
 _STORAGE = "stlab.storage"
 _AGAIN = "stlab.again"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the cluster knows it."""
+    """A job on the cluster."""
 
     job_id: str
     study: str | None
-    """The study that it runs; None for a job of another kind."""
+    """The study that it runs. None for a job of another kind."""
     status: str
     """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
     started_at: datetime | None
@@ -61,7 +61,7 @@ class Job:
     message: str
     entrypoint: str
     again: str | None = None
-    """The words after ``stlab submit`` that go on with it, less the address; None for a job that stlab did not submit."""
+    """The words after ``stlab submit`` that continue it, without the address. None for a job that stlab did not submit."""
 
     @property
     def is_over(self) -> bool:
@@ -69,22 +69,22 @@ class Job:
 
 
 class OutOfSight(ResourceError):
-    """A job that was followed cannot be seen any more. Whatever became of it, it was no input of the user's that ended it."""
+    """The job that was followed cannot be seen any more. This is not an error of the user, so it has an exit code of its own."""
 
     exit_code = 3
 
     def __init__(self, message: str, *, goes_on: bool) -> None:
         super().__init__(message)
         self.goes_on = goes_on
-        """Whether the job may run on; not where the cluster does not know it any more."""
+        """Whether the job may still run. False if the cluster does not know it any more."""
 
 
 class Away(ResourceError):
-    """The dashboard does not answer, or what stands before it says so."""
+    """The dashboard does not answer, or a proxy reports that it does not."""
 
 
 class _Client(JobSubmissionClient):
-    """Ray's, which would wait for ever for an answer that a dead connection does not bring."""
+    """Ray's client with a time limit for answers, without which a dead connection would block it forever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         if method == "GET":
@@ -96,7 +96,7 @@ class Jobs:
     """The jobs of one cluster.
 
     Raises:
-        ResourceError: nobody answers at the address, it is no dashboard, or it refuses the token; says what to do.
+        ResourceError: nothing answers at the address, it is not a dashboard, or it refuses the token. The message gives the remedy.
     """
 
     def __init__(self, address: str) -> None:
@@ -107,7 +107,7 @@ class Jobs:
 
     @property
     def ray_version(self) -> str:
-        """The cluster's."""
+        """The version of Ray on the cluster."""
         return str(self._client._server_ray_version)
 
     def submit(
@@ -125,10 +125,10 @@ class Jobs:
         """Send the packages and the working folder, and start ``python`` with ``arguments`` there.
 
         Args:
-            environment: variables of the driver and of all workers; whoever may ask the cluster can read them.
-            again: the words that go on with it; see :class:`Job`.
+            environment: variables of the driver and of all workers. Every user of the cluster can read them.
+            again: the words that continue the job; see :class:`Job`.
         """
-        # Ctrl-C is what a study knows how to end by; Ray's own default is a SIGTERM, and a SIGKILL 3 s later.
+        # A study ends cleanly on SIGINT. By default Ray sends SIGTERM, and SIGKILL 3 s later.
         stop = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}
         with self._answers():
             self._client.submit_job(
@@ -147,52 +147,53 @@ class Jobs:
             return _job(self._client.get_job_info(job_id))
 
     def of_study(self, study: str) -> list[Job]:
-        """The jobs that run or ran a study, the newest first."""
+        """The jobs that run or ran a study, newest first."""
         with self._answers():
             jobs = [_job(details) for details in self._client.list_jobs() if details.submission_id]
         found = [job for job in jobs if job.study == study or job.job_id == study]
         return sorted(found, key=lambda job: (not job.is_over, job.started_at or datetime.max.replace(tzinfo=UTC)), reverse=True)
 
     def log(self, job_id: str) -> str:
-        """What the job has written so far."""
+        """The log of the job so far."""
         with self._answers():
             return self._client.get_job_logs(job_id)
 
     def follow(self, job_id: str, write: Callable[[str], None], say: Callable[[str], None]) -> Job:
-        """Hand on what a job writes, from its start to its end. A log that breaks off is taken up where it was.
+        """Pass on the log of a job from its start to its end. A log that breaks off is continued at the same place.
 
         Args:
-            say: told, in a line each, that the way to the cluster is interrupted and that it is there again.
+            write: gets the text of the log.
+            say: gets a line when the connection to the cluster is interrupted, and one when it is back.
 
         Raises:
-            OutOfSight: the cluster is away for minutes, refuses the token by now, or does not know the job any more.
+            OutOfSight: the cluster does not answer for minutes, refuses the token, or does not know the job any more.
         """
-        told = 0
+        written = 0
         while True:
-            told = asyncio.run(self._tail(job_id, told, write))
+            written = asyncio.run(self._tail(job_id, written, write))
             job = self._patiently(lambda: self.get(job_id), job_id, say)
             if job.is_over:
                 with contextlib.suppress(OutOfSight):  # a job that never began has no log
-                    write(self._patiently(lambda: self.log(job_id), job_id, say)[told:])
+                    write(self._patiently(lambda: self.log(job_id), job_id, say)[written:])
                 return job
             time.sleep(_RETRY_SECONDS)
 
-    async def _tail(self, job_id: str, told: int, write: Callable[[str], None]) -> int:
-        """Hand on what follows the first ``told`` characters of a log, until it ends, breaks off or is silent; how many are told then."""
-        log, seen = self._client.tail_job_logs(job_id), 0  # from its start, whenever it is asked for
+    async def _tail(self, job_id: str, written: int, write: Callable[[str], None]) -> int:
+        """Pass on a log, after its first ``written`` characters, until it ends, breaks off or is silent."""
+        log, seen = self._client.tail_job_logs(job_id), 0  # Ray always sends a log from its start
         while True:
             try:
                 lines = await asyncio.wait_for(anext(log), _SILENCE_SECONDS)
             except (StopAsyncIteration, aiohttp.ClientError, OSError, RuntimeError):
-                return told
-            fresh = lines[max(0, told - seen) :]
+                return written
+            fresh = lines[max(0, written - seen) :]
             seen += len(lines)
             if fresh:
                 write(fresh)
-                told = seen
+                written = seen
 
     def _patiently(self, ask: Callable[[], _T], job_id: str, say: Callable[[str], None]) -> _T:
-        """The answer to a question about a job; asked again, with growing pauses, while the cluster is away."""
+        """The answer to a request about a job. The request is repeated, with growing pauses, while the cluster does not answer."""
         pause, until = _PAUSES[0], None
         while True:
             try:
@@ -201,7 +202,7 @@ class Jobs:
                 now = time.monotonic()
                 if until is None:
                     until = now + _PATIENCE_SECONDS
-                    say(f"{error}. The job is not touched by that; trying again for {_PATIENCE_SECONDS / 60:.0f} minutes.")
+                    say(f"{error}. The job is not affected; trying again for {_PATIENCE_SECONDS / 60:.0f} minutes.")
                 if now >= until:
                     raise OutOfSight(str(error), goes_on=True) from error
                 time.sleep(min(pause, until - now))
@@ -209,7 +210,7 @@ class Jobs:
             except ResourceError as error:
                 if "does not exist" not in str(error):
                     raise OutOfSight(str(error), goes_on=True) from error
-                message = f"the cluster at {self.address} knows no job {job_id} any more: its head was started anew. What is trained stays."
+                message = f"the cluster at {self.address} has lost job {job_id}: its head was restarted. What is trained stays."
                 raise OutOfSight(message, goes_on=False) from error
             else:
                 if until is not None:
@@ -226,7 +227,7 @@ class Jobs:
 
     @contextlib.contextmanager
     def _answers(self) -> Iterator[None]:
-        """What the cluster or the way to it refuses becomes a ResourceError that says what to do."""
+        """Turn errors of the cluster or of the connection into a ResourceError that gives the remedy."""
         try:
             yield
         except AuthenticationError as error:
@@ -234,35 +235,35 @@ class Jobs:
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise Away(f"the Ray dashboard at {self.address} does not answer: {first_line(error)}") from error
         except RuntimeError as error:
-            if _BY_THE_WAY.search(str(error)):
+            if _TEMPORARY.search(str(error)):
                 raise Away(f"the Ray dashboard at {self.address} cannot answer: {first_line(error)}") from error
             raise ResourceError(f"the cluster at {self.address} refuses: {first_line(error)}") from error
 
 
 def check_dashboard(address: str) -> None:
-    """Refuse what is no address of a dashboard, and one that nobody listens at.
+    """Check that the address is that of a dashboard, and that it answers.
 
     Raises:
-        ResourceError: says which address is meant.
+        ResourceError: it is not; the message shows the form of the address.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or "head"
-        raise ResourceError(f"--address {address}: jobs go through the Ray dashboard, by its URL: --address http://{host}:8265")
+        raise ResourceError(f"--address {address}: give the URL of the Ray dashboard, which manages jobs: --address http://{host}:8265")
     if parts.username or parts.password:
-        raise ResourceError("--address: no name or password belongs into it. The cluster's token is read from RAY_AUTH_TOKEN_PATH.")
+        raise ResourceError("--address: leave out user name and password. The cluster's token is read from RAY_AUTH_TOKEN_PATH.")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise ResourceError(
-            f"nobody answers at {address} ({error}). Is the cluster up, and its dashboard reachable from here (its port is 8265; from "
+            f"nothing answers at {address} ({error}). Is the cluster up, and its dashboard reachable from here (its port is 8265; from "
             "outside: kubectl port-forward, ssh -L 8265:localhost:8265, ray dashboard)?"
         ) from error
 
 
 def _token_header() -> dict[str, Any]:
-    """The token as a header, if there is one here; Ray itself sends it only where RAY_AUTH_MODE says so."""
+    """The token as a header, if this machine has one. Ray itself sends it only if RAY_AUTH_MODE is set."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return {}
     try:
@@ -274,7 +275,7 @@ def _token_header() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_ray_address() -> Iterator[None]:
-    """Ray's client prefers these variables to the address that it is given."""
+    """Remove these variables for a while, since Ray's client prefers them to the address that it is given."""
     kept = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
         yield
@@ -298,7 +299,7 @@ def _job(details: JobDetails) -> Job:
 
 
 def _study_of(entrypoint: str) -> str | None:
-    """The study of a job that was submitted by Ray's own command: ``python -m stlab run STUDY …``."""
+    """The study of a job that was submitted with Ray's own command: ``python -m stlab run STUDY …``."""
     try:
         words = shlex.split(entrypoint)
     except ValueError:

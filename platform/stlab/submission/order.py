@@ -1,4 +1,4 @@
-"""What a study needs to run elsewhere: checked here, as far as that goes, before anything is sent."""
+"""The order of a job: ``stlab run`` with its arguments, which are checked here, as far as possible, before anything is sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEEP_IT_OUT = " Take it out of the URI, and set it in the environment of the cl
 
 @dataclass(frozen=True)
 class Order:
-    """``stlab run`` as it is to be called on the cluster."""
+    """The call of ``stlab run`` on the cluster."""
 
     study: str
     overrides: list[str]
@@ -34,7 +34,7 @@ class Order:
     add_seeds: int | None = None
 
     def arguments(self, study: str) -> list[str]:
-        """The words after ``stlab``. Whoever may ask the cluster can read them, so that no password stands in them."""
+        """The words after ``stlab``. They hold no password, since every user of the cluster can read them."""
         words = ["run", study, "--storage", self.storage]
         if self.tracking_uri and not secrets_of(self.tracking_uri):
             words += ["--tracking-uri", self.tracking_uri]
@@ -49,27 +49,27 @@ class Order:
         return words
 
     def again(self, name: str) -> list[str]:
-        """The words after ``stlab submit`` that go on with a job of this order, less the address; without passwords, as above.
+        """The words after ``stlab submit`` that continue a job of this order, without the address and without passwords.
 
         Args:
-            name: of the study.
+            name: the name of the study.
         """
-        order = replace(self, retry_failed=False)  # what has failed since is not asked for
+        order = replace(self, retry_failed=False)  # it concerned earlier failures, not those of this job
         if self.add_seeds is None:
             study = _as_anywhere(self.study)
-        else:  # the study in the storage has the new seeds by then, and as many more are not meant
+        else:  # the study in the storage has the new seeds by then, and repeating the option would add further ones
             study = f"{self.storage.rstrip('/')}/studies/{name}/study.yaml"
             order = replace(order, overrides=[], add_seeds=None)
         hidden = [word for uri in self.environment().values() for word in ("--tracking-uri", shown(uri))]
         return [*order.arguments(study)[1:], *hidden]
 
     def environment(self) -> dict[str, str]:
-        """A tracking URI with a password in it: it is kept out of the command, which is logged and shown."""
+        """A tracking URI with a password, which must not be part of the command, since the command is logged and shown."""
         return {"MLFLOW_TRACKING_URI": self.tracking_uri} if self.tracking_uri and secrets_of(self.tracking_uri) else {}
 
 
 def _as_anywhere(study: str) -> str:
-    """A study as it can be named from any folder of this machine."""
+    """The name of a study, or its path from any folder of this machine."""
     if is_uri(study):
         return study
     found = find_study(study)
@@ -78,26 +78,26 @@ def _as_anywhere(study: str) -> str:
 
 @dataclass
 class Checked:
-    """An order that may be sent."""
+    """The result of checking an order that may be sent."""
 
     name: str
-    """Of the study."""
+    """The name of the study."""
     text: str | None
-    """The study file; None where a study that was run is extended by its name alone."""
+    """The content of the study file. None if ``--add-seeds`` extends a study that is given by its name alone."""
     notes: list[str] = field(default_factory=list)
-    """What could not be checked here."""
+    """Notes on what could not be checked on this machine."""
 
 
 def check_order(order: Order) -> Checked:
-    """Find and validate the study, and refuse what can only be meant for this machine.
+    """Find and validate the study, and refuse paths and addresses that only this machine can use.
 
     Raises:
-        UserError: what is wrong, where, and what to do.
+        UserError: the order cannot be sent; the message gives the place, the reason and the remedy.
     """
     _check_places(order)
     notes = []
     if order.tracking_uri and urlsplit(order.tracking_uri).hostname in ("localhost", "127.0.0.1", "::1"):
-        notes.append(f"{shown(order.tracking_uri)} is, for the job, a server on the cluster's own head.")
+        notes.append(f"for the job, {shown(order.tracking_uri)} is a server on the head of the cluster.")
     if order.add_seeds is not None:
         return _extension(order, notes)
     source = load_study_source(order.study, with_trials(order.study, order.overrides, order.trials))
@@ -119,11 +119,11 @@ def check_order(order: Order) -> Checked:
 
 
 class _Elsewhere(Exception):
-    """Data that are not on this machine; the rest of the plan cannot be made here."""
+    """Raised for data that are not on this machine, since the rest of the plan cannot be made here."""
 
 
 def _extension(order: Order, notes: list[str]) -> Checked:
-    """With ``--add-seeds`` the study that was run counts, in the storage; a file gives its name only."""
+    """``--add-seeds`` extends the study in the storage, so a study file only gives the name."""
     try:
         source = load_study_source(order.study)
     except StudyError:
@@ -139,25 +139,25 @@ def _check_places(order: Order) -> None:
         )
     if not is_uri(order.storage) and not Path(order.storage).is_absolute():
         raise UserError(
-            f"--storage {order.storage}: a folder of this machine is no place for a cluster. Give one that all nodes reach: "
+            f"--storage {order.storage}: a cluster cannot use a folder of this machine. Give a storage that all nodes reach: "
             "--storage s3://bucket/runs, or an absolute path of a shared folder: /shared/runs."
         )
     uri = order.tracking_uri or ""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         raise UserError(
-            f"--tracking-uri {uri}: a database in this folder is out of a cluster's reach. Give a server, --tracking-uri "
+            f"--tracking-uri {uri}: a cluster cannot reach a database in this folder. Give a server, --tracking-uri "
             "http://mlflow:5000, or leave it out and run stlab sync later."
         )
     for override in order.overrides:
         path, _, value = override.partition("=")
         if holds_secret(value):
-            what_to_do = f" {NO_PASSWORD[0].upper()}{NO_PASSWORD[1:]}" if path.strip().startswith("search") else _KEEP_IT_OUT
-            raise UserError(f"--set {path.strip()}: the value holds a password, and the job's command is shown to all.{what_to_do}")
+            remedy = f" {NO_PASSWORD[0].upper()}{NO_PASSWORD[1:]}" if path.strip().startswith("search") else _KEEP_IT_OUT
+            raise UserError(f"--set {path.strip()}: the value holds a password, and all users can read the command of a job.{remedy}")
 
 
 def _refuse_relative_paths(source: StudySource) -> None:
     problems = [
-        f"{source.place(loc)[1]}: {'.'.join(map(str, loc))}: {value!r} is a path from this folder, which the job does not have. Give an "
+        f"{source.place(loc)[1]}: {'.'.join(map(str, loc))}: {value!r} is relative to this folder, which the job does not have. Give an "
         "absolute path that all nodes reach, or a URI (s3://…)."
         for loc, value in _leaves(source.data, ())
         if _is_of_this_folder(loc, value)
@@ -167,7 +167,7 @@ def _refuse_relative_paths(source: StudySource) -> None:
 
 
 def _is_of_this_folder(loc: tuple[Key, ...], value: str) -> bool:
-    """Whether a value of a study is a relative path. What names no file by its field does so if there is such a file here."""
+    """Whether a value of a study is a relative path. A field of the model may name a file: it does if there is such a file here."""
     if ":" in value or not value or Path(value).is_absolute():
         return False
     words = ".".join(str(key) for key in loc).split(".")

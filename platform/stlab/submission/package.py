@@ -1,4 +1,4 @@
-"""What goes to a cluster with a job: this very stlab, as a wheel's content, and one study file."""
+"""The package that a job sends to a cluster: the content of a wheel of this stlab, whether a checkout or an installation."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from stlab.errors import UserError
 
-_LEFT_OUT = {"direct_url.json", "INSTALLER", "REQUESTED", "RECORD"}  # of this machine's installation, not of stlab
+_LEFT_OUT = {"direct_url.json", "INSTALLER", "REQUESTED", "RECORD"}  # describe the installation on this machine
 
 
 def package_folders(scratch: Path) -> list[Path]:
-    """Folders that hold stlab as a wheel does: the packages and their metadata, to be put on the import path.
+    """Folders with the content of a wheel, the packages and their metadata, for the import path.
 
-    From a checkout a wheel is built and unpacked; an installed stlab is copied as it is. A wheel itself is not handed to Ray, which
-    would run ``pip install`` on it on every node, dependencies and all, and take a wheel of the same version for the same code.
+    A checkout is built into a wheel, which is unpacked; an installed stlab is copied. Ray does not get the wheel itself: it would run
+    ``pip install`` with all dependencies on every node, and assume that two wheels of the same version hold the same code.
 
     Args:
         scratch: an empty folder to work in.
@@ -36,12 +36,12 @@ def package_folders(scratch: Path) -> list[Path]:
 
 
 def size(folders: Iterator[Path] | list[Path]) -> int:
-    """Bytes in all files of the folders: what goes over the wire, since Ray sends them uncompressed."""
+    """Bytes in all files of the folders, which is the amount sent, since Ray does not compress them."""
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 def _checkout() -> Path | None:
-    """The folder with this stlab's ``pyproject.toml``, if it runs from one."""
+    """The folder with the ``pyproject.toml`` of this stlab, if it runs from a checkout."""
     root = Path(__file__).resolve().parents[3]
     return root if (root / "pyproject.toml").is_file() and (root / "platform" / "stlab").is_dir() else None
 

@@ -132,7 +132,7 @@ def test_tables_are_refused_with_line_and_row(study: str, say: Say) -> None:
     _refused(say(*command), "table.csv", "irregular", "index 38", "index 39", "600 s")
     rows = table.stack().rename("value").rename_axis(["timestamp", "node"]).reset_index()
     pd.concat([rows, rows.iloc[[3]]]).to_parquet("long.parquet")
-    _refused(say("plan", study, "--set", "data.path=long.parquet"), "long.parquet", "1 readings stand twice", "node s3")
+    _refused(say("plan", study, "--set", "data.path=long.parquet"), "long.parquet", "1 readings appear twice", "node s3")
 
 
 def test_pickles_are_refused_in_every_format(study: str, say: Say) -> None:
@@ -151,7 +151,7 @@ def test_times_that_are_given(study: str, say: Say) -> None:
     np.savez("good.npz", data=pems())
     given = ("--set", "data.start=2018-01-01", "--set", "data.step_minutes=5")
     _planned(say("plan", study, *given))
-    _refused(say("plan", study, *given[:2]), "start and step_minutes are given together")
+    _refused(say("plan", study, *given[:2]), "start and step_minutes go together")
     _refused(say("plan", study, "--set", "data.start=tomorrow", *given[2:]), "data.start=tomorrow", "ISO time")
     np.savez("good.npz", data=pems(), timestamps=TIMES)
     _refused(say("plan", study, *given), "good.npz", "timestamps of its own", "Leave data.start")

@@ -91,7 +91,7 @@ def test_the_first_window_of_all_nodes_is_the_default(timeless: Path, say: Calla
     assert Path("roads_image.png").exists()
     again = say("image", "--data", str(timeless), "--at", "188")
     assert again.code == 2
-    assert "roads_image.png is there already; say where the picture goes with --picture" in again.err
+    assert "roads_image.png already exists. Name another file with --picture" in again.err
     last = say("image", "--data", str(timeless), "--at", "188", "--picture", "last.png")
     assert "step 188, 12 steps: steps 188 to 199" in last.out
 
@@ -110,18 +110,18 @@ def test_a_grid_is_a_network_of_its_cells(grid: dict[str, np.ndarray], say: Call
         (("--at", "2024-01-01T08:02"), "steps, which are 300 s apart. Give 2024-01-01T08:00:00 or 2024-01-01T08:05:00"),
         (("--at", "2024-01-01T16:35"), "12 steps can start from 2024-01-01T00:00:00 to 2024-01-01T15:40:00"),
         (("--at", "2023-12-31"), "outside the series"),
-        (("--at", "noon"), "neither an ISO time, as 2024-01-01T00:00:00, nor a step's index"),
+        (("--at", "noon"), "neither an ISO time, such as 2024-01-01T00:00:00, nor the index of a step"),
         (("--at", "2024-01-01T08:00+02:00"), "no time zone. Leave it out: 2024-01-01T08:00:00"),
         (("--at", "189"), "can start at step 0 to 188; the series has 200 steps"),
         (("--at=-1",), "can start at step 0 to 188"),
-        (("--nodes", "5:5"), "'5:5' holds no node, as the end is left out. Give 0:20"),
+        (("--nodes", "5:5"), "'5:5' holds no node, since the end is not included. Give, for example, 0:20"),
         (("--nodes", "20:31"), "there are 30 nodes, 0 to 29; '20:31' goes beyond"),
         (("--nodes", "30"), "there are 30 nodes, 0 to 29"),
         (("--nodes", ""), "'' is neither A:B nor an index"),
         (("--nodes", "a:b"), "'a:b' is neither A:B nor an index"),
         (("--nodes=-3:5",), "'-3:5' is neither A:B nor an index"),
-        (("--nodes", "0:4,2"), "node 2 is there twice. Name each node once"),
-        (("--set", "data.family=grid"), "an image is of nodes. Leave it out"),
+        (("--nodes", "0:4,2"), "node 2 appears twice. Name each node once"),
+        (("--set", "data.family=grid"), "the image relates nodes. Leave the family out"),
         (("--set", "data.histroy=6"), "histroy"),
         (("--picture", "absent/x.png"), "there is no folder absent"),
     ],

@@ -144,9 +144,9 @@ def test_times_can_be_given(tmp_path: Path) -> None:
     refuses(stamped, "stamped.npz", "timestamps of its own", "data.start", start="2012-03-01", step_minutes=5)
     refuses(bare, "does not divide a day", start="2012-03-01", step_minutes=7)
     refuses(bare, "whole number of seconds", start="2012-03-01", step_minutes=0.0001)
-    with pytest.raises(ValueError, match="given together"):
+    with pytest.raises(ValueError, match="go together"):
         spec(bare, start="2012-03-01")
-    for start, words in (("1 March", "no ISO time"), ("2012-03-01T00:00Z", "without a time zone")):
+    for start, words in (("1 March", "not an ISO time"), ("2012-03-01T00:00Z", "without a time zone")):
         with pytest.raises(ValueError, match=words):
             spec(bare, start=start, step_minutes=5)
 
@@ -174,7 +174,7 @@ def test_parquet_pairs_without_a_row_are_missing(tmp_path: Path) -> None:
     pq.write_table(table, path)
     assert load_dataset(spec(path, channel=1)).channel_names == ("occupancy",)
     pq.write_table(pa.concat_tables([table, table.slice(5, 1)]), path)
-    refuses(path, "1 readings stand twice", "rows 5 and 1500", "Keep one")
+    refuses(path, "1 readings appear twice", "rows 5 and 1500", "Keep one")
     pq.write_table(table.drop_columns("node"), path)
     refuses(path, "columns timestamp, value, occupancy", "node")
     pq.write_table(table.set_column(2, "value", pa.array(["a"] * len(table))), path)
@@ -208,7 +208,7 @@ def test_csv_without_times_and_what_is_refused(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[0], *lines[1:9], lines[9].replace(lines[9].split(",")[2], "broken"), *lines[10:]]))
     refuses(path, "line 10", f"sensor {IDS[2]}", "'broken' is no number")
     path.write_text("\n".join([lines[0].replace(IDS[4], IDS[1]), *lines[1:]]))
-    refuses(path, f"the sensor {IDS[1]} stands twice", "line 1")
+    refuses(path, f"the sensor {IDS[1]} appears twice", "line 1")
     path.write_text("\n".join([lines[0], *(line + ",1" for line in lines[1:])]))
     refuses(path, "more cells than the header, 5")
     path.write_text("\n".join([*lines[:7], lines[7] + ",1,2", *lines[8:]]))
@@ -358,7 +358,7 @@ def test_ids_and_distances(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     ids.write_text("\n".join(IDS[:4]))
     refuses(tmp_path / "pems.npz", "pems.txt", "4 ids for the 5 nodes", node_ids=str(ids))
     ids.write_text("\n".join([*IDS[:4], IDS[0]]))
-    refuses(tmp_path / "pems.npz", f"{IDS[0]} stands twice", "number 1 and 5", node_ids=str(ids))
+    refuses(tmp_path / "pems.npz", f"{IDS[0]} appears twice", "number 1 and 5", node_ids=str(ids))
     frame(speeds()).to_csv(tmp_path / "named.csv")
     ids.write_text("\n".join(reversed(IDS)))
     refuses(tmp_path / "named.csv", "itself calls that node 773869", "Leave data.node_ids out", node_ids=str(ids))

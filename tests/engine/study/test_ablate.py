@@ -98,9 +98,9 @@ def test_a_component_may_be_named_by_its_switch() -> None:
     ("components", "message"),
     [
         (["temporal_contxt"], "has no component 'temporal_contxt'. Did you mean 'temporal_context'?"),
-        (["calendar"], "'calendar' is off in the base already"),
-        (["peft", "peft"], "'peft' stands twice"),
-        (["cross_prompts", "cross_prompt_layers"], "is the component 'cross_prompts', which stands here already"),
+        (["calendar"], "'calendar' is already off in the base"),
+        (["peft", "peft"], "'peft' appears twice"),
+        (["cross_prompts", "cross_prompt_layers"], "is the component 'cross_prompts', which is already listed"),
     ],
 )
 def test_what_cannot_be_left_out_is_said(components: list[str], message: str) -> None:
@@ -127,7 +127,7 @@ def test_typed_and_generated_variants_stand_together_and_survive_being_written_o
 
 def test_a_name_that_is_taken_is_refused() -> None:
     text = ablate("leave_one_out", "peft") + "variants:\n  w/o peft: {model.rank: 4}\n"
-    with pytest.raises(StudyError, match="`ablate` makes a variant of this name with other settings"):
+    with pytest.raises(StudyError, match="`ablate` generates a variant of this name with other settings"):
         planned(text)
 
 
@@ -139,7 +139,7 @@ def test_a_typed_twin_of_a_generated_variant_is_refused() -> None:
 
 def test_a_combination_that_the_model_refuses_is_named() -> None:
     text = ablate("pairs", "temporal_context", "decoder").replace("weights: random", "weights: random, calendar: true")
-    with pytest.raises(StudyError, match=r"'w/o temporal_context, decoder' cannot be: model\.calendar"):
+    with pytest.raises(StudyError, match=r"'w/o temporal_context, decoder' is not possible: model\.calendar"):
         planned(text)
 
 

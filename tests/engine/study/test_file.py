@@ -126,15 +126,15 @@ def test_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("name: a\nname: b\n", ["study.yaml:2:1", "'name' stands twice", "line 1"]),
-        ("base:\n  x: {a: 1, a: 2}\n", ["study.yaml:2:13", "'a' stands twice"]),
+        ("name: a\nname: b\n", ["study.yaml:2:1", "'name' appears twice", "line 1"]),
+        ("base:\n  x: {a: 1, a: 2}\n", ["study.yaml:2:13", "'a' appears twice"]),
         ("name: [a\n", ["study.yaml:2:1", "not valid YAML", "starts in line 1"]),
         ("name:\n\tx: 1\n", ["study.yaml:2:1", "spaces, not tabs"]),
         ("a: *b\n", ["study.yaml:1:4", "undefined alias"]),
         ("a: 1\n---\na: 2\n", ["study.yaml:2:1", "document"]),
         ("a: &x [*x]\n", ["alias"]),
         ("a: !!python/object/apply:os.getcwd []\n", ["study.yaml:1:4", "!!python/object/apply:os.getcwd"]),
-        ("a: !!int x\n", ["study.yaml:1:4", "'x' is no !!int"]),
+        ("a: !!int x\n", ["study.yaml:1:4", "'x' is not a valid !!int"]),
         ("variants:\n  1: {}\n", ["study.yaml:2:3", "quotes", "'1'"]),
         ("{[a]: 1}\n", ["study.yaml:1:2", "cannot be a key"]),
         ("name: a\x01\n", ["study.yaml:1:8"]),
@@ -238,7 +238,7 @@ def test_the_longest_variant_name_wins() -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("model.rank", ["no `=`", "--set train.lr=1e-3"]),
+        ("model.rank", ["the `=` is missing", "--set train.lr=1e-3"]),
         ("=4", ["empty", "--set train.lr=1e-3"]),
         ("model..rank=4", ["empty part"]),
         ("modle.rank=4", ["no `modle`", "Did you mean 'model'?"]),
@@ -258,14 +258,14 @@ def test_a_wrong_override_is_named_as_it_was_given(override: str, parts: list[st
     assert all(part in message for part in parts), message
 
 
-def test_every_wrong_override_is_told() -> None:
+def test_every_wrong_override_is_reported() -> None:
     assert len(_error(STUDY, "x", "model.rank=3", "=y").splitlines()) == 2
 
 
 # Explaining
 
 
-def test_all_problems_are_told_in_the_order_of_the_file() -> None:
+def test_all_problems_are_reported_in_the_order_of_the_file() -> None:
     text = """\
 name: demo
 base:
@@ -309,8 +309,8 @@ train: {}
         (18, "variants.c", "`model.rank` is written twice"),
         (23, "axes.data.pth", "unknown field. Did you mean 'path'?"),
         (24, "axes.train.lr", "an axis without values"),
-        (25, "axes.train", "the path of an axis is written with dots: train.min_lr."),
-        (26, "seeds", "a seed stands twice in [1, 1]"),
+        (25, "axes.train", "write the path of an axis with dots: train.min_lr."),
+        (26, "seeds", "a seed appears twice in [1, 1]"),
         (27, "sedes", "unknown field. Did you mean 'seeds'?"),
         (28, "train", "unknown field. It belongs under `base`: base.train."),
     ]
@@ -322,7 +322,7 @@ train: {}
 
 def test_a_missing_field_points_to_what_lacks_it() -> None:
     message = _error("name: demo\nbase:\n  data:\n    family: grid\n  model: {name: m}\n")
-    assert message.startswith("study.yaml:3: base.data.path: this field is needed. A file (")
+    assert message.startswith("study.yaml:3: base.data.path: this field is required. Path or URI of the data.")
 
 
 def test_an_item_of_a_list_has_its_own_line() -> None:

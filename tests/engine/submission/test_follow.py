@@ -102,7 +102,7 @@ def test_a_job_that_the_cluster_does_not_know_any_more_is_not_said_to_go_on(foll
     assert follow(Dashboard([_away(), RuntimeError("Request failed with status code 404: Job x-1 does not exist.")])) == 3
     told = capsys.readouterr()
     assert "goes on" not in told.out
-    assert "knows no job x-1 any more" in told.err
+    assert "has lost job x-1" in told.err
 
 
 def test_an_output_that_is_closed_is_no_broken_connection(follow: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,13 +28,16 @@ def study(tmp_path: Path, study_text: str) -> Path:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--storage", "runs"], "--storage runs: a folder of this machine"),
+        (["--storage", "runs"], "--storage runs: a cluster cannot use a folder of this machine"),
         (["--storage", "s3://key:word@bucket/runs"], "--storage s3://key:***@bucket/runs: keys do not belong in a URI"),
-        (["--storage", "s3://b/r", "--tracking-uri", "sqlite:///mlflow.db"], "out of a cluster's reach"),
+        (["--storage", "s3://b/r", "--tracking-uri", "sqlite:///mlflow.db"], "a cluster cannot reach a database"),
         (["--storage", "s3://b/r", "--set", "search.storage=mysql://me:word@db/x"], "--set search.storage: the value holds a password"),
-        (["--storage", "s3://b/r", "--set", "data.path=grid.npz"], "--set data.path=grid.npz: base.data.path: 'grid.npz' is a path from"),
+        (
+            ["--storage", "s3://b/r", "--set", "data.path=grid.npz"],
+            "--set data.path=grid.npz: base.data.path: 'grid.npz' is relative to this folder",
+        ),
         (["--storage", "s3://b/r", "--set", "data.pth=grid.npz"], "did you mean 'path'"),
-        (["--storage", "s3://b/r"], "nobody answers at http://127.0.0.1:9"),
+        (["--storage", "s3://b/r"], "nothing answers at http://127.0.0.1:9"),
     ],
 )
 def test_what_cannot_run_there_is_refused_here(say: Callable[..., Any], study: Path, options: list[str], words: str) -> None:
@@ -91,7 +94,7 @@ def test_what_goes_on_with_rays_own_job_is_rays_own_command() -> None:
     from stlab.submission.jobs import Job
 
     job = Job("raysubmit_1", "x", "STOPPED", None, None, None, "", "python -m stlab run x --set train.lr=1e-3")
-    assert _how_to_take_up(job, "http://head:8265") == "The same command goes on with it: python -m stlab run x --set train.lr=1e-3"
+    assert _how_to_take_up(job, "http://head:8265") == "The same command continues it: python -m stlab run x --set train.lr=1e-3"
 
 
 def test_how_much_is_sent_is_said_before_it_is_sent(say: Callable[..., Any], study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +209,7 @@ def test_status_of_a_whole_storage(say: Callable[..., Any], storage: Path, tmp_p
     assert lines[1].startswith("five: 5 trials: ")
     nothing = say("status", "--storage", str(tmp_path / "empty"))
     assert nothing.code == 2
-    assert "no study was begun in" in nothing.err
+    assert "there are no studies in" in nothing.err
 
 
 def test_status_of_what_was_never_begun(say: Callable[..., Any], storage: Path) -> None:
@@ -215,11 +218,11 @@ def test_status_of_what_was_never_begun(say: Callable[..., Any], storage: Path) 
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
         asked = say("status", "six", "--storage", str(storage), "--address", nowhere)
-    assert "no study 'six' was begun" in asked.out
+    assert "there is no study 'six'" in asked.out
     assert nowhere in asked.err
     answer = say("status", "six", "--storage", str(storage))
     assert answer.code == 2
-    assert "there: five" in answer.err
+    assert "known: five" in answer.err
 
 
 def test_logs_by_the_beginning_of_an_id(say: Callable[..., Any], storage: Path) -> None:

@@ -1,1 +1,1 @@
-"""File formats: a reader a file, from a path to a series or to ready-made windows."""
+"""File formats: one module per format, which reads a path into a series or into ready-made windows."""

@@ -1,4 +1,4 @@
-"""Checks on what was read. Every message names the file, the array, the index and what to do."""
+"""Checks of the content of a file. Every message names the file, the array, the index and the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checked_values(array: NDArray[np.generic], family: str, source: str, name: s
     """The array as float32 (T, *S), C-contiguous.
 
     Raises:
-        DataError: wrong rank, an empty axis, not numbers, or finite values that float32 cannot hold.
+        DataError: the rank is wrong, an axis is empty, the values are not numbers, or float32 cannot hold a finite value.
     """
     axes = FAMILY_AXES[family]
     if array.ndim != len(axes):
@@ -58,11 +58,11 @@ def checked_values(array: NDArray[np.generic], family: str, source: str, name: s
 def checked_timestamps(
     array: NDArray[np.generic], steps: int, source: str, name: str = "timestamps"
 ) -> NDArray[np.datetime64]:
-    """The timestamps as datetime64[s], (T,), increasing in even steps that divide a day.
+    """The timestamps as datetime64[s], (T,), which increase in even steps that divide a day.
 
     Raises:
-        DataError: wrong type, length or rank, a missing or sub-second time, an irregular or non-increasing one, a
-            step that divides no day.
+        DataError: type, length or rank is wrong, a time is missing or has fractions of a second, the times do not increase in even
+            steps, or the step does not divide a day.
     """
     where = f"{source}: array `{name}`"
     if array.dtype.kind != "M":
@@ -116,10 +116,10 @@ def _check_even(times: NDArray[np.datetime64], where: str) -> None:
 def on_even_grid(
     times: NDArray[np.datetime64], values: NDArray[np.float64], where: str
 ) -> tuple[NDArray[np.datetime64], NDArray[np.float64], str]:
-    """A table whose lines leave steps out, with a step of NaN for each of them: times, values (T, …), and what was left out.
+    """Insert NaN for the steps that a table leaves out: times, values (T, …), and a sentence on the steps that were inserted.
 
-    PEMS-BAY lacks the hour that the clocks skip. Where gaps are no whole steps, or more is left out than is there, the
-    table is returned as it is, and :func:`checked_timestamps` says what is wrong with it.
+    PEMS-BAY lacks the hour that the clocks skip. If a gap is not a whole number of steps, or more steps are missing than present, the
+    table is returned unchanged, and :func:`checked_timestamps` reports the error.
     """
     if len(times) < 2 or np.isnat(times).any():
         return times, values, ""
@@ -135,15 +135,15 @@ def on_even_grid(
     filled = np.full((int(at[-1]) + 1, *values.shape[1:]), np.nan, values.dtype)
     filled[at] = values
     first = int(np.argmax(gaps != step))
-    told = (
+    sentence = (
         f"{where} is irregular: from index {first} ({times[first]}) to index {first + 1} ({times[first + 1]}) are "
         f"{gaps[first]} s, where the step is {step} s; {left_out} steps are left out, and count as missing."
     )
-    return times[0].astype("datetime64[s]") + np.arange(int(at[-1]) + 1) * np.timedelta64(step, "s"), filled, told
+    return times[0].astype("datetime64[s]") + np.arange(int(at[-1]) + 1) * np.timedelta64(step, "s"), filled, sentence
 
 
 def missing_message(series: Series, family: str) -> str | None:
-    """What to say of non-finite values: how many, and where and when the first is; None where there are none."""
+    """The message on non-finite values: their number, and place and time of the first. None if there are none."""
     values = series.values
     missing = ~np.isfinite(values)
     count = int(missing.sum())
@@ -152,18 +152,18 @@ def missing_message(series: Series, family: str) -> str | None:
     first = _first(missing)
     when = [] if series.timestamps is None else [str(series.timestamps[first[0]])]
     who = [f"node {series.node_names[first[1]]}"] if series.node_names and family == "sensors" else []
-    told = f" ({', '.join(when + who)})" if when or who else ""
+    details = f" ({', '.join(when + who)})" if when or who else ""
     zero = "zero (they then are missing readings, masked out)" if series.null == 0 else "zero"
     return (
         f"{series.source}: {count} of {values.size} values of array `{series.array}` are not finite "
-        f"({100 * count / values.size:.2g} %), the first at {place_in_file(series, first, family)}{told}: "
+        f"({100 * count / values.size:.2g} %), the first at {place_in_file(series, first, family)}{details}: "
         f"{values[first]}. {series.left_out + ' ' if series.left_out else ''}"
         f"Set data.missing to {zero} or interpolate, or mend the file."
     )
 
 
 def place_in_file(series: Series, index: tuple[int, ...], family: str) -> str:
-    """An index into the values, with its axes, as it is in the file."""
+    """An index into the values as text, with the axes and the channel of the file."""
     channel = 1 + CHANNEL_AXIS[family]
     in_file = tuple(i + series.first_channel if axis == channel else i for axis, i in enumerate(index))
     return _place(in_file, FAMILY_AXES[family])

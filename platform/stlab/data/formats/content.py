@@ -1,17 +1,18 @@
-"""What a reader returns: a series, or windows that somebody else has cut already. Nothing is scaled or filled here.
+"""The content of a file: a series, or windows that were cut elsewhere. Nothing is scaled or filled here.
 
-Shape legend as in ``stmodels.types``: T steps, P history, Q horizon, S the shape of one step, (C, H, W) for a grid
-and (N, C) for sensors.
+Legend: T steps, P history, Q horizon, S the shape of one step: (C, H, W) for a grid and (N, C) for sensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,37 +20,36 @@ if TYPE_CHECKING:
 DAY_SECONDS = 86_400
 SEGMENTS = ("train", "validation", "test")
 
-# The axes of a family's array, time first, and which axis of one step holds the channels.
+# The axes of a family's array, time first, and the axis of one step that holds the channels.
 FAMILY_AXES = {"grid": ("T", "C", "H", "W"), "sensors": ("T", "N", "C")}
 CHANNEL_AXIS = {"grid": 0, "sensors": 1}
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series as read: checked for shape, type and timestamps; values may still be missing (non-finite)."""
+    """A series as it was read: shape, type and timestamps are checked, but values may be missing (non-finite)."""
 
     values: NDArray[np.float32]
-    """(T, *S), in the data's own unit."""
+    """(T, *S), in the unit of the data."""
     timestamps: NDArray[np.datetime64] | None
-    """(T,) datetime64[s], evenly spaced by a divisor of a day; None where the file has none."""
+    """(T,) datetime64[s], evenly spaced by a divisor of a day. None if the file has none."""
     source: str
-    """The path as it was given, for messages."""
+    """The path as the user gave it, for messages."""
     name: str
     synthetic: bool = False
     channel_names: tuple[str, ...] | None = None
     node_names: tuple[str, ...] | None = None
-    """Ids of the N sensors, where the file tells them; None for a grid."""
+    """Ids of the N sensors if the file has them. None for a grid."""
     null: float | None = None
-    """The value that stands for "no reading" (``data.null``), None where there is none. A reader says what ``auto``
-    means for its file."""
+    """The value that means "no reading" (``data.null``), or None. A reader sets the value that ``auto`` stands for."""
     array: str = "data"
-    """What the file calls the values, for messages."""
+    """The name of the values in the file, for messages."""
     edges: NDArray[np.float64] | None = None
-    """(E, 3) edges of the road network: from node, to node (indices), cost; None where not given."""
+    """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
     first_channel: int = 0
-    """Number, in the file, of the first channel held here, for messages."""
+    """Index in the file of the first channel of this series, for messages."""
     left_out: str = ""
-    """Which steps the file leaves out, which stand here as missing; for messages."""
+    """A sentence on the steps that the file leaves out and that count as missing here, for messages."""
 
     @property
     def step_seconds(self) -> int:
@@ -60,30 +60,67 @@ class Series:
 
     @property
     def slots_per_day(self) -> int:
-        """Steps a day. Raises ValueError without timestamps or with a single one."""
+        """Steps per day. Raises ValueError without timestamps or with a single one."""
         return DAY_SECONDS // self.step_seconds
 
 
 @dataclass(frozen=True)
 class ReadyWindows:
-    """Windows as read, by segment. Where a window lies in the series it was cut from is not known."""
+    """Windows as they were read, by segment. Their position in the series they were cut from is not known."""
 
     values: Mapping[str, NDArray[np.float32]]
-    """Segment → (windows, P + Q, *S), in the data's own unit."""
+    """Segment → (windows, P + Q, *S), in the unit of the data."""
     slots: Mapping[str, NDArray[np.int64]] | None
-    """Segment → (windows, P + Q), slot of the week, Monday 00:00 = 0."""
+    """Segment → (windows, P + Q) slots of the week, counted from Monday 00:00."""
     slots_per_day: int | None
     timestamps: Mapping[str, NDArray[np.datetime64]] | None
-    """Segment → (windows, P + Q) datetime64[s]; None where the file tells no dates."""
+    """Segment → (windows, P + Q) datetime64[s]. None if the file has no dates."""
     source: str
     name: str
 
 
-def content_hash(*arrays: NDArray[np.generic] | None) -> str:
-    """SHA-256 of arrays by shape and content, so that it does not depend on the file format or the byte order they
-    came in.
+def flattened(grid: Series) -> Series:
+    """A grid (T, C, H, W) as a network of its H·W cells, row by row: (T, N, C). The nodes are named "row,column", and 0 is a reading."""
+    steps, channels, height, width = grid.values.shape
+    cells = np.moveaxis(grid.values.reshape(steps, channels, height * width), 1, 2)
+    names = tuple(f"{row},{column}" for row in range(height) for column in range(width))
+    return replace(grid, values=np.ascontiguousarray(cells), node_names=names, null=None)
 
-    Floats count as float32 (one NaN, one zero), times as seconds, integers as int64.
+
+def one_channel(series: Series, channel: int) -> Series:
+    """One channel of a sensor series, (T, N, 1), with its name.
+
+    Raises:
+        DataError: there is no such channel.
+    """
+    names = channel_names(series, "sensors")
+    if channel >= len(names):
+        raise DataError(
+            f"{series.source}: array `{series.array}` has {len(names)} channels, and data.channel={channel} is none of "
+            f"them. Set data.channel to {' or '.join(f'{i} ({name})' for i, name in enumerate(names))}."
+        )
+    return replace(
+        series,
+        values=np.ascontiguousarray(series.values[:, :, channel : channel + 1]),
+        channel_names=(names[channel],),
+        first_channel=channel,
+    )
+
+
+def channel_names(series: Series, family: str) -> tuple[str, ...]:
+    """The names of a series' channels; numbers if the file has no names."""
+    return series.channel_names or numbered_channels(family, series.values.shape[1:])
+
+
+def numbered_channels(family: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Numbers as names of the channels of a step of this shape."""
+    return tuple(f"channel {i + 1}" for i in range(shape[CHANNEL_AXIS[family]]))
+
+
+def content_hash(*arrays: NDArray[np.generic] | None) -> str:
+    """SHA-256 of the shape and the content of arrays. It does not depend on the file format or the byte order.
+
+    Floats are hashed as float32 (all NaNs are equal, and so are 0 and -0), times as seconds, and integers as int64.
     """
     digest = hashlib.sha256()
     for array in arrays:
@@ -103,6 +140,6 @@ def content_hash(*arrays: NDArray[np.generic] | None) -> str:
 
 
 def windows_hash(content: ReadyWindows) -> str:
-    """``content_hash`` of ready-made windows and their slots, train first."""
+    """``content_hash`` of ready-made windows and their slots, in the order of ``SEGMENTS``."""
     slots = content.slots or {}
     return content_hash(*(content.values[name] for name in SEGMENTS), *(slots.get(name) for name in SEGMENTS))

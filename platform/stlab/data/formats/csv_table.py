@@ -1,4 +1,4 @@
-"""CSV tables, time × sensors: the header holds the sensors' ids, the first column the times."""
+"""CSV tables, time × sensors: the header holds the ids of the sensors, and the first column holds the times."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ _TIME_NAMES = (
 
 
 def read_csv(path: Path, family: str) -> Series:
-    """Read times × sensors. One channel, (T, N, 1); node names are the header's.
+    """Read times × sensors as one channel, (T, N, 1). The node names are those of the header.
 
-    The first column holds ISO times; where it holds numbers under a name that does not mean time, it is a sensor, and
-    the file has no times. Empty cells are NaN.
+    The first column holds ISO times. If it holds numbers under a name that does not mean time, it is a sensor, and the file has no times.
+    Empty cells are NaN.
 
     Raises:
-        DataError: no text, no header, an id that stands twice, a cell that is no number, or times that do not pass the
-            checks.
+        DataError: the file is not text or has no header, an id appears twice, a cell is not a number, or the times fail the checks.
     """
     header = _header(path)
     try:
-        # Ids are taken from the header read above: pandas would rename one that stands twice.
+        # The ids come from the header that was read above, since pandas would rename a duplicate.
         table = pd.read_csv(path, header=None, skiprows=1, names=range(len(header)), encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no CSV table of {len(header)} columns ({error}). Fetch the file again.") from error
     if not len(table):
         raise DataError(f"{path}: a header and no line of readings.")
-    if not isinstance(table.index, pd.RangeIndex):  # pandas' reading of lines that are longer than the header
+    if not isinstance(table.index, pd.RangeIndex):  # pandas makes an index of the cells that lines have beyond the header
         raise DataError(f"{path}: the lines have more cells than the header, {len(header)}. Give every column its id.")
     timed = not _is_numeric(table[0])
     if not timed and (header[0].lower() in _TIME_NAMES or _counts_steps(table[0])):
@@ -74,7 +73,7 @@ def _header(path: Path) -> list[str]:
         raise DataError(f"{path}: no CSV text ({error}). Fetch the file again.") from error
     if not header:
         raise DataError(f"{path}: an empty file, or an empty first line; the ids of the sensors belong there.")
-    # Ids are whole numbers or words. A line of fractions, or one that starts with a time, is readings, and would be lost as a header.
+    # Ids are whole numbers or words. A first line with fractions, or one that starts with a time, holds readings, which would be lost.
     cells = header[1:]
     is_reading = cells and all(_number(cell) is not None for cell in cells) and any("." in cell for cell in cells)
     if is_reading or _is_time(header[0]):
@@ -88,7 +87,7 @@ def _header(path: Path) -> list[str]:
 def _check_names(names: list[str], path: Path) -> None:
     for i, name in enumerate(names):
         if not name or name in names[:i]:
-            what = f"the sensor {name} stands twice" if name else f"sensor {i + 1} has no id"
+            what = f"the sensor {name} appears twice" if name else f"sensor {i + 1} has no id"
             raise DataError(f"{path}: {what} in the header (line 1). Every sensor needs an id of its own.")
 
 
@@ -105,7 +104,7 @@ def _numbers(column: pd.Series, name: str, path: Path) -> NDArray[np.float64]:
 
 def _times(column: pd.Series, path: Path) -> NDArray[np.datetime64]:
     zoned = column.astype(str).str.contains(r"(?:Z|UTC|:\d\d(?:\.\d+)? ?[+-]\d\d(?::?\d\d)?)$", regex=True).to_numpy()
-    if zoned.any():  # slots of the week are local
+    if zoned.any():  # slots of the week are in local time
         bad = int(np.argmax(zoned))
         raise DataError(f"{path}: line {bad + 2}: '{column.iloc[bad]}' has a time zone. Write local time without one.")
     times = pd.to_datetime(column, format="ISO8601", errors="coerce")
@@ -122,7 +121,7 @@ def _is_numeric(column: pd.Series) -> bool:
 
 
 def _counts_steps(column: pd.Series) -> bool:
-    """Whether a column runs on by the same amount from line to line: an index or a clock, which no sensor does."""
+    """Whether a column grows by the same amount from line to line, as an index or a clock does and no sensor does."""
     if len(column) < 3:
         return False
     differences = np.diff(column.to_numpy(np.float64))

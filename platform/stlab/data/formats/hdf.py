@@ -1,11 +1,11 @@
 """METR-LA's and PEMS-BAY's ``.h5``: a pandas table, times × sensors, in the fixed layout of ``DataFrame.to_hdf``.
 
-It is read array by array with h5py: pandas, and PyTables under it, would unpickle every attribute of a file that is
-opened, and that can run any code. Only arrays of numbers and text are touched here; attributes stay bytes.
+h5py reads it array by array. pandas uses PyTables, which unpickles every attribute of a file that it opens, and unpickling can run any
+code. This module reads only arrays of numbers and text, and attributes remain bytes.
 
-Layout (pandas ``io/pytables.py``, ``BlockManagerFixed``): a group with ``axis0`` (N,) the columns, ``axis1`` (T,) the
-index as integers since 1970, whose attribute ``kind`` is ``datetime64`` (nanoseconds) or ``datetime64[unit]``, and per
-block of columns of one type ``block0_items`` (n,) and ``block0_values`` (T, n).
+The layout (pandas ``io/pytables.py``, ``BlockManagerFixed``) is a group with ``axis0`` (N,), the columns, and ``axis1`` (T,), the index as
+integers since 1970. The index has the attribute ``kind``, which is ``datetime64`` (nanoseconds) or ``datetime64[unit]``. Each block of
+columns of one type has ``block0_items`` (n,) and ``block0_values`` (T, n).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _REMEDY = "Write it with DataFrame.to_hdf(path, key='df', format='fixed'), all c
 
 
 def read_hdf(path: Path, family: str) -> Series:
-    """Read times × sensors. One channel, (T, N, 1); node names are the columns.
+    """Read times × sensors as one channel, (T, N, 1). The node names are the columns.
 
     Raises:
-        DataError: h5py is not installed, no HDF5 file or a damaged one, no or several tables, a table in another
-            layout, pickled columns, or arrays that do not pass the checks.
+        DataError: h5py is not installed, the file is not HDF5 or damaged, it holds no or several tables or another layout, its columns
+            are pickled, or an array fails the checks.
     """
     try:
         import h5py
@@ -43,7 +43,7 @@ def read_hdf(path: Path, family: str) -> Series:
     try:
         with h5py.File(path, "r") as file:
             return _series(file, path, family)
-    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises on files that are cut short or damaged
+    except (OSError, RuntimeError, KeyError) as error:  # h5py raises these for truncated or damaged files
         raise DataError(f"{path}: cannot be read, it seems damaged ({error}). Fetch it again.") from error
 
 
@@ -53,7 +53,7 @@ def _series(file: h5py.File, path: Path, family: str) -> Series:
     names = tuple(_text(name) for name in columns)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{path}: the sensor {twice} stands twice among the columns of `{key}`. Keep one.")
+        raise DataError(f"{path}: the sensor {twice} appears twice among the columns of `{key}`. Keep one.")
     times = _times(group, path)
     values = np.full((len(times), len(names)), np.nan)
     place = {name: i for i, name in enumerate(names)}
@@ -107,7 +107,7 @@ def _array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     if name not in group or not hasattr(group[name], "shape"):
         raise DataError(f"{path}: no array `{place}`. {_REMEDY}")
     node = group[name]
-    if node.dtype.kind == "O":  # PyTables keeps what is no number as pickles in arrays of variable length
+    if node.dtype.kind == "O":  # PyTables stores objects that are not numbers as pickles in arrays of variable length
         raise DataError(
             f"{path}: array `{place}` holds pickled Python objects, which are refused: loading them can run any code. "
             f"{_REMEDY}"

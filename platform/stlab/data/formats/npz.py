@@ -1,6 +1,6 @@
-"""numpy's ``.npz``: ``data``, and optionally ``timestamps`` (T,) datetime64.
+"""numpy's ``.npz`` with the array ``data`` and optionally ``timestamps`` (T,) datetime64.
 
-``data`` is (T, C, H, W) for a grid; for sensors (T, N, C) or (T, N), as in the PEMS files, or a grid.
+``data`` is (T, C, H, W) for a grid. For sensors it is (T, N, C) or (T, N), as in the PEMS files, or a grid.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stlab.data.formats.checks import checked_timestamps, checked_values
-from stlab.data.formats.content import FAMILY_AXES, Series
-from stlab.data.nodes import flattened
+from stlab.data.formats.content import FAMILY_AXES, Series, flattened
 from stlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,11 +21,10 @@ if TYPE_CHECKING:
 
 
 def read_npz(path: Path, family: str) -> Series:
-    """Read a series from an ``.npz`` file; a grid is flattened to nodes where sensors are asked for.
+    """Read a series from an ``.npz`` file. For the family ``sensors`` a grid is flattened to nodes.
 
     Raises:
-        DataError: no zip archive or a damaged one, pickled arrays, a missing key, or arrays that do not pass the
-            checks.
+        DataError: the file is not a zip archive or damaged, an array is pickled or missing, or an array fails the checks.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as stream:
@@ -61,7 +59,7 @@ def read_npz(path: Path, family: str) -> Series:
 def _array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> NDArray[np.generic]:
     try:
         array = archive[key]
-    except ValueError as error:  # numpy's answer to object arrays and to headers or bodies that are cut short
+    except ValueError as error:  # numpy raises it for object arrays and for truncated headers or bodies
         if "allow_pickle" in str(error):
             raise DataError(
                 f"{path}: array `{key}` holds pickled Python objects, which are refused: loading them can run any "

@@ -1,4 +1,4 @@
-"""Parquet tables in the long format: ``timestamp, node, value…``, a row a reading."""
+"""Parquet tables in the long format: ``timestamp, node, value…``, with one row per reading."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def read_parquet(path: Path, family: str) -> Series:
-    """Read readings in any order. Columns beside ``timestamp`` and ``node`` are the channels, (T, N, C).
+    """Read readings in any order. The columns beside ``timestamp`` and ``node`` are the channels, (T, N, C).
 
-    Nodes are sorted by id, numbers by size. A pair of time and node without a row is NaN, and so is an empty value.
+    Nodes are sorted by id, and numeric ids by value. A pair of time and node without a row is NaN, and so is an empty value.
 
     Raises:
-        DataError: no Parquet file or a damaged one, a missing column or one of another type, a pair that stands twice,
-            or times that do not pass the checks.
+        DataError: the file is not Parquet or damaged, a column is missing or of another type, a pair appears twice, or the times fail the
+            checks.
     """
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path}: no Parquet file, or damaged ({error}). Fetch it again.") from error
-    # pandas keeps an index that is no plain range as a column: of no meaning here.
+    # pandas saves an index that is not a plain range as a column, which has no meaning here.
     table = table.drop_columns([name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)])
     channels = [name for name in table.column_names if name not in ("timestamp", "node")]
     if "timestamp" not in table.column_names or "node" not in table.column_names or not channels:
@@ -75,7 +75,7 @@ def _times(column: pa.ChunkedArray, path: Path) -> NDArray[np.datetime64]:
 
 
 def _nodes(column: pa.ChunkedArray, path: Path) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The ids, sorted, and each row's index among them."""
+    """The sorted ids, and the index of each row's id among them."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{path}: column `node` holds {kind}; whole numbers or text are needed.")
@@ -97,7 +97,7 @@ def _check_once(pair: NDArray[np.int64], times: NDArray[np.datetime64], names: t
         first, second = order[again[0]], order[again[0] + 1]
         step, node = divmod(int(pair[first]), len(names))
         raise DataError(
-            f"{path}: {len(again)} readings stand twice, the first at rows {first} and {second}: timestamp "
+            f"{path}: {len(again)} readings appear twice, the first at rows {first} and {second}: timestamp "
             f"{times[step].astype('datetime64[s]')}, node {names[node]}. Keep one row for each pair."
         )
 

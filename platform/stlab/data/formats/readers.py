@@ -1,4 +1,4 @@
-"""From a path to what it holds. A new format is one function and one line in ``READERS``, by family and suffix."""
+"""Read the file at a path. A new format needs one function and one line in ``READERS``, by family and suffix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlab.data.dataset import resolved_null
-from stlab.data.formats.content import ReadyWindows, Series
+from stlab.data.formats.content import ReadyWindows, Series, flattened
 from stlab.data.formats.csv_table import read_csv
 from stlab.data.formats.hdf import read_hdf
 from stlab.data.formats.npz import read_npz
@@ -18,7 +18,6 @@ from stlab.data.formats.synthetic import synthetic_city
 from stlab.data.formats.times import with_timestamps
 from stlab.data.formats.unist import read_unist
 from stlab.data.graph import copied, with_network
-from stlab.data.nodes import flattened
 from stlab.errors import DataError
 from stlab.files import is_uri, shown
 
@@ -36,11 +35,10 @@ _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
 def read_content(spec: DataSpec) -> Series | ReadyWindows:
-    """Read and check what ``spec.path`` names, with all its channels; and, where the specification gives them, its
-    timestamps, node ids and edges.
+    """Read and check the file of a specification, with all its channels, and the timestamps, node ids and edges that it gives.
 
     Raises:
-        DataError: nothing there, a folder, an unknown kind of file, or content that fails its checks.
+        DataError: the file does not exist, is a folder or of an unknown kind, or its content fails the checks.
     """
     content = _read(spec)
     if isinstance(content, ReadyWindows):
@@ -63,7 +61,7 @@ def _read(spec: DataSpec) -> Series | ReadyWindows:
 
 
 def _read_copy(spec: DataSpec) -> Series | ReadyWindows:
-    """What lies at a URI; messages and names are the URI's."""
+    """Read the file at a URI by way of a local copy. Messages name the URI."""
     path, uri = copied(spec.path, "data.path"), shown(spec.path)
     try:
         return replace(_read_file(path, spec), source=uri)

@@ -1,5 +1,4 @@
-"""A small generated city, for trying things out where there is no data. What it shows about models says nothing
-about real cities."""
+"""A small generated city, to try stlab without data. Results on it say nothing about real cities."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ _HOURS = np.arange(24)
 def synthetic_city() -> Series:
     """Hourly inflow and outflow on 8×8 cells over six weeks: (1008, 2, 8, 8) trips an hour, the same on every machine.
 
-    Homes, offices and leisure are spread unevenly over the cells, each with a profile of the weekday and one of the
-    weekend. On top lie shocks that last for hours: one that the whole city shares (think of weather; leisure feels
-    it most) and local ones, which move to neighbouring cells; what flows into a cell flows out of it hours later.
-    Counts are Poisson. So the hour of the week says much, and the last few hours say more.
+    Homes, offices and leisure are spread unevenly over the cells, each with one profile for weekdays and one for weekends. Shocks that last
+    for hours multiply these rates: the whole city shares one (it acts like weather, and leisure responds most), and local ones move to
+    neighbouring cells. Outflow follows inflow hours later. Counts are Poisson. The hour of the week therefore explains much, and the last
+    few hours explain more.
     """
-    # The legacy generator: numpy keeps its streams for good, those of np.random.Generator's distributions may change.
+    # numpy guarantees the streams of its legacy generator; those of np.random.Generator may change.
     draw = np.random.RandomState(_SEED)
     steps = _WEEKS * 7 * 24
     profile = _weekly_profile()  # (168, 3 uses, 2, 1, 1)
@@ -52,17 +51,17 @@ def synthetic_city() -> Series:
 
 
 def _bump(center: float, width: float) -> NDArray[np.float64]:
-    """A peak of height 1 over the hours of a day that goes round midnight."""
+    """A peak of height 1 over the hours of a day, which wraps around midnight."""
     away = (_HOURS - center + 12) % 24 - 12
     height: NDArray[np.float64] = np.exp(-0.5 * (away / width) ** 2)
     return height
 
 
 def _weekly_profile() -> NDArray[np.float64]:
-    """(168, 3, 2, 1, 1): trips an hour in a cell of density 1, from Monday 00:00, by use (homes, offices, leisure)
+    """(168, 3, 2, 1, 1): trips per hour in a cell of density 1, from Monday 00:00, by use (homes, offices, leisure)
     and channel (in, out).
 
-    Out of homes in the morning and back in the evening; leisure later in the day and at the weekend.
+    People leave their homes in the morning and return in the evening; leisure peaks later in the day and at the weekend.
     """
     morning, evening, noon = _bump(8, 1.2), _bump(18, 1.7), _bump(13, 2.5)
     late, afternoon, night = _bump(21, 2.2), _bump(15, 3.0), _bump(0.5, 2.0)
@@ -87,7 +86,7 @@ def _weekly_profile() -> NDArray[np.float64]:
 
 
 def _densities() -> NDArray[np.float64]:
-    """(3, 1, 8, 8): how much of homes, offices and leisure a cell has."""
+    """(3, 1, 8, 8): density of homes, offices and leisure in each cell."""
     row, column = np.mgrid[:_SIDE, :_SIDE].astype(np.float64)
 
     def around(r: float, c: float, width: float) -> NDArray[np.float64]:
@@ -101,7 +100,7 @@ def _densities() -> NDArray[np.float64]:
 
 
 def _weather(draw: np.random.RandomState, steps: int) -> NDArray[np.float64]:
-    """(T,) first-order autoregression: half of a shock is left after some 27 hours; standard deviation 0.35."""
+    """(T,) first-order autoregression with standard deviation 0.35. Half of a shock is left after about 27 hours."""
     keep, deviation = 0.975, 0.35
     shock = draw.standard_normal(steps)
     values = np.empty(steps)
@@ -112,8 +111,7 @@ def _weather(draw: np.random.RandomState, steps: int) -> NDArray[np.float64]:
 
 
 def _local_shocks(draw: np.random.RandomState, steps: int) -> NDArray[np.float64]:
-    """(T, 2, 8, 8) on the log of the rate: shocks that spread to the four neighbours; outflow feels them two hours
-    after inflow."""
+    """(T, 2, 8, 8), added to the log of the rate: shocks that spread to the four neighbours. They reach outflow two hours after inflow."""
     keep, stay, size, lag, spin_up = 0.97, 0.8, 0.14, 2, 96
     shock = draw.standard_normal((steps + spin_up, _SIDE, _SIDE))
     field = np.zeros((steps + spin_up, _SIDE, _SIDE))

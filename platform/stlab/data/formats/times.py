@@ -1,4 +1,4 @@
-"""Timestamps for files that hold none: said by the user, or known of the public PEMS files."""
+"""Timestamps for files without any: the user gives them, or the file is one of the public PEMS files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Known:
 
 _PEMS_MINUTES = 5
 _PEMS_CHANNELS = ("flow", "occupancy", "speed")
-# By the file's name. Protocol, "Data"; sizes as in the public files of STSGCN (Song et al., AAAI 2020) and ASTGCN.
+# By the name of the file. The sizes are those of the public files of STSGCN (Song et al., AAAI 2020) and ASTGCN.
 _PEMS = {
     "pems03": _Known(358, 26_208, "2018-09-01"),
     "pems04": _Known(307, 16_992, "2018-01-01"),
@@ -37,13 +37,12 @@ _PEMS = {
 
 
 def with_timestamps(series: Series, spec: DataSpec) -> Series:
-    """The series with the timestamps that the specification gives, else with those known of its file, else as it is.
+    """The series with the timestamps of the specification, or with those of a known file, or unchanged.
 
-    A file is known as PEMS03, 04, 07 or 08 when its name, its number of nodes and of steps agree; its channels get
-    their names then, too.
+    A file is known as PEMS03, 04, 07 or 08 if its name and its numbers of nodes and steps agree. Its channels then get their names, too.
 
     Raises:
-        DataError: the file has timestamps of its own, or steps of this length are no timestamps.
+        DataError: the file has timestamps of its own, or no valid timestamps follow from a step of this length.
     """
     if spec.start is not None and spec.step_minutes is not None:
         if series.timestamps is not None:
@@ -66,7 +65,7 @@ def with_timestamps(series: Series, spec: DataSpec) -> Series:
 def _regular(series: Series, start: str, minutes: float) -> np.ndarray:
     seconds = round(60 * minutes)
     if seconds < 1 or abs(60 * minutes - seconds) > 1e-6:
-        raise DataError(f"{series.source}: data.step_minutes={minutes:g} is no whole number of seconds.")
+        raise DataError(f"{series.source}: data.step_minutes={minutes:g} is not a whole number of seconds.")
     steps = len(series.values)
     times = np.datetime64(datetime.datetime.fromisoformat(start), "s") + np.arange(steps) * np.timedelta64(seconds, "s")
     return checked_timestamps(times, steps, series.source, "data.start, data.step_minutes")

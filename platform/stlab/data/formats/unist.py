@@ -1,11 +1,10 @@
-"""UniST's ``{dataset}_{task}.json``: windows that are cut already.
+"""UniST's ``{dataset}_{task}.json``, which holds ready-made windows.
 
-Layout, from the reader of UniST (Yuan et al., KDD 2024; github.com/tsinghua-fib-lab/UniST, ``src/DataLoader.py`` and
-``dataset/README.md``): ``X_train``, ``X_val`` and ``X_test`` are each a pair; the first is the windows (N, P + Q, H,
-W), the second the same hours of past days (N, P + Q, days, H, W), which is not read here. ``timestamps`` holds
-``train``, ``val`` and ``test``, in one of three forms: pairs (day of the week, slot of the day) (N, P + Q, 2); times
-as text "YYYY-MM-DD HH:MM:SS" (N, P + Q) (TaxiBJ); or the number of the half hour (N, P + Q), whose zero is a
-Wednesday 00:00 (Crowd, Cellular, Traffic_log).
+The layout follows the reader of UniST (Yuan et al., KDD 2024; github.com/tsinghua-fib-lab/UniST, ``src/DataLoader.py`` and
+``dataset/README.md``): ``X_train``, ``X_val`` and ``X_test`` are pairs: the windows (N, P + Q, H, W), and
+the same hours of past days (N, P + Q, days, H, W), which are not read here. ``timestamps`` holds ``train``, ``val`` and ``test`` in one of
+three forms: pairs (day of the week, slot of the day) (N, P + Q, 2); times as text "YYYY-MM-DD HH:MM:SS" (N, P + Q) (TaxiBJ); or the number
+of the half hour (N, P + Q), counted from a Wednesday 00:00 (Crowd, Cellular, Traffic_log).
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _WEDNESDAY = 2
 
 
 def read_unist(path: Path, family: str) -> ReadyWindows:
-    """Read ready-made windows. One channel: steps have the shape (1, H, W).
+    """Read ready-made windows of one channel: steps have the shape (1, H, W).
 
     Raises:
-        DataError: no JSON or cut short, a missing key, arrays that are ragged or of the wrong rank, timestamps of
+        DataError: the file is not JSON or truncated, a key is missing, an array is ragged or of the wrong rank, or the timestamps have
             none of the three forms.
     """
-    del family  # the layout is a grid's; a sensor study does not come here
+    del family  # READERS offers this format for grids alone
     try:
         with path.open(encoding="utf-8") as stream:
             content = json.load(stream)
@@ -86,7 +85,7 @@ _Times = dict[str, "NDArray[np.datetime64]"]
 
 
 def _timestamps(content: Any, values: dict[str, NDArray[np.float32]], path: Path) -> tuple[_Slots, int, _Times | None]:
-    """Slots of the week, slots a day, and times where the file tells them."""
+    """Slots of the week, slots per day, and the times if the file has them."""
     if not isinstance(content, dict) or any(key not in content for key in _KEYS.values()):
         raise DataError(f"{path}: `timestamps` needs {', '.join(_KEYS.values())}. Is it one of UniST's files?")
     found = {segment: _moments(content[key], f"timestamps.{key}", path) for segment, key in _KEYS.items()}
@@ -109,7 +108,7 @@ def _timestamps(content: Any, values: dict[str, NDArray[np.float32]], path: Path
 
 
 def _moments(nested: Any, place: str, path: Path) -> np.ndarray:
-    """Text as datetime64[s], anything else as int64."""
+    """Text as datetime64[s], and all else as int64."""
     if not (nested and isinstance(nested, list) and nested[0] and isinstance(nested[0], list)):
         raise DataError(f"{path}: `{place}` is no list of windows. Is it one of UniST's files?")
     if not isinstance(nested[0][0], str):
@@ -130,7 +129,7 @@ def _from_times(times: _Times, path: Path) -> tuple[_Slots, int, _Times]:
 
 
 def _from_pairs(pairs: _Slots, path: Path) -> tuple[_Slots, int, None]:
-    """The file does not say how many slots a day has: the least number of whole-minute slots that has room for all."""
+    """Slots of the week. The file does not say how many slots a day has, so the smallest number of whole-minute slots is taken."""
     largest = max(int(array[..., 1].max()) for array in pairs.values())
     per_day = next((n for n in range(largest + 1, _DAY_MINUTES + 1) if _DAY_MINUTES % n == 0), None)
     if per_day is None or any(array.min() < 0 or array[..., 0].max() > 6 for array in pairs.values()):

@@ -1,4 +1,4 @@
-"""Filling of missing (non-finite) readings (``data.missing``)."""
+"""Fill missing (non-finite) readings, as ``data.missing`` asks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
 
 
 def fill_missing(series: Series, method: str, family: str, ends: Sequence[int]) -> tuple[NDArray[np.float32], str]:
-    """The readings without gaps, and how they were filled.
+    """The readings without gaps, and the method that filled them.
 
-    ``interpolate`` is linear in time, each series for itself, and the nearest reading at the edges. A segment is
-    filled from its own and earlier readings only, so that nothing of a later segment gets into it. Inside a segment
-    a gap is closed from both sides: the last history step of a window can be made from its target, so what is filled
-    so counts as leaking.
+    ``interpolate`` is linear in time, separately for each series, and takes the nearest reading at the edges. A segment is filled from its
+    own and earlier readings only, so that nothing of a later segment enters it. Within a segment a gap is filled from both sides. The last
+    history step of a window may then depend on its target, and therefore interpolated data counts as leaking.
 
     Args:
-        series: As read.
+        series: the series as it was read.
         method: ``error``, ``zero`` or ``interpolate``.
-        family: Names the axes in messages.
-        ends: Ends of the segments, increasing; the last is T.
+        family: names the axes in messages.
+        ends: the ends of the segments, increasing; the last is T.
 
     Returns:
         (T, *S) float32, and ``none`` (nothing was missing), ``zero`` or ``interpolate``.
@@ -54,8 +53,7 @@ def fill_missing(series: Series, method: str, family: str, ends: Sequence[int]) 
 
 
 def interpolate(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Linear in time down each column of (T, M), nearest reading at the edges. Each column needs at least one
-    reading."""
+    """Interpolate each column of (T, M) linearly in time; the edges take the nearest reading. Each column needs at least one reading."""
     steps = len(values)
     known = np.isfinite(values)
     time = np.arange(steps, dtype=np.int32)[:, None]

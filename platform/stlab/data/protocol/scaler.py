@@ -1,4 +1,4 @@
-"""Scalers: affine, fitted on the train segment (protocol: "Scaling")."""
+"""Affine scalers that are fitted on the train segment (protocol: "Scaling")."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Values = TypeVar("Values", Tensor, "NDArray[np.floating]")
 
 @dataclass(frozen=True)
 class Scaler:
-    """``scaled = (x - center) / spread``. Works on tensors and arrays of any shape."""
+    """``scaled = (x - center) / spread``, for tensors and arrays of any shape."""
 
     kind: str
-    """``min-max``: to [-1, 1] over the readings it was fitted on. ``z-score``: to their mean 0 and deviation 1."""
+    """``min-max`` maps the readings it was fitted on to [-1, 1]. ``z-score`` gives them mean 0 and standard deviation 1."""
     center: float
     spread: float
 
     @property
     def zero(self) -> float:
-        """What a reading of 0 is, scaled."""
+        """The scaled value of a reading of 0."""
         return -self.center / self.spread
 
     def transform(self, x: Values) -> Values:
-        """From the data's unit to scaled space."""
+        """From the unit of the data to scaled space."""
         return (x - self.center) / self.spread
 
     def inverse(self, x: Values) -> Values:
-        """From scaled space to the data's unit."""
+        """From scaled space to the unit of the data."""
         return x * self.spread + self.center
 
 
 def fit_min_max(low: float, high: float, source: str, where: str = "the train segment") -> Scaler:
-    """The scaler that takes [low, high] to [-1, 1], over all channels at once.
+    """The scaler that maps [low, high] to [-1, 1], the same for all channels.
 
     Raises:
         DataError: low equals high, so there is nothing to scale by.
@@ -54,14 +54,14 @@ def fit_min_max(low: float, high: float, source: str, where: str = "the train se
 
 
 def fit_z_score(readings: NDArray[np.floating], source: str) -> Scaler:
-    """The scaler that takes the readings' mean to 0 and their standard deviation (over n) to 1, in float64.
+    """The scaler that gives the readings mean 0 and standard deviation (over n) 1, computed in float64.
 
     Args:
-        readings: Of the train segment, of any shape, missing ones left out; at least one.
-        source: For the message.
+        readings: the readings of the train segment, of any shape, without missing ones; at least one.
+        source: names the data in the message.
 
     Raises:
-        DataError: all are the same.
+        DataError: all readings are equal.
     """
     values = readings.astype(np.float64)
     center, spread = float(values.mean()), float(values.std())

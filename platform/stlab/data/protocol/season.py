@@ -1,4 +1,4 @@
-"""Slots of the week, and the train segment's mean by slot."""
+"""Slots of the week, and the mean of the train segment by slot."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday
 
 
 class Season(NamedTuple):
-    """Mean by slot of the week."""
+    """The mean by slot of the week."""
 
     values: NDArray[np.float64]
     """(T, *S): the mean at each step's slot."""
     rarest: int
-    """Train steps at the rarest slot that occurs in a window."""
+    """The number of train steps at the rarest slot that occurs in a window."""
 
 
 def slot_of_week(times: NDArray[np.datetime64], step_seconds: int) -> NDArray[np.int64]:
-    """Day of the week · slots a day + slot of the day, Monday 00:00 = 0, for times at any offset within the step."""
+    """Day of the week · slots per day + slot of the day, with Monday 00:00 = 0. Times may lie at any offset within a step."""
     seconds = times.astype("datetime64[s]").astype(np.int64) + _EPOCH_WEEKDAY * DAY_SECONDS
     return seconds % (7 * DAY_SECONDS) // step_seconds
 
 
 def season_count(slots: NDArray[np.int64], slots_per_day: int, train_end: int, used: NDArray[np.bool_]) -> int:
-    """Train steps at the rarest slot of the week that occurs at a used step; 0 where there can be no mean by slot of
-    the week."""
+    """The number of train steps at the rarest slot of the week that occurs at a used step. 0: no mean by slot of the week is possible."""
     week = np.bincount(slots[:train_end], minlength=7 * slots_per_day)
     day = np.bincount(slots[:train_end] % slots_per_day, minlength=slots_per_day)
     lonely = (week[slots[:train_end]] == 1) & (day[slots[:train_end] % slots_per_day] == 1)
@@ -47,23 +46,23 @@ def season_by_slot(
     used: NDArray[np.bool_],
     seen: NDArray[np.bool_] | None = None,
 ) -> Season | None:
-    """The mean of the train segment's readings at each step's slot of the week, each place for itself.
+    """The mean of the train readings at each step's slot of the week, separately for each place.
 
-    Inside the train segment it is leave-one-out, (sum - x) / (n - 1): a slot seen five times is a fifth of its own
-    mean, and a model trained on its own residuals would lean on that. Where that leaves no reading (n is 1, or a
-    sensor never gave one at that slot), it is the mean of the place's other train readings at the same slot of the
-    day; and where there is none of these either, the mean of all other train readings of all places.
+    Within the train segment the mean is leave-one-out, (sum - x) / (n - 1). Otherwise a reading at a slot that occurs five times would be
+    a fifth of its own mean, and a model trained on the residuals would exploit that. If no other reading is left (n is 1, or a sensor
+    never gave one at that slot), the mean of the place's other train readings at the same slot of the day is used, and if there is none
+    of these either, the mean of all other train readings of all places.
 
     Args:
         values: (T, *S) readings in the data's unit.
         slots: (T,) slot of the week.
-        slots_per_day: Slots a day.
-        train_end: The train segment is [0, train_end).
+        slots_per_day: number of slots per day.
+        train_end: the train segment is [0, train_end).
         used: (T,) steps that occur in a window.
         seen: (T, *S) True where there is a reading; None means everywhere. At least two train steps need one.
 
     Returns:
-        None where a slot that occurs in a window stands nowhere in the train segment.
+        None if a slot that occurs in a window does not occur in the train segment.
     """
     count = season_count(slots, slots_per_day, train_end, used)
     if count == 0:
@@ -91,8 +90,8 @@ def _without_itself(
     step: NDArray[np.int64],
     place: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """The mean of the train readings of each step's group at its place, less the step's own; of all places where
-    there is a single group. NaN where there is none."""
+    """The mean of the train readings of each step's group at its place, without the step's own reading. A single group covers all places.
+    NaN if no reading is left."""
     sums, counts = _sums(train, group[: len(train)], groups), _sums(known, group[: len(train)], groups)
     counts = np.broadcast_to(counts, sums.shape)
     if groups == 1:
@@ -107,6 +106,6 @@ def _without_itself(
 
 
 def _sums(values: NDArray[np.float64], group: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
-    """Sum of the rows of each group: (n, M) → (groups, M)."""
+    """Sums of the rows of each group: (n, M) → (groups, M)."""
     sums = torch.zeros(groups, values.shape[1], dtype=torch.float64)
     return sums.index_add_(0, torch.from_numpy(group), torch.from_numpy(values)).numpy()

@@ -1,4 +1,4 @@
-"""Segments of a series and the windows they hold (protocol: "Split")."""
+"""The segments of a series and the windows in them (protocol: "Split")."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 
 def share_of(share: float, steps: int) -> int:
-    """floor(share · steps) for the share as it was written: 0.15 is 15/100 here, not the binary number a little
-    below it."""
+    """floor(share · steps) for the share as it was written: 0.15 is 15/100, not the binary number slightly below it."""
     return math.floor(Fraction(str(share)) * steps)
 
 
@@ -31,8 +30,7 @@ def boundaries(steps: int, split: Sequence[float]) -> tuple[int, int]:
 
 
 def segments_of(steps: int, split: Sequence[float], train_ratio: float) -> dict[str, tuple[int, int]]:
-    """Segment → (first step, end). Few-shot takes the first ``train_ratio`` of the train segment; the rest of it is
-    in no segment."""
+    """Segment → (first step, end). Few-shot uses the first ``train_ratio`` of the train segment; the rest of it belongs to no segment."""
     train_end, validation_end = boundaries(steps, split)
     return {
         "train": (0, share_of(train_ratio, train_end)),
@@ -42,12 +40,12 @@ def segments_of(steps: int, split: Sequence[float], train_ratio: float) -> dict[
 
 
 def window_count(segment: tuple[int, int], length: int) -> int:
-    """Windows of ``length`` steps that lie wholly inside a segment."""
+    """The number of windows of ``length`` steps that lie completely in a segment."""
     return max(0, segment[1] - segment[0] - length + 1)
 
 
 def too_short_message(steps: int, spec: DataSpec, source: str) -> str | None:
-    """What to say where a segment holds no window; None where each does."""
+    """The message if a segment holds no window, or None."""
     length = spec.history + spec.horizon
     found = segments_of(steps, spec.split, spec.train_ratio)
     short = [name for name in SEGMENTS if window_count(found[name], length) < 1]
@@ -63,16 +61,14 @@ def too_short_message(steps: int, spec: DataSpec, source: str) -> str | None:
 
 
 def steps_needed(spec: DataSpec) -> int:
-    """The number of steps from which on every segment has a window."""
+    """The smallest number of steps with which every segment has a window."""
     length = spec.history + spec.horizon
 
     def suffices(steps: int) -> bool:
         found = segments_of(steps, spec.split, spec.train_ratio).values()
         return all(window_count(segment, length) > 0 for segment in found)
 
-    # Two floors take less than two steps from a segment, so this many do; as a floor can also favour a shorter series,
-    # go
-    # down to the first that doesn't.
+    # Two floors take less than two steps from a segment, so this number suffices. A smaller one may suffice too: search downwards.
     smallest = min(spec.split[0] * spec.train_ratio, spec.split[1], spec.split[2])
     steps = math.ceil((length + 2) / smallest)
     while suffices(steps - 1):
@@ -84,7 +80,7 @@ def split_series(steps: int, spec: DataSpec, source: str) -> dict[str, tuple[int
     """Segment → (first step, end), each with at least one window.
 
     Raises:
-        DataError: a segment has fewer steps than a window; the message says how many steps are needed.
+        DataError: a segment has fewer steps than a window; the message gives the number of steps that is needed.
     """
     message = too_short_message(steps, spec, source)
     if message:
@@ -93,7 +89,7 @@ def split_series(steps: int, spec: DataSpec, source: str) -> dict[str, tuple[int
 
 
 def used_steps(segments: Mapping[str, tuple[int, int]]) -> NDArray[np.bool_]:
-    """(T,) True at every step that lies in a segment, and so in a window."""
+    """(T,) True at every step that lies in a segment, and therefore in a window."""
     used = np.zeros(segments["test"][1], dtype=bool)
     for start, end in segments.values():
         used[start:end] = True

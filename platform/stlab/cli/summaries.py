@@ -1,0 +1,145 @@
+"""Parts of a study's output on the terminal: its search, its published tables, and several studies together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stlab.search.history import History
+    from stlab.storage import Store
+    from stlab.study.plan import Plan
+    from stlab.study.spec import Distribution, SearchSpec
+
+
+def say_search(console: Console, plan: Plan, store: Store) -> None:
+    """Print the space, the budget and the progress of a study's search, if it has one."""
+    from rich.table import Table
+
+    from stlab.execution.run_search import histories
+
+    search = plan.study.search
+    if search is None:
+        return
+    space = Table("searched field", "distribution", "where", title="space", title_justify="left")
+    for path, found in search.space.items():
+        where = ", ".join(f"{other} is {value}" for other, value in found.when.items())
+        space.add_row(path, distribution(found), where)
+    console.print(space)
+    points = f"{len(search.points)} point{'s' if len(search.points) != 1 else ''} to try first"
+    method = f"{search.sampler}, pruner {search.pruner}, minimises {' and '.join(search.objectives)}; {points}."
+    console.print(method, highlight=False)
+    branches = Table("search", "begun", "finished", "pruned", "failed", "device-hours", "state", title="budget of each: " + budget(search),
+                 title_justify="left")  # fmt: skip
+    for history in histories(plan, store):
+        branches.add_row(history.branch.label, *_done(history, store))
+    console.print(branches)
+    seeds = ", ".join(map(str, plan.study.seeds))
+    end = f"Then the best trial of each search by validation is measured on the test segment, once (seeds {seeds})."
+    console.print(end, highlight=False)
+
+
+def say_found(console: Console, store: Store, study: str) -> None:
+    """Print how a study's search went, and which of its trials were measured on the test segment."""
+    from stlab.report.figures.search import read_search
+    from stlab.report.page.search_text import sealed, sentence
+
+    found = read_search(store, study)
+    if found is None:
+        return
+    for branch in found.branches:
+        console.print(sentence(found, branch), highlight=False, soft_wrap=True)
+    console.print(sealed(found), highlight=False, soft_wrap=True, style="dim")
+
+
+def budget(search: SearchSpec) -> str:
+    """The limits of a search on one line."""
+    limits = [f"{search.max_trials} trials"] if search.max_trials else []
+    limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
+    limits += [f"{search.max_wall:g} hours"] if search.max_wall else []
+    return ", ".join(limits)
+
+
+def distribution(found: Distribution) -> str:
+    """A distribution on one line: ``1e-4 … 1e-2, log``."""
+    if found.categorical is not None:
+        return ", ".join(map(str, found.categorical))
+    low, high = found.float or found.int or (0, 0)
+    kind = "whole numbers " if found.int else ""
+    return f"{kind}{low:g} … {high:g}" + (", log" if found.log else "") + (f", step {found.step:g}" if found.step else "")
+
+
+def _done(history: History, store: Store) -> list[str]:
+    from stlab.execution.run_search import is_over, state_of
+    from stlab.search.history import State, wall_seconds
+
+    tried = state_of(history)
+    counts = [sum(o is not None and o.state is state for _, o in tried) for state in (State.COMPLETE, State.PRUNED, State.FAIL)]
+    spent = history.device_seconds({e.trial_id: o for e, o in tried if e.trial_id and o is not None})
+    over = is_over(history, wall_seconds(store, history.study.name))
+    return [str(len(tried)), *map(str, counts), f"{spent / 3600:.2f}", "done" if over else "to do"]
+
+
+def say_paper(
+    console: Console, store: Store, rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any], axes: Sequence[str] | None = None
+) -> None:
+    """Print the paper's results beside ours, if the study names a paper."""
+    from stlab.report.paper.tables import terminal_paper
+    from stlab.report.paper.verdicts import beside_paper
+
+    for part in terminal_paper(beside_paper(store, rows, study, axes)):
+        console.print()
+        console.print(part)
+
+
+def say_coverage(console: Console, plan: Plan) -> None:
+    """Print which cells of the paper's tables the planned trials fill, and what the others lack."""
+    spec = plan.study.paper
+    if spec is None:
+        return
+    from stlab.papers import coverage, load_paper
+    from stlab.report.paper.data_facts import differences, planned_data
+    from stlab.report.paper.tables import terminal_coverage
+    from stlab.study.paper import paper_rows
+    from stlab.training.trial import dataset_for
+
+    paper = load_paper(spec.file)
+    trained = [trial for trial in plan.trials if not trial.spec.baseline]
+    name = str(trained[0].identity["dataset"]) if trained else ""
+    dataset = spec.dataset or paper.find_dataset(name)
+    ratios = {trial.spec.data.train_ratio for trial in trained}
+    facts = paper.facts.datasets.get(dataset or "")
+    differs = differences(facts, planned_data(dataset_for(trained[0].spec.data)))[0] if facts and trained else []
+    for table in spec.tables:
+        rows = paper_rows(spec, paper, table, plan.study.variants)
+        console.print()
+        console.print(terminal_coverage(paper, table, coverage(paper, table, rows, dataset, ratios, is_paper_data=not differs)))
+    if differs:
+        console.print(f"{name} is not the data that the paper calls {dataset}: {'; '.join(differs)}.", highlight=False, soft_wrap=True)
+    if dataset is None:
+        console.print(
+            f"The name {name} is that of none of the paper's data sets, so no cell is filled. If it is one of them, name it: "
+            "--set paper.dataset=…",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def say_joint(console: Console, store: Store, names: Sequence[str]) -> None:
+    """Write the page of several studies together (``stlab report A B …``), and print a table for each data set."""
+    from stlab.report import compare, terminal_table
+    from stlab.report.page.joint import write_joint_report
+    from stlab.report.paper.tables import terminal_paper
+
+    path, sections = write_joint_report(store, names)
+    for part in sections:
+        axes = list(part.study["axes"])
+        if part.folder:
+            console.print(part.folder, style="bold", highlight=False)
+        console.print(terminal_table(part.rows, axes, console.width, compare(part.rows, axes, part.study, store)))
+        for block in terminal_paper(part.papers):
+            console.print()
+            console.print(block)
+    console.print(f"report   {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,82 @@
+"""Checks of a study's planned trials: each returns the problems that it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stlab.catalog import create_config
+from stlab.study.errors import Problem, problem
+from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
+from stlab.study.spec import StudySpec, TrialSpec
+from stmodels.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stlab.study.plan import PlannedTrial
+    from stmodels.types import SeriesInfo
+
+
+def bad_overrides(
+    study: StudySpec, variant: str, overrides: Mapping[str, Any], source: StudySource | None
+) -> list[Problem]:
+    """A variant that sets an axis' field, or a path that starts with no section."""
+    if both := sorted(study.axes.keys() & overrides.keys()):
+        message = f"'{variant}' sets {both[0]}, which is an axis: one trial under several labels. Set it in one place."
+    elif strays := [path for path in (*study.axes, *overrides) if path.partition(".")[0] not in SECTIONS]:
+        message = f"`{strays[0]}`: a path starts with one of {', '.join(f'{name}.' for name in SECTIONS)}"
+    else:
+        return []
+    return [problem(message, ("variants", variant), source)]
+
+
+def unknown_reference(study: StudySpec, source: StudySource | None) -> list[Problem]:
+    """A reference that is no variant of the study."""
+    if study.reference is None or study.reference in study.variants:
+        return []
+    hint = did_you_mean(study.reference, list(study.variants))
+    message = f"there is no variant {study.reference!r} to compare with.{hint} The variants are {', '.join(study.variants)}."
+    return [problem(message, ("reference",), source)]
+
+
+def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:
+    """The reason why a trial's model cannot run on its data."""
+    try:
+        create_config(spec.model).check(info)
+    except ConfigError as error:
+        return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
+    return []
+
+
+def duplicate_variants(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
+    """Variants that make the same trials under two names: the second row of the table would say nothing new."""
+    first: dict[tuple[str, ...], str] = {}
+    problems = []
+    for variant in study.variants:
+        ids = tuple(trial.trial_id for trial in trials if trial.spec.variant == variant)
+        # Two variants also differ where one searches a field that the other fixes.
+        own = flatten_overrides(study.variants[variant])
+        ids += tuple(path for path in (study.search.space if study.search else ()) if path in own)
+        if ids in first:
+            message = (
+                f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training. "
+                "Remove one of them."
+            )
+            problems.append(problem(message, ("variants", variant), source))
+        first.setdefault(ids, variant)
+    return problems
+
+
+def ineffective_axes(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:
+    """Axes that change no variant: all values of such an axis make the same trial."""
+    problems = []
+    for path, values in study.axes.items():
+        along: dict[str, set[str]] = {}
+        for trial in trials:
+            others = {p: v for p, v in trial.spec.axis_values.items() if p != path}
+            along.setdefault(json.dumps([trial.spec.variant, trial.spec.seed, others]), set()).add(trial.trial_id)
+        if len(values) > 1 and all(len(ids) == 1 for ids in along.values()):
+            message = "changes nothing in any variant: parameters, output and training stay the same along it. Remove the axis."
+            problems.append(problem(message, ("axes", path), source))
+    return problems

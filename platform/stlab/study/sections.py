@@ -1,0 +1,178 @@
+"""The sections of a trial: its data, how it is trained, and what it asks of the cluster.
+
+Specifications are frozen and validated, and nothing else: no files are read here and torch is not imported. The fourth section, the
+model, is declared by each model itself (``stlab.catalog``).
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Family = Literal["grid", "sensors"]
+
+# The defaults of each family: steps of history and horizon, split, and the value that marks a missing reading.
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "grid": {"history": 6, "horizon": 6, "split": (0.70, 0.15, 0.15), "null": None},
+    "sensors": {"history": 12, "horizon": 12, "split": (0.60, 0.20, 0.20), "null": "auto"},
+}
+
+
+class Spec(BaseModel):
+    """Base of every specification: it is frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSpec(Spec):
+    """The series, how it is cut into windows, and the protocol."""
+
+    path: str
+    """Path or URI of the data. Grid: `.npz` or UniST's `.json`; sensors: `.npz`, `.h5`, `.csv`, `.parquet`, or a grid. `synthetic:city` is
+    generated."""
+    family: Family = "grid"
+    """`grid` (T, C, H, W) or `sensors` (T, N, C). The defaults of history, horizon, split and null depend on it."""
+    history: int = Field(default=6, ge=1)
+    """P, the number of steps that the model sees. Default: 6 (grid), 12 (sensors)."""
+    horizon: int = Field(default=6, ge=1)
+    """Q, the number of steps to forecast. Default: 6 (grid), 12 (sensors)."""
+    split: tuple[float, float, float] = (0.70, 0.15, 0.15)
+    """Shares of train, validation and test, contiguous in time. Default: 70/15/15 (grid), 60/20/20 (sensors)."""
+    protocol: Literal["forecast", "unist"] = "forecast"
+    """`forecast`: the model sees nothing later than the forecast. `unist`: the windows are ready-made, and the scaler is fitted on all
+    segments, which leaks."""
+    missing: Literal["error", "zero", "interpolate"] = "error"
+    """Treatment of non-finite values. `zero` replaces them by 0, which counts as a missing reading where `null` is 0."""
+    null: Literal["auto"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The value that means "no reading". Loss and metrics leave it out; null: there is none. Default: null (grid), auto (sensors). `auto`
+    is 0 for sensors, and null for the cells of a grid."""
+    train_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Few-shot: the share of the train segment, counted from its start, that trials train on."""
+    scale: float = Field(default=1.0, gt=0.0)
+    """Reported errors are multiplied by this factor (Crowd and Cellular are reported ×10³)."""
+    channel: int = Field(default=0, ge=0)
+    """Sensors: index, from 0, of the channel that is forecast. All channels of a grid are forecast together."""
+    start: str | None = None
+    """Time of the first step (ISO, 2018-01-01T00:00), for a file without timestamps. stlab knows that of PEMS03, 04, 07 and 08."""
+    step_minutes: float | None = Field(default=None, gt=0.0)
+    """Length of a step in minutes. It goes together with `start`."""
+    node_ids: str | None = None
+    """Sensors: a text file with one node id per line, in the order of the data (PEMS03.txt)."""
+    distances: str | None = None
+    """Sensors: a CSV file with the columns `from,to,cost` (or `distance`) and one edge per line. Nodes are named by id, or by index from 0
+    if the data has no ids."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults = FAMILY_DEFAULTS.get(values.get("family", "grid"), {})
+        values = {**defaults, **values}
+        if values.get("null") == "none":
+            values["null"] = None
+        return values
+
+    @field_validator("channel", "node_ids", "distances")
+    @classmethod
+    def _is_for_sensors(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("family") == "grid":
+            raise ValueError(f"{value!r} is for sensors; the family is grid. Leave it out, or set data.family: sensors")
+        return value
+
+    @field_validator("start")
+    @classmethod
+    def _start_is_a_time(cls, start: str | None) -> str | None:
+        if start is None:
+            return None
+        try:
+            time = datetime.datetime.fromisoformat(start)
+        except ValueError:
+            raise ValueError(f"{start!r} is not an ISO time. Write 2018-01-01 or 2018-01-01T00:00:00") from None
+        if time.tzinfo is not None or time.microsecond:
+            raise ValueError(f"{start!r}: give local time in whole seconds, without a time zone: 2018-01-01T00:00:00")
+        return start
+
+    @model_validator(mode="after")
+    def _start_goes_with_its_step(self) -> DataSpec:
+        if (self.start is None) != (self.step_minutes is None):
+            raise ValueError("start and step_minutes go together: the time of the first step, and the length of a step")
+        return self
+
+    @field_validator("split")
+    @classmethod
+    def _split_sums_to_one(cls, split: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(split) <= 0 or abs(sum(split) - 1) > 1e-6:
+            raise ValueError(f"the three shares must be positive and sum to 1, these are {split} (sum {sum(split):g})")
+        return split
+
+
+class TrainSpec(Spec):
+    """How a trial is trained."""
+
+    flow_loss_weight: float = Field(default=0.5, ge=0.0)
+    """λ of Eq. 11, the weight of the auxiliary flow loss."""
+    max_epochs: int = Field(default=200, ge=1)
+    """Maximum number of epochs."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Windows per optimiser step, summed over all workers. Unset: 32 for sensors; for a grid 64 where H+W is below 32, 32 where it is
+    below 48, and 16 otherwise."""
+    lr: float = Field(default=3e-4, gt=0.0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """Learning rate after the warm-up. `cosine`: it falls from lr to min_lr at max_epochs. `plateau`: it is reduced whenever the validation
+    error stops improving."""
+    min_lr: float = Field(default=1e-5, ge=0.0)
+    """Learning rate at the end of the cosine schedule, and the lower limit of the plateau schedule."""
+    warmup_epochs: int = Field(default=5, ge=0)
+    """Number of epochs of linear warm-up before the schedule."""
+    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """`schedule: plateau` multiplies the learning rate by this factor."""
+    plateau_patience: int = Field(default=10, ge=0)
+    """`schedule: plateau` reduces the learning rate after more than this number of epochs without a validation error 0.01 % below the
+    best."""
+    weight_decay: float = Field(default=1e-6, ge=0.0)
+    """Decoupled weight decay of AdamW. With 0, AdamW is Adam."""
+    clip_norm: float = Field(default=1.0, gt=0.0)
+    """Gradients are clipped to this global norm. UniST uses 0.05."""
+    patience: int = Field(default=20, ge=1)
+    """Training stops after this number of epochs without a better validation error."""
+    select_by: Literal["rmse", "mae"] = "rmse"
+    """The validation error that early stopping, the choice of the checkpoint and `schedule: plateau` use."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: autocast to bfloat16. `auto`: bf16 on a GPU that supports it, and fp32 on CPUs, so that a result does not depend on the model
+    of the CPU."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    checkpoint_seconds: float = Field(default=30.0, ge=0.0)
+    """Seconds between checkpoints, which are written between two steps. 0: only at the end of every epoch."""
+    step_timeout: float | None = Field(default=None, gt=0.0)
+    """Seconds that a training step or a validation batch may take. After that the trial fails and says where it hung. Unset: no limit. The
+    first step takes longer than the others, minutes with `compile`, so the limit must leave room for it."""
+
+    def inert(self) -> set[str]:
+        """Dotted fields that cannot change a number under this schedule. They are not part of a trial's id."""
+        return set() if self.schedule == "plateau" else {"train.plateau_factor", "train.plateau_patience"}
+
+
+class ResourcesSpec(Spec):
+    """The resources of one trial. How many trials run at once follows from them."""
+
+    workers: int = Field(default=1, ge=1)
+    """Number of processes that train one trial together (DDP)."""
+    cpus: float = Field(default=1.0, gt=0.0)
+    """CPU cores per worker. A worker uses as many threads."""
+    gpus: float | None = Field(default=None, ge=0.0)
+    """GPUs per worker; fractions are allowed. Unset: 1 if the cluster has GPUs, else 0."""
+    max_gpus: float | None = Field(default=None, gt=0.0)
+    """Maximum number of GPUs that the study uses at once on a shared cluster. Unset: all of them."""
+    max_cpus: float | None = Field(default=None, gt=0.0)
+    """Maximum number of CPU cores that the study uses at once. Unset: all of them."""
+    infrastructure_retries: int = Field(default=3, ge=0)
+    """How often a trial is resumed after its workers or their node died. Announced preemptions do not count."""
+    trial_retries: int = Field(default=0, ge=0)
+    """How often a trial that failed by its own error is resumed from its last checkpoint within the same run."""
+    price_per_gpu_hour: float | None = Field(default=None, ge=0.0)
+    """Price of a GPU-hour in any currency. `stlab plan --probe` and the report then state the cost of a study."""
