@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
-from stlab.training.loop import Fit
+from stlab.training.step import OptimiserStep
 
 TIMES = {
     "seconds", "samples_per_second", "wall_seconds", "device_seconds", "peak_memory_bytes", "started_at", "tested_at", "files",
@@ -43,13 +43,13 @@ def assert_same_numbers(one: TrialDirectory, other: TrialDirectory, notes: bool 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From now on, the number of windows of each step that is made."""
     made: list[int] = []
-    step = Fit._step
+    step = OptimiserStep.__call__
 
-    def counted(self: Fit, index: Tensor, *rest: Any) -> Any:
+    def counted(self: OptimiserStep, index: Tensor, *rest: Any, **more: Any) -> Any:
         made.append(len(index))
-        return step(self, index, *rest)
+        return step(self, index, *rest, **more)
 
-    monkeypatch.setattr(Fit, "_step", counted)
+    monkeypatch.setattr(OptimiserStep, "__call__", counted)
     return made
 
 

@@ -14,7 +14,7 @@ from stlab.execution.model_check import build_model
 from stlab.execution.preflight import threads_of
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
-from stlab.training.loop import training_loss
+from stlab.training.loss import training_loss
 from stlab.training.trial import dataset_for
 from stmodels.rng import initialise, named_seed
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.data import Dataset, Windows
-from stlab.training.workers import world_size
+from stlab.training.workers import rank_here, world_size
 
 Errors = dict[str, Any]
 Keep = Callable[[Tensor, Tensor, Tensor], None]
@@ -106,8 +106,7 @@ def evaluate(
         if keep is not None:
             keep(index, forecast, truth)
 
-    world = world_size()
-    rank = dist.get_rank() if world > 1 else 0
+    world, rank = world_size(), rank_here()
     everything = torch.arange(len(windows), device=device)
     mine = everything if keep is not None else everything.tensor_split(world)[rank]
     most = len(windows) if keep is not None else math.ceil(len(windows) / world)

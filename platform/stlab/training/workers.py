@@ -36,6 +36,15 @@ def world_size() -> int:
     return _size
 
 
+def rank_here() -> int:
+    """Number of this worker in its group; 0 where it has none.
+
+    Raises:
+        PeerLost: as :func:`world_size`.
+    """
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def agreed(value: Value) -> Value:
     """What the first worker has, on all of them. To be called by all.
 
