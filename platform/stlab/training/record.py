@@ -151,7 +151,7 @@ class TrialRecord:
         return None
 
     def _failed(self, error: Exception, is_anywhere: bool = False) -> TrialStatus:
-        """Write a failure down. The first worker does where all workers meet it.
+        """Write a failure down. The first worker does so if all workers meet it.
 
         Args:
             is_anywhere: whether this worker may be the only one to meet it, as with a file that one node lacks.
