@@ -1,4 +1,4 @@
-"""What every model is to the engine."""
+"""The interface between a model and the engine that trains it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from stmodels.types import Batch, Forecast, View
+from stmodels.types import Batch, Forecast, ModelInput
 
 
 class TrainWindows(Protocol):
@@ -20,19 +20,22 @@ class TrainWindows(Protocol):
 
 
 class Forecaster(nn.Module):
-    """A model: a forecast from a batch, the terms of its loss, and what it fits without an optimiser."""
+    """A model makes a forecast from a batch, names the terms of its loss, and may fit something without an optimiser."""
 
     def forward(self, batch: Batch) -> Forecast:
         """The forecast of a batch of windows, in scaled space."""
         raise TypeError(f"{type(self).__name__} does not say how it forecasts")
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the training loss, each a mean over the batch; ``train.<name>_loss_weight`` weighs a term, 1 where there is none."""
+        """The terms of the training loss, each a mean over the batch.
+
+        The loss is their weighted sum. The weight of a term is ``train.<name>_loss_weight``, or 1 if there is no such field.
+        """
         raise TypeError(f"{type(self).__name__} has no loss: nothing in it is trained by an optimiser")
 
     def fit(self, windows: TrainWindows) -> None:
-        """Fit what is fitted in closed form, or keep what is copied from the train segment. Nothing, for most."""
+        """Fit what has a closed form, or keep what is copied from the train segment. Most models do nothing here."""
 
-    def view(self, batch: Batch) -> View | None:
-        """What the model sees of each window as an image, for the reader of a report; None where it sees none."""
+    def model_input(self, batch: Batch) -> ModelInput | None:
+        """The image that the model sees of each window, for the reader of a report; None if it sees no image."""
         return None

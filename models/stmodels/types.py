@@ -1,4 +1,4 @@
-"""What goes into a forecaster and what comes out.
+"""The inputs and outputs of a forecaster.
 
 Shape legend, used everywhere in this package: B batch, P history steps, Q horizon steps, C channels, H×W grid, N nodes or
 spatial tokens, S the shape of one time step: (C, H, W) for a grid, (N, C) for sensors. Time is always axis 1. Values are
@@ -13,8 +13,11 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Windows of a series. All that lies after the history is in fields named ``target_*``; of these a model may read only
-    ``target_slot`` and ``target_season``, which are known at the moment of the forecast."""
+    """Windows of a series.
+
+    Everything after the history is in ``target`` and in fields named ``target_*``. A model may read only ``target_slot`` and
+    ``target_season`` of these, because they are known at the moment of the forecast.
+    """
 
     history: Tensor  # (B, P, *S)
     target: Tensor  # (B, Q, *S)
@@ -22,7 +25,7 @@ class Batch(NamedTuple):
     history_slot: Tensor | None = None  # (B, P) int64: slot of the week, Monday 00:00 = 0; None without timestamps
     target_slot: Tensor | None = None  # (B, Q)
     history_season: Tensor | None = None  # (B, P, *S): mean of the train segment at that slot of the week
-    target_season: Tensor | None = None  # (B, Q, *S); on train windows both are leave-one-out
+    target_season: Tensor | None = None  # (B, Q, *S); on train windows both means leave the reading itself out
     target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
 
 
@@ -33,15 +36,15 @@ class Forecast(NamedTuple):
     flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, in scaled space too
 
 
-class View(NamedTuple):
-    """What a model sees of a window, as an image."""
+class ModelInput(NamedTuple):
+    """The image that a model sees of each window."""
 
     channels: tuple[str, ...]  # names of the C image channels
     image: Tensor  # (B, C, N, N) in [0, 1]
 
 
 class SeriesInfo(NamedTuple):
-    """What a model may know of its data before it sees any of it."""
+    """What a model knows of its data before it sees any reading."""
 
     family: str  # "grid" or "sensors"
     shape: tuple[int, ...]  # S
@@ -49,7 +52,7 @@ class SeriesInfo(NamedTuple):
     horizon: int  # Q
     slots_per_day: int | None  # None without timestamps
     flow_std: float  # standard deviation of x_t - x_{t-1} over the train segment, scaled
-    season_count: int = 0  # train readings at the rarest slot of the week; 0: some slot never seen, or no timestamps
-    residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (leave-one-out), scaled
-    zero: float = 0.0  # what a reading of 0 is, scaled
+    season_count: int = 0  # train readings at the rarest slot of the week; 0 if a slot is never seen or there are no timestamps
+    residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (without the reading itself), scaled
+    zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window

@@ -179,10 +179,10 @@ def test_a_channel_left_out_changes_nothing(small_vlm: Make, sensor_info: Make, 
     image = model.canvas(sensor_batch(sensor_info()).history.squeeze(-1))
     assert image[:, 1:].abs().max() == 0
     assert image[:, 0, :40, :40].abs().max() > 0
-    view = model.view(sensor_batch(sensor_info()))
-    assert view.channels == ("dtw",)
-    assert view.image.shape == (2, 1, 40, 40)
-    assert small_vlm(fusion="none").view(sensor_batch(sensor_info())) is None
+    seen = model.model_input(sensor_batch(sensor_info()))
+    assert seen.channels == ("dtw",)
+    assert seen.image.shape == (2, 1, 40, 40)
+    assert small_vlm(fusion="none").model_input(sensor_batch(sensor_info())) is None
 
 
 def test_bf16_is_close(small_vlm: Make, sensor_info: Make, sensor_batch: Make) -> None:

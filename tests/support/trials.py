@@ -1,4 +1,4 @@
-"""What tests of a trial share: what is alike of two, how one is stopped, killed or damaged, and what it really trained."""
+"""Helpers for tests of a trial: compare two trials, count steps, stop, kill or damage one, and see what it really trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
-from stlab.training.loop import Fit
+from stlab.training.step import OptimiserStep
 
 TIMES = {
     "seconds", "samples_per_second", "wall_seconds", "device_seconds", "peak_memory_bytes", "started_at", "tested_at", "files",
@@ -23,13 +23,13 @@ TIMES = {
 
 
 def timeless(row: Any, notes: bool = True) -> dict[str, Any]:
-    """What two runs of one trial have in common; ``notes``: what the user was told too."""
+    """The fields that two runs of one trial have in common. ``notes``: whether the user's notes are among them."""
     assert row
     return {name: value for name, value in row.items() if name not in TIMES and (notes or name != "notes")}
 
 
 def assert_same_numbers(one: TrialDirectory, other: TrialDirectory, notes: bool = True) -> None:
-    """To the last digit: every epoch's row, the result, the test, every forecast, the selected weights."""
+    """Compare to the last digit: every epoch's row, the result, the test, every forecast, the selected weights."""
     assert [timeless(row) for row in one.read_epochs()] == [timeless(row) for row in other.read_epochs()]
     for name in ("result.json", "test.json"):
         assert timeless(one.read(name), notes) == timeless(other.read(name), notes)
@@ -41,20 +41,20 @@ def assert_same_numbers(one: TrialDirectory, other: TrialDirectory, notes: bool 
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From now on, the number of windows of each step that is made."""
+    """A list to which every optimiser step from now on appends its number of windows."""
     made: list[int] = []
-    step = Fit._step
+    step = OptimiserStep.__call__
 
-    def counted(self: Fit, index: Tensor, *rest: Any) -> Any:
+    def counted(self: OptimiserStep, index: Tensor, *rest: Any, **more: Any) -> Any:
         made.append(len(index))
-        return step(self, index, *rest)
+        return step(self, index, *rest, **more)
 
-    monkeypatch.setattr(Fit, "_step", counted)
+    monkeypatch.setattr(OptimiserStep, "__call__", counted)
     return made
 
 
 class Notice:
-    """Says stop from a certain question on."""
+    """Says stop from the ``at``-th question on."""
 
     def __init__(self, at: int) -> None:
         self.at, self.asked = at, 0
@@ -65,7 +65,7 @@ class Notice:
 
 
 def damage(directory: TrialDirectory, file: str, how: str) -> bytes:
-    """Damage a file of a trial; what is left of it."""
+    """Damage a file of a trial; returns the content that is left."""
     path = Path(directory.store.path(f"{directory.prefix}/{file}"))
     content = path.read_bytes()
     if how == "removed":
@@ -83,7 +83,7 @@ def damage(directory: TrialDirectory, file: str, how: str) -> bytes:
 
 
 def whole_checkpoints(directory: TrialDirectory) -> list[str]:
-    """Names of those whose writing was not cut short, the newest last."""
+    """Names of the checkpoints whose writing was not cut short, the newest last."""
     prefix = f"{directory.prefix}/checkpoint"
     names = [name for name in directory.store.names(prefix) if name.replace(".", "", 1).isdigit()]
     return [name for name in names if directory.store.exists(f"{prefix}/{name}/state.json")]
@@ -109,7 +109,7 @@ print(run_trial(trial, {}, TrialDirectory(Stopping(sys.argv[2]), "a"), test=True
 
 
 def train_until_killed(trial: TrialSpec, directory: TrialDirectory, file: str) -> None:
-    """Train in a process of its own, which is killed where it is about to write a file, and so never too late."""
+    """Train in a process of its own, which is killed just before it writes a certain file."""
     command = [sys.executable, "-c", WORKER, trial.model_dump_json(), directory.store.location, file]
     worker = subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -124,7 +124,7 @@ def train_until_killed(trial: TrialSpec, directory: TrialDirectory, file: str) -
 
 
 def saved_seconds(storage: Path) -> dict[str, list[float]]:
-    """Trial → what each epoch took that its newest checkpoint has; of trials that have ended, all of them."""
+    """Trial → seconds of each epoch that its newest checkpoint has; a trial that has ended has all of its epochs."""
     saved: dict[str, list[float]] = {}
     for state in storage.glob("trials/*/checkpoint/*/state.json"):
         try:
@@ -137,7 +137,7 @@ def saved_seconds(storage: Path) -> dict[str, list[float]]:
 
 
 def assert_went_on(storage: Path, saved: dict[str, list[float]]) -> None:
-    """No epoch of these checkpoints was trained again: it would have taken a moment more or less, in some digit."""
+    """No epoch of these checkpoints was trained again. If it had been, its seconds would differ in some digit."""
     assert any(saved.values()), "no checkpoint to go on from"
     for trial, seconds in saved.items():
         epochs = pd.read_parquet(storage / "trials" / trial / "epochs.parquet")

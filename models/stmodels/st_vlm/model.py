@@ -16,7 +16,7 @@ from stmodels.st_vlm.config import STVLMConfig
 from stmodels.st_vlm.image import CorrelationCanvas, PatchBias
 from stmodels.st_vlm.prompt import token_ids
 from stmodels.st_vlm.vilt import FrozenVilt, create_vilt
-from stmodels.types import Batch, Forecast, SeriesInfo, View
+from stmodels.types import Batch, Forecast, ModelInput, SeriesInfo
 
 
 class NodeEncoder(nn.Module):
@@ -124,9 +124,9 @@ class STVLM(Forecaster):
         """Eq. 12: the mean absolute error of the present readings, in scaled space."""
         return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}
 
-    def view(self, batch: Batch) -> View | None:
-        """The model input to show: the correlation image, before W_af."""
+    def model_input(self, batch: Batch) -> ModelInput | None:
+        """The correlation image, before W_af."""
         if self.canvas is None:
             return None
         shown = self.canvas.shown.flatten().bool()
-        return View(self.config.channels, self.canvas.pixels(batch.history.squeeze(-1))[:, shown])
+        return ModelInput(self.config.channels, self.canvas.pixels(batch.history.squeeze(-1))[:, shown])

@@ -13,7 +13,7 @@ from stlab.errors import StudyError
 from stlab.execution.preflight import build_model, threads_of
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
-from stlab.training.loop import training_loss
+from stlab.training.loss import training_loss
 from stlab.training.trial import dataset_for
 from stmodels.rng import initialise, named_seed
 

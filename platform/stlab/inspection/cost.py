@@ -7,7 +7,6 @@ import dataclasses
 import heapq
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +22,11 @@ from stlab.execution.run_search import histories, selected, state_of
 from stlab.storage import Store, TrialDirectory
 from stlab.study.plan import Plan, PlannedTrial, plan_point
 from stlab.study.spec import ResourcesSpec, TrialSpec
-from stlab.training.checkpoint import Checkpoints
-from stlab.training.device import PeakMemory, autocast_for, device_name, pick_device, pick_precision
-from stlab.training.loop import Fit
+from stlab.training.batches import BatchPlan
+from stlab.training.device import PeakMemory, device_name, pick_device, pick_precision
 from stlab.training.metrics import evaluate
+from stlab.training.setup import TrainingSetup
+from stlab.training.step import OptimiserStep, make_optimiser
 from stlab.training.trial import dataset_for
 from stmodels.rng import initialise, permutation
 
@@ -179,8 +179,8 @@ def measure(spec: TrialSpec) -> Measured:
             "run --probe on a machine like those that will train, or set resources.gpus=0."
         )
     try:
-        with threads_of(spec.resources), tempfile.TemporaryDirectory(prefix="stlab-probe-") as scratch:
-            return _measure(spec, Store(scratch))
+        with threads_of(spec.resources):
+            return _measure(spec)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"variant '{spec.variant}' does not fit this GPU's memory at train.batch_size={spec.train.batch_size or 'auto'}: {error}. "
@@ -188,39 +188,46 @@ def measure(spec: TrialSpec) -> Measured:
         ) from error
 
 
-def _measure(spec: TrialSpec, store: Store) -> Measured:
-    device = pick_device(spec.resources.gpus)
-    autocast = autocast_for(pick_precision(spec.train.precision, device), device)
-    dataset = dataset_for(spec.data)
+def _measure(spec: TrialSpec) -> Measured:
+    device, dataset = pick_device(spec.resources.gpus), dataset_for(spec.data)
     memory = PeakMemory(device)
     model = build_model(spec)
     initialise(model, spec.seed)
-    checkpoints = Checkpoints(TrialDirectory(store, "probe"))
-    fit = Fit(model.to(device), dataset, spec.train, spec.seed, device, autocast, checkpoints, lambda event: None)
-    fit.model.train()
-    # Workers share a batch; each takes its part of it at the same time.
-    part = max(1, math.ceil(fit.batch_size / spec.resources.workers))
-    order = permutation(len(fit.windows), spec.seed, 1).to(device)
-    steps = []
-    for number in range(WARM_UP_STEPS + STEPS):
-        index = order[torch.arange(number * part, (number + 1) * part, device=device) % len(order)]
-        started = _now(device)
-        fit._step(index, spec.train.lr)
-        steps.append(_now(device) - started)
-    step_seconds = sorted(steps[WARM_UP_STEPS:])[STEPS // 2]
-    batches = {segment: math.ceil(len(dataset.windows(segment)) / fit.batch_size) for segment in ("validation", "test")}
-    few = _first(fit.validation, _EVALUATED_BATCHES * fit.batch_size)
+    plan = BatchPlan.of(spec.train, dataset)
+    precision = pick_precision(spec.train.precision, device)
+    setup = TrainingSetup(model.to(device), dataset, spec.train, spec.seed, device, plan, precision)
+    windows = dataset.windows("train", device)
+    step = OptimiserStep(setup, make_optimiser(setup), windows)
+    step_seconds = _step_seconds(step, windows, spec)
+    batches = {segment: math.ceil(len(dataset.windows(segment)) / plan.batch_size) for segment in ("validation", "test")}
+    few = _first(dataset.windows("validation", device), _EVALUATED_BATCHES * plan.batch_size)
     started = _now(device)
-    evaluate(fit.compiled, dataset, few, fit.batch_size, autocast)
-    batch_seconds = (_now(device) - started) / math.ceil(len(few) / fit.batch_size)
+    evaluate(step.compiled, dataset, few, plan.batch_size, setup.autocast)
+    batch_seconds = (_now(device) - started) / math.ceil(len(few) / plan.batch_size)
+    steps_an_epoch = plan.steps_an_epoch(len(windows))
     return Measured(
         step_seconds,
-        fit.steps_an_epoch,
-        fit.steps_an_epoch * step_seconds + batches["validation"] * batch_seconds,
+        steps_an_epoch,
+        steps_an_epoch * step_seconds + batches["validation"] * batch_seconds,
         sum(batches.values()) * batch_seconds,
         memory.bytes(),
         device_name(device),
     )
+
+
+def _step_seconds(step: OptimiserStep, windows: Windows, spec: TrialSpec) -> float:
+    """Median seconds of a few optimiser steps. Workers take their shares of a batch at the same time, so one share is measured."""
+    device = step.setup.device
+    step.setup.model.train()
+    share = dataclasses.replace(step.setup.batches, workers=spec.resources.workers).share
+    order = permutation(len(windows), spec.seed, 1).to(device)
+    seconds = []
+    for number in range(WARM_UP_STEPS + STEPS):
+        index = order[torch.arange(number * share, (number + 1) * share, device=device) % len(order)]
+        started = _now(device)
+        step(index, spec.train.lr)
+        seconds.append(_now(device) - started)
+    return sorted(seconds[WARM_UP_STEPS:])[STEPS // 2]
 
 
 def _now(device: torch.device) -> float:

@@ -22,7 +22,7 @@ MOST, FEWEST, TYPICAL = 4, 2, 2
 
 
 @dataclass(frozen=True)
-class WindowView:
+class WindowInput:
     """An image of a window of P history steps, over N nodes, with L ≥ P steps of their series."""
 
     window: int  # index in the series of the window's first step
@@ -55,10 +55,10 @@ class Choice:
         return int((self.scores < THRESHOLD).sum())
 
 
-def read_view(store: Store, trial_id: str) -> WindowView | None:
+def read_model_input(store: Store, trial_id: str) -> WindowInput | None:
     """The image that a trial kept of a test window; None where its model sees none, or it was not tested."""
     directory = TrialDirectory(store, trial_id)
-    table = directory.read_view()
+    table = directory.read_model_input()
     if table is None:
         return None
     told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items()}
@@ -68,7 +68,7 @@ def read_view(store: Store, trial_id: str) -> WindowView | None:
         for name in (*told["channels"], "series")
     }
     mask = json.loads((directory.read("trial.json") or {}).get("protocol") or "{}").get("mask")
-    return WindowView(
+    return WindowInput(
         window=told["window"],
         history=told["history"],
         time=None if told["time"] is None else np.datetime64(told["time"], "s"),

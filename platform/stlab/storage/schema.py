@@ -132,7 +132,7 @@ def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return _table(_EPOCH_FIELDS, rows, extra)
 
 
-def view_table(
+def model_input_table(
     names: Sequence[str],
     channels: Mapping[str, NDArray[np.float32]],
     series: NDArray[np.float32],

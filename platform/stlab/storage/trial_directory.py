@@ -158,11 +158,11 @@ class TrialDirectory:
         """One row a window and step ahead. The table's metadata names the shape of a step (``shape``, as JSON)."""
         return self._table("predictions.parquet")
 
-    def write_view(self, view: pa.Table) -> None:
-        """What the model sees of one test window (``schema.view_table``). Written before the test's own files."""
-        self.store.write_table(self._at("view.parquet"), view)
+    def write_model_input(self, model_input: pa.Table) -> None:
+        """What the model sees of one test window (``schema.model_input_table``). Written before the test's own files."""
+        self.store.write_table(self._at("view.parquet"), model_input)
 
-    def read_view(self) -> pa.Table | None:
+    def read_model_input(self) -> pa.Table | None:
         """One row a node; None where the model sees no image, or has not been tested."""
         return self._table("view.parquet")
 

@@ -1,10 +1,11 @@
 """Checkpoints: everything a trial needs to go on exactly as if it had never stopped.
 
 ``checkpoint/<epochs>/``, or ``<epochs>.<steps>/`` within an epoch, holds the trainable weights and the best ones so far (safetensors),
-the optimiser, within an epoch what its steps have said and the state of the random numbers (``midway.safetensors``), and
-``state.json``, which is written last and has the SHA-256 of the others: a folder without it was cut short and is passed over. The
-newest two are kept; one that was found damaged is none of them, and stays beside them as ``<name>.damaged-1``. At an epoch's end
-random numbers need no state of their own: they are a function of the seed and the epoch, as the order of the data is.
+the optimiser and ``state.json``. Within an epoch it also holds what the steps have logged and the state of the random numbers
+(``midway.safetensors``). ``state.json`` is written last and has the SHA-256 of the other files, so a folder without it was cut short
+and is passed over. The newest two checkpoints are kept. A damaged one does not count as one of them and stays beside them as
+``<name>.damaged-1``. At an epoch's end the random numbers need no state of their own: like the order of the data, they are a function
+of the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Progress:
     """A row an epoch, as in epochs.parquet."""
     peak_memory_bytes: int = 0
     notes: list[str] = field(default_factory=list)
-    """What the user is to know of how it got here."""
+    """What the user should know of how it got here."""
 
 
 @dataclass
@@ -50,17 +51,17 @@ class Midway:
     """Where a trial stands within an epoch, between two optimiser steps."""
 
     seconds: float
-    """What the epoch's steps have taken so far."""
+    """Seconds that the epoch's steps have taken so far."""
     names: list[str]
-    """Of the log's columns."""
+    """Names of the log's columns."""
     read: Tensor
-    """(steps, columns): means over the workers."""
+    """(steps, columns): the log's rows that were read already, means over the workers."""
     waiting: list[Tensor]
-    """A worker each: (steps, columns), not looked at yet."""
+    """For each worker, (steps, columns): its own rows that were not read yet."""
     norms: dict[str, Tensor]
     """Gradient norms of the epoch's first batch."""
     random: list[dict[str, Tensor]]
-    """A worker each: device type → state of its generator."""
+    """For each worker: device type → state of the generator."""
 
     @property
     def steps(self) -> int:
@@ -94,7 +95,7 @@ class Restored:
 
 
 def trainable_state(model: nn.Module) -> Weights:
-    """Copies, on the CPU, of all that is not frozen: parameters that require gradients, and buffers."""
+    """Copies on the CPU of everything that is not frozen: parameters that require gradients, and buffers."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items() if name not in frozen}
 
@@ -121,9 +122,9 @@ class Checkpoints:
         self.store = directory.store
         self.prefix = f"{directory.prefix}/checkpoint"
         self.note: str | None = None
-        """What the user is to know of the last :meth:`restore`."""
+        """What the user should know of the last :meth:`restore`."""
         self._passed_over: list[str] = []
-        """Folders that it could not use, and that still have the name of a checkpoint."""
+        """Folders that could not be used and still have the name of a checkpoint."""
 
     def _folders(self) -> list[str]:
         return [name for name in self.store.names(self.prefix) if name.replace(".", "", 1).isdigit()]
@@ -131,9 +132,9 @@ class Checkpoints:
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, best: Weights, progress: Progress, midway: Midway | None = None
     ) -> None:
-        """Write a checkpoint, of an epoch's end or ``midway`` through the next; then delete all but the newest two.
+        """Write a checkpoint of an epoch's end, or ``midway`` through the next epoch; then delete all but the newest two.
 
-        What :meth:`restore` passed over no longer counts: a trial that has started again writes lower names.
+        Checkpoints that :meth:`restore` passed over no longer count, since a trial that has started again writes lower names.
         """
         name = f"{progress.epoch:06d}" + ("" if midway is None else f".{midway.steps:06d}")
         state = io.BytesIO()
@@ -157,7 +158,7 @@ class Checkpoints:
             self.store.delete_folder(f"{self.prefix}/{old}")
 
     def _set_aside(self, passed_over: list[str]) -> None:
-        """Keep what is damaged under another name; delete what was cut short, and so never was a checkpoint."""
+        """Keep a damaged checkpoint under another name; delete a folder that was cut short and so never was a checkpoint."""
         for name in passed_over:
             folder = f"{self.prefix}/{name}"
             if self.store.exists(f"{folder}/state.json"):
@@ -169,9 +170,9 @@ class Checkpoints:
             self._passed_over.remove(name)
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> Restored | None:
-        """Load the newest whole checkpoint into model and optimiser; None where there is none.
+        """Load the newest undamaged checkpoint into model and optimiser; None if there is none.
 
-        One that is damaged is passed over; that is logged, and :attr:`note` says so.
+        A damaged one is passed over. That is logged, and :attr:`note` says so.
         """
         untouched = trainable_state(model)
         damaged = []
@@ -180,9 +181,9 @@ class Checkpoints:
             folder = f"{self.prefix}/{name}"
             try:
                 restored = self._load(folder, model, optimiser)
-            except Exception as error:  # whatever is wrong with it, the one before it is tried, and that is said
+            except Exception as error:  # any error in it means that the one before it is tried, and that is logged
                 if is_out_of_memory(error) or self._is_the_store(error):
-                    raise  # the checkpoint may be whole
+                    raise  # the checkpoint itself may be undamaged
                 logger.warning("checkpoint %s cannot be used (%s: %s); trying the one before it", folder, type(error).__name__, error)
                 damaged.append(f"checkpoint {name} cannot be used ({first_line(error)})")
                 self._passed_over.append(name)
@@ -196,7 +197,7 @@ class Checkpoints:
         return None
 
     def _is_the_store(self, error: Exception) -> bool:
-        """Whether a store did not answer. On a local one, a file that cannot be read is as good as damaged."""
+        """Whether a remote store did not answer. In a local one, a file that cannot be read counts as damaged."""
         is_absent = isinstance(error, FileNotFoundError)
         return isinstance(error, (StorageError, OSError)) and not is_absent and not self.store.is_local
 
@@ -222,7 +223,7 @@ class Checkpoints:
         return Restored(best, progress, midway)
 
     def save_best(self, best: Weights) -> None:
-        """The selected weights of a finished trial."""
+        """Write the selected weights of a finished trial."""
         self.store.write(f"{self.prefix}/best.safetensors", safetensors.torch.save(best))
 
     def load_best(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Errors in the data's unit: one sum over a count, never a mean of batch means (protocol: "Metrics")."""
+"""Errors in the data's unit: one sum divided by one count, never a mean of batch means (protocol: "Metrics")."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.data import Dataset, Windows
-from stlab.training.workers import world_size
+from stlab.training.workers import rank_here, world_size
 
 Errors = dict[str, Any]
 Keep = Callable[[Tensor, Tensor, Tensor], None]
 
 
 class ErrorSums:
-    """Sums of absolute, squared and relative errors by horizon step, in float64; masked, and without any mask beside it.
+    """Sums of absolute, squared and relative errors by horizon step, in float64, each with and without the mask.
 
     Args:
-        zero: a truth no larger than this, in the data's unit, is a zero, and has no relative error.
+        zero: a truth no larger than this, in the data's unit, counts as zero and has no relative error.
     """
 
     def __init__(self, horizon: int, device: torch.device, zero: float = 0.0) -> None:
         self.zero = zero
-        # |e|, e², count, |e/y|, count of |e/y|, then |e|, e² and count of all truths, missing readings as the zeros they are stored as
+        # |e|, e², count, |e/y|, count of |e/y|; then |e|, e² and count of all truths, with missing readings as the zeros in the data
         self.sums = torch.zeros(8, horizon, dtype=torch.float64, device=device)
 
     def add(self, forecast: Tensor, truth: Tensor, mask: Tensor | None) -> None:
-        """(B, Q, *S) each, in the data's unit; where ``mask`` is False there is no reading."""
+        """Add a batch: (B, Q, *S) each, in the data's unit. There is no reading where ``mask`` is False."""
         error = (forecast - truth).double()
         seen = torch.ones_like(error) if mask is None else mask.double()
         everything = (error.abs(), error.square(), torch.ones_like(error))
@@ -46,7 +46,7 @@ class ErrorSums:
             dist.all_reduce(self.sums)
 
     def errors(self, scale: float, with_mape: bool) -> Errors:
-        """``mae``, ``rmse`` (times ``scale``) and ``mape`` (percent, or None) over everything, and the same by horizon.
+        """``mae`` and ``rmse`` (times ``scale``) and ``mape`` (percent, or None) over all steps, and the same by horizon step.
 
         ``mae_unmasked`` and ``rmse_unmasked`` count missing readings as if they had been measured.
         """
@@ -69,7 +69,7 @@ def _errors(sums: Tensor, scale: float, with_mape: bool) -> dict[str, float | No
 
 
 def to_unit(dataset: Dataset, scaled: Tensor) -> Tensor:
-    """A forecast in the data's unit, clamped to what the data can be."""
+    """A forecast in the data's unit, clamped to the values that the data can have."""
     values = dataset.scaler.inverse(scaled.float())
     if dataset.clamp is not None:
         values = values.clamp(*dataset.clamp)
@@ -86,7 +86,7 @@ def evaluate(
     keep: Keep | None = None,
     ended: Callable[[], None] | None = None,
 ) -> Errors:
-    """Errors of a model over all windows of a segment. Workers of one trial share the windows out.
+    """Errors of a model over all windows of a segment. The workers of a trial share the windows, unless ``keep`` is given.
 
     Args:
         keep: called with (window numbers, forecast, truth) of each batch, in the data's unit.
@@ -94,7 +94,7 @@ def evaluate(
     """
     model.eval()
     device = windows.starts.device
-    # A zero comes back from scaled space as a rounding error of float32.
+    # A zero that was scaled in float32 and back is a rounding error.
     sums = ErrorSums(dataset.info.horizon, device, zero=1e-6 * (abs(dataset.scaler.center) + dataset.scaler.spread))
 
     def add(index: Tensor) -> None:
@@ -106,8 +106,7 @@ def evaluate(
         if keep is not None:
             keep(index, forecast, truth)
 
-    world = world_size()
-    rank = dist.get_rank() if world > 1 else 0
+    world, rank = world_size(), rank_here()
     everything = torch.arange(len(windows), device=device)
     mine = everything if keep is not None else everything.tensor_split(world)[rank]
     most = len(windows) if keep is not None else math.ceil(len(windows) / world)

@@ -1,4 +1,4 @@
-"""What a model sees of one window, kept for the reader of a report."""
+"""The image that a model sees of one window, kept for the reader of a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stlab.data import Dataset, Windows
-from stlab.storage.schema import view_table
+from stlab.storage.schema import model_input_table
 from stmodels.base import Forecaster
 
 if TYPE_CHECKING:
@@ -22,38 +22,38 @@ _DAY_SECONDS = 86_400
 
 
 @torch.inference_mode()
-def view_of_window(
+def model_input_of_window(
     model: Forecaster, dataset: Dataset, windows: Windows, number: int, autocast: Callable[[], Any]
 ) -> pa.Table | None:
-    """The image that a model sees of a window, with the series behind it, as ``view.parquet`` holds them.
+    """The image that a model sees of a window, and the series it is made from, as ``view.parquet`` holds them.
 
     Args:
-        number: the window's, within its segment.
+        number: number of the window within its segment.
 
     Returns:
-        A row a node; None where the model sees no image.
+        A table with a row for each node; None if the model sees no image.
     """
     index = torch.tensor([number], device=windows.starts.device)
     batch = windows.gather(index)
     with autocast():
-        view = model.view(batch)
-    if view is None:
+        seen = model.model_input(batch)
+    if seen is None:
         return None
-    image = view.image[0].float().cpu().numpy()
+    image = seen.image[0].float().cpu().numpy()
     start = int(batch.start[0])
-    # Of ready-made windows no more is known than the window itself.
-    alone = torch.cat([batch.history[0], batch.target[0]])
-    scaled = alone if windows.series is None else windows.series[start : start + STEPS]
+    # A data set of ready-made windows has no series, only the window itself.
+    window = torch.cat([batch.history[0], batch.target[0]])
+    scaled = window if windows.series is None else windows.series[start : start + STEPS]
     readings = dataset.scaler.inverse(scaled.float()).flatten(1).T.cpu().numpy()
     if len(readings) != image.shape[1]:
         raise ValueError(f"an image of {image.shape[1]} nodes cannot be shown beside {len(readings)} series")
     names = dataset.node_names or tuple(str(node) for node in range(len(readings)))
-    told = {"window": start, "history": dataset.info.history, **_times(dataset, windows.times(index))}
-    return view_table(names, dict(zip(view.channels, image, strict=True)), readings, told)
+    about = {"window": start, "history": dataset.info.history, **_times(dataset, windows.times(index))}
+    return model_input_table(names, dict(zip(seen.channels, image, strict=True)), readings, about)
 
 
 def _times(dataset: Dataset, target: NDArray[np.datetime64] | None) -> dict[str, Any]:
-    """Time of the window's first step and length of a step, from the times of its targets."""
+    """The time of the window's first step and the seconds a step, from the times of its targets."""
     if target is None or dataset.info.slots_per_day is None:
         return {"time": None, "step_seconds": None}
     step = _DAY_SECONDS // dataset.info.slots_per_day

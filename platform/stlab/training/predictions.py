@@ -1,4 +1,4 @@
-"""What is kept of the forecasts of a segment."""
+"""The forecasts of the test segment, as they are kept."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from stlab.data import Dataset, Windows
 from stlab.training.metrics import Errors
 
-_MAX_PREDICTED_VALUES = 5_000_000  # of truth and forecast each; a larger test segment is kept in evenly spaced windows
+_MAX_PREDICTED_VALUES = 5_000_000  # in truth and forecast each; a larger test segment is kept in evenly spaced windows
 
 
 def by_horizon(segment: str, errors: Errors) -> list[dict[str, Any]]:
+    """Errors of a segment as rows of ``horizon.parquet``."""
     return [{"segment": segment, **row} for row in errors["horizon"]]
 
 
 def ignore(index: Tensor, forecast: Tensor, truth: Tensor) -> None:
-    """Nothing is kept of this segment."""
+    """Keep nothing of this segment."""
 
 
 class KeptPredictions:
@@ -51,12 +52,12 @@ class KeptPredictions:
         )
 
     def busiest(self) -> int:
-        """Number of the kept window with the largest total truth; the first of equals."""
+        """Number of the kept window with the largest total truth, the first one if several have it."""
         total = np.concatenate([part["truth"].reshape(len(part["number"]), -1).sum(1, dtype=np.float64) for part in self.parts])
         return int(np.concatenate([part["number"] for part in self.parts])[total.argmax()])
 
     def table(self) -> pa.Table:
-        """The table; its metadata name the shape of a step and of how many windows one was kept."""
+        """The table. Its metadata hold the shape of a step (``shape``) and the stride between kept windows (``every_nth_window``)."""
 
         def joined(name: str) -> Any:
             return np.concatenate([part[name] for part in self.parts])

@@ -1,4 +1,4 @@
-"""The learning rate, as a function of the step and of the validation errors so far: nothing of it has to be saved to resume."""
+"""The learning rate as a function of the step and of the validation errors so far, so that resuming needs no saved schedule."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec, errors: Sequ
     """Learning rate of optimiser step ``step`` (from 0): a linear warm-up to ``lr``, then the schedule.
 
     Args:
-        errors: the validation error that selects, of every epoch that has ended. Only a plateau reads it.
+        errors: the validation error that selects, for every epoch that has ended. Only ``plateau`` reads it.
     """
     warmup, total = train.warmup_epochs * steps_an_epoch, train.max_epochs * steps_an_epoch
     if step < warmup:
         return train.lr * (step + 1) / warmup
     if train.schedule == "plateau":
-        # What the errors of the warm-up do is the warm-up's doing.
+        # The warm-up changes the rate itself, so its errors say nothing about the rate that follows.
         return plateau(errors[train.warmup_epochs :], train)
     floor = min(train.min_lr, train.lr)
     done = min(1.0, (step - warmup) / max(1, total - warmup))

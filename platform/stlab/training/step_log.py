@@ -1,4 +1,4 @@
-"""What the steps of an epoch said."""
+"""The log of an epoch's steps: losses and gradient norms."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CHECK_EVERY = 50  # steps between looks at the losses: each look waits for the d
 
 
 class NonFiniteLoss(TrialFailed):
-    """The loss became infinite or NaN; says at which step and learning rate.
+    """The loss became infinite or NaN. The message says at which step and learning rate.
 
     Args:
-        step: the first that was broken, from 1.
+        step: the first step with such a loss, from 1.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -27,12 +27,14 @@ class NonFiniteLoss(TrialFailed):
 
 
 class StepLog:
-    """What the steps of an epoch said, read from the device only now and then.
+    """Losses and gradient norms of an epoch's steps, read from the device only now and then.
 
     Args:
-        names: of the columns of ``read`` and ``waiting``, where an epoch goes on.
-        read: (steps, columns) means over the workers, on the CPU.
-        waiting: (steps, columns) this worker's own, on its device.
+        first_step: number of the epoch's first step, from 0 at the start of the training.
+        learning_rate: step → learning rate, for the message of an error.
+        names: names of the columns of ``read`` and ``waiting``, if an interrupted epoch goes on.
+        read: (steps, columns): means over the workers, on the CPU.
+        waiting: (steps, columns): this worker's own rows that nobody has read yet, on its device.
 
     Raises:
         NonFiniteLoss: from :meth:`add` or :meth:`means`, on every worker alike.
@@ -67,7 +69,7 @@ class StepLog:
         return dict(zip(self.names, torch.cat(self.read).double().mean(0).tolist(), strict=True))
 
     def contents(self) -> tuple[Tensor, Tensor]:
-        """``read`` and this worker's ``waiting``, both on the CPU: what another log needs to go on as this one would."""
+        """``read`` and this worker's ``waiting``, both on the CPU. A log made with them goes on as this one would."""
         none = torch.zeros(0, len(self.names))
         return (torch.cat(self.read) if self.read else none), (torch.stack(self.waiting).cpu() if self.waiting else none)
 

@@ -1,4 +1,4 @@
-"""Notices when a step never ends."""
+"""A watchdog that notices when a step never ends."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator
 
 
 class HungStep(Exception):
-    """A step took longer than ``train.step_timeout``, and did end after all; the trial has been recorded as failed."""
+    """A step took longer than ``train.step_timeout`` and did end after all. The trial has been recorded as failed."""
 
 
 class Watchdog:
     """A thread that watches the one that made it, from ``with`` to its end.
 
-    It sees what waits outside of Python's global lock, as all of PyTorch, of file systems and of sockets does. On a GPU, steps are
-    queued, and a hung one shows where its results are waited for.
+    It notices a thread that waits without Python's global lock, as it does in PyTorch, file systems and sockets. On a GPU, steps are
+    queued, so a hung one shows only where its results are waited for.
 
     Args:
-        seconds: how long may pass between two :meth:`tick`; None: nothing is watched, and no thread made.
-        on_hang: called once, from the thread, with the stack of the one that hangs, a line of the traceback each.
+        seconds: longest time between two calls of :meth:`tick`. With None nothing is watched, and no thread is made.
+        on_hang: called once, from the watchdog's thread, with the lines of the stack of the thread that hangs.
     """
 
     def __init__(self, seconds: float | None, on_hang: Callable[[list[str]], None]) -> None:
         self.seconds, self.on_hang = seconds, on_hang
         self._watched = threading.get_ident()
-        self._last: float | None = None  # None: nothing is watched now
+        self._last: float | None = None  # time of the last tick; None while nothing is watched
         self._has_fired = threading.Event()
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -46,7 +46,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Steps are made within this block."""
+        """Steps are taken within this block, so it is watched."""
         before, self._last = self._last, time.monotonic()
         try:
             yield
@@ -55,7 +55,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """What is done within this block is no step: writing to a slow store, say."""
+        """This block is not watched, because it takes no step. It may write to a slow store, say."""
         before, self._last = self._last, None
         try:
             yield

@@ -1,4 +1,4 @@
-"""Where several workers train a trial: how many there are, what they agree on, and what one of them sees of another's end."""
+"""The workers that train a trial together: their number, values they agree on, and the errors that show another worker's end."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-# As gloo and NCCL say it where PyTorch raises no DistError.
+# The words of gloo and NCCL where PyTorch raises no DistError.
 _SAID = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
-_size = 1  # of the group that this process was last seen in
+_size = 1  # size of the group that this process was in when last asked
 
 Value = TypeVar("Value")
 
 
 class PeerLost(Exception):
-    """Another worker of the group is gone. No error of the trial's: whoever started the workers knows why that one went."""
+    """Another worker of the group is gone. The trial is not at fault; whoever started the workers knows why that one ended."""
 
 
 class FailedHere(Exception):
-    """The trial failed on one of several workers, and that is on record. The others wait for it, so all have to start anew."""
+    """The trial failed on one of several workers, which is written down. The others wait for it, so all have to start anew."""
 
 
 def world_size() -> int:
-    """Workers of this process's group; 1 where it has none.
+    """Number of workers in this process's group; 1 if it has none.
 
     Raises:
-        PeerLost: it had one of several, which has been taken apart: what is left of it must not go on as if it were alone.
+        PeerLost: it had a group of several that has been destroyed. This worker must not go on as if it were alone.
     """
     global _size
     if dist.is_available() and dist.is_initialized():
@@ -36,8 +36,17 @@ def world_size() -> int:
     return _size
 
 
+def rank_here() -> int:
+    """Number of this worker in its group, from 0; 0 if it has no group.
+
+    Raises:
+        PeerLost: as :func:`world_size`.
+    """
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def agreed(value: Value) -> Value:
-    """What the first worker has, on all of them. To be called by all.
+    """The first worker's value, on all of them. All workers have to call this.
 
     Raises:
         PeerLost: as :func:`world_size`.
@@ -49,7 +58,7 @@ def agreed(value: Value) -> Value:
 
 
 def gathered(value: Value) -> list[Value]:
-    """What each worker has, by rank. To be called by all.
+    """Every worker's value, by rank. All workers have to call this.
 
     Raises:
         PeerLost: as :func:`world_size`.
@@ -61,7 +70,7 @@ def gathered(value: Value) -> list[Value]:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether an error says that another worker could not be reached, or came of the group's end: whoever ends it takes it apart first."""
+    """Whether an error means that another worker could not be reached or that the group was ended, which destroys it first."""
     if isinstance(error, (PeerLost, dist.DistError)) or not dist.is_initialized():
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)

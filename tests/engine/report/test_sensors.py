@@ -19,17 +19,17 @@ from stlab.data import load_dataset
 from stlab.report import terminal_table, to_latex, write_report
 from stlab.report.figures.data_set import data_picture
 from stlab.report.figures.nodes import image_figure, node_error_figure, outstanding_figure, running_median
-from stlab.report.model_input import choose_nodes, node_scores, read_view, without_missing
+from stlab.report.model_input import choose_nodes, node_scores, read_model_input, without_missing
 from stlab.report.page.text import headline
 from stlab.report.predictions import Predictions, read_predictions
 from stlab.report.statistics.summary import summarise
 from stlab.report.tables.ablation import against_anchor
 from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
-from stlab.storage.schema import view_table
+from stlab.storage.schema import model_input_table
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 from stlab.training import run_trial
 from stmodels.baselines.model import Baseline
-from stmodels.types import Batch, View
+from stmodels.types import Batch, ModelInput
 
 NODES, WINDOWS, HORIZON = 30, 20, 3
 START = np.datetime64("2024-03-04T00:00", "s")
@@ -52,14 +52,14 @@ def an_image(strange: tuple[int, ...] = (7, 21)) -> dict[str, np.ndarray]:
     return {"dtw": 1 - image[0], "cross_correlation": image[1], "spectrum": image[2]}
 
 
-def a_view(channels: dict[str, np.ndarray] | None = None, timed: bool = True) -> pa.Table:
+def a_model_input(channels: dict[str, np.ndarray] | None = None, timed: bool = True) -> pa.Table:
     series = 50 + np.random.default_rng(0).standard_normal((NODES, 100))
     series[4, 10:20] = 2e-6  # no reading, by way of scaled space
     told = {"window": 40, "history": 12, "time": str(START) if timed else None, "step_seconds": 300 if timed else None}
-    return view_table([f"s{node}" for node in range(NODES)], channels or an_image(), series, told)
+    return model_input_table([f"s{node}" for node in range(NODES)], channels or an_image(), series, told)
 
 
-def write_trial(store: Store, variant: str, noise: float, view: pa.Table | None = None, baseline: bool = False) -> Any:
+def write_trial(store: Store, variant: str, noise: float, model_input: pa.Table | None = None, baseline: bool = False) -> Any:
     """A tested trial of 30 nodes; of each node the first readings are missing: as many as its index."""
     directory = TrialDirectory(store, re.sub(r"\W", "", variant))
     truth = 20.0 + np.arange(NODES) + np.zeros((WINDOWS, HORIZON, NODES))
@@ -82,8 +82,8 @@ def write_trial(store: Store, variant: str, noise: float, view: pa.Table | None 
         "truth": list(np.where(seen, truth, -1.9e-6).reshape(-1, NODES).astype(np.float32)),
         "forecast": list((truth + error).reshape(-1, NODES).astype(np.float32)),
     }).replace_schema_metadata({"shape": f"[{NODES}, 1]", "every_nth_window": "4"})  # fmt: skip
-    if view is not None:
-        directory.write_view(view)
+    if model_input is not None:
+        directory.write_model_input(model_input)
     directory.write_test({key: float(value) for key, value in found.items()}, steps, predictions)
     return {**directory.row(), "study": "s", "variant": variant}
 
@@ -171,22 +171,22 @@ def test_the_running_median_is_that_of_pandas() -> None:
 
 
 @pytest.mark.parametrize("timed", [True, False])
-def test_a_view_comes_back_as_it_was_written(store: Store, timed: bool) -> None:
-    write_trial(store, "full", 1.0, a_view(timed=timed))
-    view = read_view(store, "full")
-    assert view is not None
+def test_a_model_input_comes_back_as_it_was_written(store: Store, timed: bool) -> None:
+    write_trial(store, "full", 1.0, a_model_input(timed=timed))
+    seen = read_model_input(store, "full")
+    assert seen is not None
     for name, image in an_image().items():
-        np.testing.assert_array_equal(view.channels[name], image)
-    assert (view.window, view.history, list(view.names)[:2]) == (40, 12, ["s0", "s1"])
-    assert np.isnan(view.series).sum() == 10  # the readings that are missing
-    steps = view.steps()
+        np.testing.assert_array_equal(seen.channels[name], image)
+    assert (seen.window, seen.history, list(seen.names)[:2]) == (40, 12, ["s0", "s1"])
+    assert np.isnan(seen.series).sum() == 10  # the readings that are missing
+    steps = seen.steps()
     assert steps[12] == (START + np.timedelta64(1, "h") if timed else 52)
-    assert read_view(store, "absent") is None
-    outstanding_figure(view, choose_nodes(node_scores(view.channels)))
+    assert read_model_input(store, "absent") is None
+    outstanding_figure(seen, choose_nodes(node_scores(seen.channels)))
 
 
-def test_every_column_of_a_view_says_what_it_means() -> None:
-    for field in a_view().schema:
+def test_every_column_of_a_model_input_says_what_it_means() -> None:
+    for field in a_model_input().schema:
         assert len(field.metadata[b"meaning"]) > 3, field.name
         assert b"unit" in field.metadata, field.name
 
@@ -204,9 +204,9 @@ def test_an_image_of_any_size_is_drawn(nodes: int, channels: tuple[str, ...]) ->
 def test_the_report_shows_the_whole_image_of_the_best_variant_that_sees_it(store: Store) -> None:
     without = {name: image for name, image in an_image().items() if name != "dtw"}
     rows = [
-        write_trial(store, "full", 1.0, a_view()),
+        write_trial(store, "full", 1.0, a_model_input()),
         write_trial(store, "w/o image", 0.9),
-        write_trial(store, "w/o dtw", 0.95, a_view(without)),
+        write_trial(store, "w/o dtw", 0.95, a_model_input(without)),
         write_trial(store, "last_value", 1.2, baseline=True),
         write_trial(store, "last_window", 2.0, baseline=True),
     ]
@@ -274,39 +274,39 @@ def sensors_trial(path: Path) -> TrialSpec:
     )  # fmt: skip
 
 
-def a_baseline_sees(self: Baseline, batch: Batch) -> View:
+def a_baseline_sees(self: Baseline, batch: Batch) -> ModelInput:
     """A stand-in for a model's image: how far apart the nodes' last readings are."""
     last = batch.history[:, -1, :, 0].sigmoid()
-    return View(("gap",), (last[:, :, None] - last[:, None, :]).abs()[:, None])
+    return ModelInput(("gap",), (last[:, :, None] - last[:, None, :]).abs()[:, None])
 
 
 def test_a_tested_trial_keeps_what_its_model_sees(
     sensors_file: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Baseline, "view", a_baseline_sees)
+    monkeypatch.setattr(Baseline, "model_input", a_baseline_sees)
     written: list[str] = []
     write = Store.write
     monkeypatch.setattr(Store, "write", lambda self, at, content: (written.append(at), write(self, at, content))[1])
     directory = TrialDirectory(store, "a")
     assert run_trial(sensors_trial(sensors_file), {}, directory, test=True) is TrialStatus.FINISHED
     assert written.index("trials/a/view.parquet") < written.index("trials/a/test.json")
-    view = read_view(store, "a")
-    assert view is not None
+    seen = read_model_input(store, "a")
+    assert seen is not None
     data, times = (np.load(sensors_file)[name] for name in ("data", "timestamps"))
     starts = np.arange(115, 144 - 6 + 1)  # floor(0.8 · 144) on
     window = starts[np.argmax([data[start + 4 : start + 6].sum() for start in starts])]
-    assert (view.window, view.time, view.step_seconds, view.history) == (window, times[window], 1800, 4)
-    np.testing.assert_allclose(view.series, data[window:, :, 0].T, atol=1e-4)
+    assert (seen.window, seen.time, seen.step_seconds, seen.history) == (window, times[window], 1800, 4)
+    np.testing.assert_allclose(seen.series, data[window:, :, 0].T, atol=1e-4)
     train = data[:86]
     scaled = 1 / (1 + np.exp(-(data[window + 3, :, 0] - train[train != 0].mean()) / train[train != 0].std()))
-    np.testing.assert_allclose(view.channels["gap"], np.abs(scaled[:, None] - scaled), atol=1e-5)
+    np.testing.assert_allclose(seen.channels["gap"], np.abs(scaled[:, None] - scaled), atol=1e-5)
 
 
 def test_a_model_that_sees_no_image_keeps_none(sensors_file: Path, store: Store) -> None:
     directory = TrialDirectory(store, "a")
     run_trial(sensors_trial(sensors_file), {}, directory, test=True)
     assert directory.is_tested()
-    assert directory.read_view() is None
+    assert directory.read_model_input() is None
 
 
 def test_the_picture_of_a_network_leaves_missing_readings_out(sensors_file: Path) -> None:

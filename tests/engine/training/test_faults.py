@@ -21,9 +21,13 @@ from stlab.catalog import create_model
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.storage.schema import trials_table
 from stlab.study.spec import TrialSpec
-from stlab.training import loop, run_trial, watchdog
+from stlab.training import run_trial, watchdog
+from stlab.training import step as step_module
 from stlab.training import trial as trial_module
-from stlab.training.loop import Fit
+from stlab.training.batches import BatchPlan
+from stlab.training.setup import TrainingSetup
+from stlab.training.step import OptimiserStep, make_optimiser
+from stmodels.rng import initialise
 from stmodels.types import Batch, Forecast
 from tests.support.trials import Notice, assert_same_numbers, count_steps, train_until_killed, whole_checkpoints
 
@@ -84,26 +88,25 @@ def test_killed_in_mid_epoch_it_goes_on_from_there(make_trial: MakeTrial, tmp_pa
     assert_same_numbers(directory, whole, notes=False)
 
 
-def grads(fit: Fit, index: Tensor) -> tuple[dict[str, float], dict[str, float], Tensor]:
-    norms: dict[str, Tensor] = {}
-    said = fit._step(index, 0.0, norms)
-    flat = torch.cat([p.grad.flatten() for p in fit.parameters if p.grad is not None])
-    return {k: v.item() for k, v in said.items()}, {k: v.item() for k, v in norms.items()}, flat
+def grads(step: OptimiserStep, index: Tensor) -> tuple[dict[str, float], dict[str, float], Tensor]:
+    logged, norms = step(index, 0.0, with_term_norms=True)
+    flat = torch.cat([p.grad.flatten() for p in step.parameters if p.grad is not None])
+    return {k: v.item() for k, v in logged.items()}, {k: v.item() for k, v in norms.items()}, flat
 
 
 @pytest.mark.parametrize("parts", [2, 3, 64])
 @pytest.mark.parametrize("kind", ["grid", "missing readings"])
-def test_a_divided_step_is_the_undivided_one(make_trial: MakeTrial, tmp_path: Path, kind: str, parts: int) -> None:
+def test_a_divided_step_is_the_undivided_one(make_trial: MakeTrial, kind: str, parts: int) -> None:
     given: dict[str, Any] = {}
     if kind != "grid":
         given = {"model": {"name": "lstm", "hidden": 8}, "data": {"family": "sensors", "null": 5.0}}
     trial = make_trial(**given)
     dataset = trial_module.dataset_for(trial.data)
-    fits = [fit_of(trial, dataset, tmp_path / str(n), n) for n in (1, parts)]
+    steps = [step_of(trial, dataset, n) for n in (1, parts)]
     seen: list[int] = []
-    fits[1].model.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0].start)))
+    steps[1].setup.model.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0].start)))
     index = torch.arange(3, 33)  # of 30: not a multiple
-    whole, divided = (grads(fit, index) for fit in fits)
+    whole, divided = (grads(step, index) for step in steps)
     for one, other in zip(whole[:2], divided[:2], strict=True):
         assert one.keys() == other.keys()
         assert other == pytest.approx(one, rel=2e-5)
@@ -116,18 +119,12 @@ def test_a_divided_step_is_the_undivided_one(make_trial: MakeTrial, tmp_path: Pa
         assert len(mask.flatten(1).sum(1).unique()) > 1, "parts have to differ in readings"
 
 
-def fit_of(trial: TrialSpec, dataset: Any, folder: Path, parts: int) -> Fit:
-    import contextlib
-
-    from stlab.training.checkpoint import Checkpoints
-    from stmodels.rng import initialise
-
+def step_of(trial: TrialSpec, dataset: Any, parts: int) -> OptimiserStep:
     model = create_model(trial.model, dataset.info)
     initialise(model, 0)
-    checkpoints = Checkpoints(TrialDirectory(Store(folder), "a"))
-    cpu = torch.device("cpu")
     train = trial.train.model_copy(update={"clip_norm": 1e9})
-    return Fit(model, dataset, train, 0, cpu, contextlib.nullcontext, checkpoints, lambda event: None, micro_batches=parts)
+    setup = TrainingSetup(model, dataset, train, 0, torch.device("cpu"), BatchPlan.of(train, dataset, parts))
+    return OptimiserStep(setup, make_optimiser(setup), dataset.windows("train"))
 
 
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -385,14 +382,14 @@ def test_a_bug_in_a_model_is_recorded_with_its_place(
 
 
 def test_a_loss_that_breaks_says_at_which_step(make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terms = loop.training_loss
+    terms = step_module.training_loss
     calls: list[int] = []
 
     def broken(*arguments: Any) -> Tensor:
         calls.append(1)
         return terms(*arguments) * (float("nan") if len(calls) == STEPS + 3 else 1.0)
 
-    monkeypatch.setattr(loop, "training_loss", broken)
+    monkeypatch.setattr(step_module, "training_loss", broken)
     directory, status = run(make_trial(), tmp_path)
     assert status is TrialStatus.FAILED
     failure = directory.read("failed.json") or {}

@@ -25,9 +25,9 @@ import torch.multiprocessing as mp
 from stlab.storage import Store, TrialDirectory
 from stlab.study.spec import TrialSpec
 from stlab.training import run_trial
-from stlab.training import interruption as pauses
+from stlab.training import interruption
 
-pauses._ASK_SECONDS = 0.0  # after every step
+interruption._ASK_SECONDS = 0.0  # after every step
 
 def work(rank, world, folder, dropout, missing):
     torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from torch import nn
 
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
-from stlab.training import loop, run_trial
-from stlab.training.gradients import term_gradients, term_norms
+from stlab.training import run_trial, step
+from stlab.training.loss import term_gradients, term_norms
 
 
 def test_the_norms_are_those_of_each_term_alone() -> None:
@@ -22,7 +22,7 @@ def test_the_norms_are_those_of_each_term_alone() -> None:
     unused = nn.Parameter(torch.ones(2))
     out = torch.from_numpy(x) @ weight
     terms = {"fit": (out - torch.from_numpy(y)).square().mean(), "size": weight.square().sum(), "none": torch.tensor(1.0)}
-    found = term_norms(term_gradients(terms, [weight, unused], share=1.0))
+    found = term_norms(term_gradients(terms, [weight, unused], weight=1.0))
     w = weight.detach().numpy()
     assert found["grad_norm.fit"].item() == pytest.approx(np.linalg.norm(2 / 7 * x.T @ (x @ w - y)), rel=1e-6)
     assert found["grad_norm.size"].item() == pytest.approx(np.linalg.norm(2 * w), rel=1e-6)
@@ -39,7 +39,7 @@ def test_measuring_them_changes_no_digit_of_the_training(
     runs = {}
     for measured in (True, False):
         if not measured:
-            monkeypatch.setattr(loop, "term_norms", lambda *_: {})
+            monkeypatch.setattr(step, "term_norms", lambda *_: {})
         directory = TrialDirectory(Store(f"{tmp_path}/{measured}"), "a")
         assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
         runs[measured] = directory

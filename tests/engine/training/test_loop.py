@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 from stlab.data import load_dataset
 from stlab.storage import Store, TrialDirectory
 from stlab.study.spec import DataSpec, TrainSpec
-from stlab.training import interruption as pauses
-from stlab.training import loop, step_log
-from stlab.training.checkpoint import Checkpoints
-from stlab.training.loop import Fit, NonFiniteLoss, learning_rate
+from stlab.training import interruption, loop, step_log
+from stlab.training.batches import BatchPlan
+from stlab.training.checkpoint import Checkpoints, Progress
+from stlab.training.loop import Loop
+from stlab.training.schedule import learning_rate
+from stlab.training.setup import TrainingSetup
+from stlab.training.step_log import NonFiniteLoss
 from stmodels.rng import permutation
 from stmodels.types import Batch, Forecast
 
@@ -47,19 +49,13 @@ class Linear(nn.Module):
 
 
 @pytest.fixture
-def fit(small_grid: Path, directory: TrialDirectory) -> Callable[..., Fit]:
-    def make(model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, **train: Any) -> Fit:
-        values = {"max_epochs": 3, "warmup_epochs": 1, "batch_size": 40, **train}
-        return Fit(
-            model or Linear(),
-            load_dataset(DataSpec(path=str(small_grid))),
-            TrainSpec(**values),
-            seed,
-            torch.device("cpu"),
-            contextlib.nullcontext,
-            Checkpoints(directory),
-            report,
-        )
+def make_loop(small_grid: Path, directory: TrialDirectory) -> Callable[..., Loop]:
+    def make(model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, **train: Any) -> Loop:
+        spec = TrainSpec(**{"max_epochs": 3, "warmup_epochs": 1, "batch_size": 40, **train})
+        dataset = load_dataset(DataSpec(path=str(small_grid)))
+        plan = BatchPlan.of(spec, dataset)
+        setup = TrainingSetup(model or Linear(), dataset, spec, seed, torch.device("cpu"), plan)  # type: ignore[arg-type]
+        return Loop(setup, Checkpoints(directory), report=report)
 
     return make
 
@@ -125,9 +121,9 @@ def adamw_reference(
 
 
 @pytest.mark.parametrize("clip_norm", [0.01, 1e3], ids=["clipped", "free"])
-def test_training_follows_the_equations(fit: Callable[..., Fit], small_grid: Path, clip_norm: float) -> None:
+def test_training_follows_the_equations(make_loop: Callable[..., Loop], small_grid: Path, clip_norm: float) -> None:
     model = Linear()
-    training = fit(model, lr=2e-2, weight_decay=0.1, clip_norm=clip_norm, flow_loss_weight=0.3)
+    training = make_loop(model, lr=2e-2, weight_decay=0.1, clip_norm=clip_norm, flow_loss_weight=0.3)
     training.run()
     weight, losses, norms, errors = adamw_reference(small_grid, training.train, seed=5)
     rows = training.progress.rows
@@ -153,9 +149,9 @@ def test_data_order_follows_from_seed_and_epoch_alone() -> None:
 
 
 def test_every_window_is_seen_once_an_epoch_in_that_order(
-    fit: Callable[..., Fit], monkeypatch: pytest.MonkeyPatch
+    make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = fit(max_epochs=2)
+    training = make_loop(max_epochs=2)
     seen: list[Tensor] = []
     gather = training.windows.gather
     monkeypatch.setattr(training.windows, "gather", lambda index: (seen.append(index), gather(index))[1])
@@ -166,19 +162,19 @@ def test_every_window_is_seen_once_an_epoch_in_that_order(
 
 @pytest.mark.parametrize(("break_at", "every"), [(1, 50), (3, 50), (7, 50), (6, 2), (7, 2)])
 def test_a_loss_that_breaks_names_step_and_learning_rate(
-    fit: Callable[..., Fit], monkeypatch: pytest.MonkeyPatch, break_at: int, every: int
+    make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, break_at: int, every: int
 ) -> None:
     monkeypatch.setattr(step_log, "CHECK_EVERY", every)
-    training = fit(Linear(break_at))
+    training = make_loop(Linear(break_at))
     expected = learning_rate(break_at - 1, 4, training.train)
     with pytest.raises(NonFiniteLoss, match=rf"the loss is nan at step {break_at}, learning rate {expected:.3g}$"):
         training.run()
 
 
-def test_weights_that_break_in_the_last_step_fail_too(fit: Callable[..., Fit], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_break_in_the_last_step_fail_too(make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a step is taken before the step; only the validation shows what its last update did."""
     model = Linear()
-    training = fit(model, max_epochs=1)
+    training = make_loop(model, max_epochs=1)
     step = training.optimiser.step
 
     def broken_step() -> None:
@@ -213,12 +209,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, rmse: list[float
     ],
 )
 def test_stops_early_and_keeps_the_weights_of_least_validation_rmse(
-    fit: Callable[..., Fit], monkeypatch: pytest.MonkeyPatch, rmse: list[float], patience: int, epochs: int, best: int
+    make_loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, rmse: list[float], patience: int, epochs: int, best: int
 ) -> None:
     model = Linear()
     measured = scripted(monkeypatch, model, rmse)
     events: list[Mapping[str, Any]] = []
-    training = fit(model, report=events.append, max_epochs=8, patience=patience)
+    training = make_loop(model, report=events.append, max_epochs=8, patience=patience)
     weights = training.run()
     assert (training.progress.epoch, training.progress.best_epoch) == (epochs, best)
     assert torch.equal(weights["weight"], measured[best - 1]["weight"])
@@ -227,7 +223,7 @@ def test_stops_early_and_keeps_the_weights_of_least_validation_rmse(
 
 @pytest.mark.parametrize(("seconds", "written"), [(0.0, [1, 2, 3, 4]), (25.0, [3, 4]), (1e9, [4])])
 def test_checkpoints_are_written_by_the_clock_and_at_the_end(
-    fit: Callable[..., Fit],
+    make_loop: Callable[..., Loop],
     monkeypatch: pytest.MonkeyPatch,
     directory: TrialDirectory,
     seconds: float,
@@ -241,18 +237,18 @@ def test_checkpoints_are_written_by_the_clock_and_at_the_end(
         return measure(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: passed[0])
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: passed[0])
     saved: list[int] = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, *a: (saved.append(a[3].epoch), save(self, *a))[1])
-    fit(max_epochs=4, checkpoint_seconds=seconds).run()
+    make_loop(max_epochs=4, checkpoint_seconds=seconds).run()
     assert saved == written
     kept = [name for name in directory.store.names(f"{directory.prefix}/checkpoint") if name.isdigit()]
     assert kept == [f"{epoch:06d}" for epoch in written[-2:]]
 
 
 def test_a_checkpoint_of_another_model_leaves_no_trace(
-    fit: Callable[..., Fit], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_loop: Callable[..., Loop], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is passed over as a whole: not half of its weights stay in the model."""
 
@@ -264,7 +260,7 @@ def test_a_checkpoint_of_another_model_leaves_no_trace(
 
     checkpoints = Checkpoints(TrialDirectory(Store(tmp_path / "other"), "x"))
     other, model = Two(3), Two(4)
-    checkpoints.save(other, torch.optim.AdamW(other.parameters()), {}, loop.Progress(epoch=1))
+    checkpoints.save(other, torch.optim.AdamW(other.parameters()), {}, Progress(epoch=1))
     assert checkpoints.restore(model, torch.optim.AdamW(model.parameters())) is None
     assert "cannot be used" in caplog.text
     assert torch.equal(model.first, torch.full((2,), 4.0))

@@ -208,4 +208,4 @@ def test_a_sensor_model_resumes_as_exactly(
         interrupted(trial, directory, epoch)
     assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
     assert_same_numbers(directory, undisturbed(trial), notes=False)
-    assert (directory.read_view() is not None) == (name == "st_vlm")
+    assert (directory.read_model_input() is not None) == (name == "st_vlm")

@@ -19,6 +19,7 @@ from stlab.storage.schema import trials_table
 from stlab.study.spec import TrialSpec
 from stlab.training import device, loop, run_trial
 from stlab.training.checkpoint import load_trainable_state
+from stlab.training.schedule import learning_rate
 from stmodels.baselines.config import BASELINES
 
 MakeTrial = Callable[..., TrialSpec]
@@ -181,7 +182,7 @@ def test_the_result_is_written_last(
     assert directory.status() is TrialStatus.STARTED
     assert {"trial.json", "epochs.parquet", "checkpoint/best.safetensors"} <= set(files(directory))
     assert not directory.is_tested()
-    monkeypatch.setattr(loop.Fit, "_epoch", killed)  # nothing is left to train
+    monkeypatch.setattr(loop.Loop, "_epoch", killed)  # nothing is left to train
     assert run_trial(trial, ID, directory, test=True) is TrialStatus.FINISHED
     monkeypatch.undo()
     whole = TrialDirectory(Store(tmp_path / "whole"), "a")
@@ -194,7 +195,7 @@ def test_a_loss_that_diverges_is_a_failure_on_record(make_trial: MakeTrial, dire
     trial = make_trial(lr=1e18, warmup_epochs=0)
     assert run_trial(trial, ID, directory, test=True) is TrialStatus.FAILED
     failure = directory.read("failed.json") or {}
-    rate = loop.learning_rate(1, 5, trial.train)  # the first update breaks the weights, the second step sees it
+    rate = learning_rate(1, 5, trial.train)  # the first update breaks the weights, the second step sees it
     assert failure["reason"] == f"the loss is nan at step 2, learning rate {rate:.3g}"
     assert any("NonFiniteLoss" in line for line in failure["log_tail"])
     json.dumps(failure, allow_nan=False)

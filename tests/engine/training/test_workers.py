@@ -24,14 +24,14 @@ from stlab.storage import Store, TrialDirectory
 from stlab.study.spec import TrialSpec
 from stlab.training import run_trial
 from stlab.training.checkpoint import Checkpoints
-from stlab.training.loop import Fit
+from stlab.training.step import OptimiserStep
 
 rank, folder, trial, what = int(sys.argv[1]), *sys.argv[2:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{what}", rank=rank, world_size=2)
-steps, step = 0, Fit._step
+steps, step = 0, OptimiserStep.__call__
 
-def faulty(self, *given):
+def faulty(self, *given, **more):
     global steps
     steps += 1
     if rank == 1 and steps == 4 and what not in ("slow", "apart"):
@@ -45,9 +45,9 @@ def faulty(self, *given):
             raise ZeroDivisionError("only here")
     if rank == 0 and steps == 4 and what == "torn":
         dist.destroy_process_group()
-    return step(self, *given)
+    return step(self, *given, **more)
 
-Fit._step = faulty
+OptimiserStep.__call__ = faulty
 if what == "slow" and rank == 0:
     save = Checkpoints.save
 

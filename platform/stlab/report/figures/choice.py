@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from stlab.report.figures import errors, nodes
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
 from stlab.report.figures.tradeoff import differing, tradeoff_caption, tradeoff_figure, tradeoffs
-from stlab.report.model_input import THRESHOLD, Choice, WindowView, choose_nodes, node_scores, read_view
+from stlab.report.model_input import THRESHOLD, Choice, WindowInput, choose_nodes, node_scores, read_model_input
 from stlab.report.page.text import image_channel
 from stlab.report.predictions import Predictions, describe_cell, read_predictions
 from stlab.report.statistics.axis_curves import axis_panel, numeric_axes
@@ -60,7 +60,7 @@ def draw(store: Store, rows: Sequence[Row], lines: Sequence[Summary]) -> Picture
     _learning(store, rows, lines, found)
     _costs(rows, lines, found)
     _forecasts(store, rows, lines, found)
-    _views(store, rows, lines, found)
+    _model_inputs(store, rows, lines, found)
     for reason in found.left_out:
         _log.info("report: %s", reason)
     return found
@@ -238,35 +238,35 @@ def _node_errors(
     found.made.append(Picture("error_by_node", "Error by node", text, figure))
 
 
-def _views(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
+def _model_inputs(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Pictures) -> None:
     """The image with the most channels, of the best variant that sees it; nothing is said where none sees an image."""
     variants = sorted((line for line in lines if not line.baseline), key=lambda line: line.rank_rmse)
-    kept = [(line, chosen) for line in variants if (chosen := _representative(store, rows, line, read_view))]
+    kept = [(line, chosen) for line in variants if (chosen := _representative(store, rows, line, read_model_input))]
     if kept:
-        line, (seed, view) = max(kept, key=lambda pair: len(pair[1][1].channels))
-        _view(f"{line.label}, seed {seed}", view, found)
+        line, (seed, seen) = max(kept, key=lambda pair: len(pair[1][1].channels))
+        _model_input(f"{line.label}, seed {seed}", seen, found)
 
 
-def _view(name: str, view: WindowView, found: Pictures) -> None:
-    choice = choose_nodes(node_scores(view.channels))
-    labels = [str(node) for node in range(len(view.names))]
-    figure = nodes.image_figure(view.channels, labels, choice.outstanding)
-    words = [image_channel(channel) for channel in view.channels]
+def _model_input(name: str, seen: WindowInput, found: Pictures) -> None:
+    choice = choose_nodes(node_scores(seen.channels))
+    labels = [str(node) for node in range(len(seen.names))]
+    figure = nodes.image_figure(seen.channels, labels, choice.outstanding)
+    words = [image_channel(channel) for channel in seen.channels]
     meaning = "; ".join(f"{channel.title}: {channel.meaning}" for channel in words)
-    when = f"step {view.window} of the series" if view.time is None else f"{view.time.item():%Y-%m-%d %H:%M}"
+    when = f"step {seen.window} of the series" if seen.time is None else f"{seen.time.item():%Y-%m-%d %H:%M}"
     text = (
-        f"What the model sees ({name}) of the test window with the largest total truth, {view.history} steps from "
+        f"What the model sees ({name}) of the test window with the largest total truth, {seen.history} steps from "
         f"{when}: row i, column j is how nodes i and j go together. {meaning[:1].upper()}{meaning[1:]}."
     )
-    if len(view.channels) == 3:
+    if len(seen.channels) == 3:
         text += " Last, the three together as red, green and blue."
     found.made.append(Picture("correlation_image", "What the model sees", text, figure, "png"))
     if choice.outstanding:
-        figure = nodes.outstanding_figure(view, choice)
-        found.made.append(Picture("outstanding_nodes", "Nodes that stand out", _outstanding(view, choice), figure))
+        figure = nodes.outstanding_figure(seen, choice)
+        found.made.append(Picture("outstanding_nodes", "Nodes that stand out", _outstanding(seen, choice), figure))
 
 
-def _outstanding(view: WindowView, choice: Choice) -> str:
+def _outstanding(seen: WindowInput, choice: Choice) -> str:
     lowest = ", ".join(str(node) for node in choice.outstanding)
     bar = f"{THRESHOLD:g}".replace("-", "−")
     if choice.beyond == 0:

@@ -13,7 +13,7 @@ import numpy as np
 
 from stlab.report.figures.errors import date_axis
 from stlab.report.figures.style import MUTED, PALETTE, TRUTH, legend_label, paper_style
-from stlab.report.model_input import THRESHOLD, Choice, WindowView
+from stlab.report.model_input import THRESHOLD, Choice, WindowInput
 from stlab.report.page.text import image_channel
 
 if TYPE_CHECKING:
@@ -126,12 +126,12 @@ def _short(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
-def _node(view: WindowView, node: int) -> str:
-    name = view.names[node]
+def _node(seen: WindowInput, node: int) -> str:
+    name = seen.names[node]
     return f"node {node}" if name == str(node) else f"node {node} ({_short(name)})"
 
 
-def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
+def outstanding_figure(seen: WindowInput, choice: Choice) -> Figure:
     """Above, every node's score, those that stand out by index; below, their series beside those of typical nodes.
 
     The image's window is shaded. Colours as ``image_figure`` gives them to marked nodes; typical nodes are grey.
@@ -142,18 +142,18 @@ def outstanding_figure(view: WindowView, choice: Choice) -> Figure:
         figure = Figure(figsize=(_WIDTH, 4.3), layout="constrained")
         above, below = figure.subplots(2, 1, height_ratios=(1, 1.7))
         _score_panel(above, choice)
-        steps = view.steps()
-        below.axvspan(steps[0], steps[view.history - 1], color="#e9e4d4", linewidth=0, label="window of the image")
+        steps = seen.steps()
+        below.axvspan(steps[0], steps[seen.history - 1], color="#e9e4d4", linewidth=0, label="window of the image")
         for place, node in enumerate(choice.typical):
             style: dict[str, Any] = {"color": MUTED, "linestyle": _DASHES[1 + place % 3], "linewidth": 1.2}
-            below.plot(steps, view.series[node], label=f"{_node(view, node)}, typical", **style)
+            below.plot(steps, seen.series[node], label=f"{_node(seen, node)}, typical", **style)
         for place, node in enumerate(choice.outstanding):
             colour = PALETTE[place % len(PALETTE)]
-            below.plot(steps, view.series[node], label=_node(view, node), color=colour)
+            below.plot(steps, seen.series[node], label=_node(seen, node), color=colour)
         below.set_ylabel("data unit")
         below.set_title(f"series over {len(steps)} steps", loc="left")
         below.margins(x=0.01)
-        if view.time is None:
+        if seen.time is None:
             below.set_xlabel("step of the series")
         else:
             date_axis(below)

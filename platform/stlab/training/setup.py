@@ -1,0 +1,38 @@
+"""What a trial is trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stlab.data import Dataset
+from stlab.training.batches import BatchPlan
+from stlab.training.device import autocast_for
+from stmodels.base import Forecaster
+
+if TYPE_CHECKING:
+    from stlab.study.spec import TrainSpec
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What stays the same from a trial's first step to its test."""
+
+    model: Forecaster
+    """On ``device``, with its initial weights drawn."""
+    dataset: Dataset
+    train: TrainSpec
+    seed: int
+    """Of the data's order and of dropout."""
+    device: torch.device
+    batches: BatchPlan
+    precision: str = "fp32"
+    """``fp32`` or ``bf16``."""
+
+    @property
+    def autocast(self) -> Callable[[], Any]:
+        """A context to run the model in."""
+        return autocast_for(self.precision, self.device)
