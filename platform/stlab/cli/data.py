@@ -22,7 +22,7 @@ def inspect(
     from stlab.data import load_dataset
     from stlab.data.formats.readers import READERS
     from stlab.inspection.data_summary import summarise
-    from stlab.report.figures.data_set import data_picture
+    from stlab.report.figures.data_set import data_set_figure
     from stlab.report.figures.style import render
 
     console = console_for_output()
@@ -43,5 +43,5 @@ def inspect(
         raise UserError(f"{target} is there already; say where the picture goes with --picture.")
     if not target.parent.is_dir():
         raise UserError(f"--picture {target}: there is no folder {target.parent}. Make it, or give another.")
-    target.write_bytes(render(data_picture(dataset), "png"))
+    target.write_bytes(render(data_set_figure(dataset), "png"))
     console.print(coloured(f"{'picture':<{width}}", "bold", f" {target}"), soft_wrap=True)

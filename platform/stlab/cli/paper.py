@@ -17,9 +17,9 @@ def say_paper(
 ) -> None:
     """The paper's figures beside ours, after a run or a report; nothing where the study names no paper."""
     from stlab.report.paper.tables import terminal_paper
-    from stlab.report.paper.verdicts import beside_paper
+    from stlab.report.paper.verdicts import compare_with_paper
 
-    for part in terminal_paper(beside_paper(store, rows, study, axes)):
+    for part in terminal_paper(compare_with_paper(store, rows, study, axes)):
         console.print()
         console.print(part)
 

@@ -42,14 +42,14 @@ def say_search(console: Console, plan: Plan, store: Store) -> None:
 def say_found(console: Console, store: Store, study: str) -> None:
     """How a study's search went, and what of it has seen the test segment; nothing where there is none."""
     from stlab.report.figures.search import read_search
-    from stlab.report.page.search_text import sealed, sentence
+    from stlab.report.page.search_text import sentence, test_use
 
     found = read_search(store, study)
     if found is None:
         return
     for branch in found.branches:
         console.print(sentence(found, branch), highlight=False, soft_wrap=True)
-    console.print(sealed(found), highlight=False, soft_wrap=True, style="dim")
+    console.print(test_use(found), highlight=False, soft_wrap=True, style="dim")
 
 
 def budget(search: SearchSpec) -> str:
