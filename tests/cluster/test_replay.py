@@ -189,7 +189,7 @@ def test_two_studies_on_one_page_share_their_trials(folder: Path, monkeypatch: p
     [section] = sections
     assert [row["variant"] for row in section.rows] == ["last_value", "full", "plain", "plain (again)"]
     assert section.study["several"] == ["tiny", "again"]
-    assert "1 trial is of both tiny and again" in Path(path).read_text()
+    assert "tiny and again share 1 trial" in Path(path).read_text()
     with pytest.raises(UserError, match="named twice"):
         joint.write_joint_report(store, ["tiny", "tiny"])
 

@@ -1,4 +1,4 @@
-"""What a study will cost, on the terminal."""
+"""The estimated cost of a study, on the terminal."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from stlab.report.page.text import duration, memory
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stlab.inspection.cost import Forecast
+    from stlab.inspection.cost import CostEstimate
     from stlab.storage import Store
     from stlab.study.plan import Plan, PlannedTrial
     from stlab.study.spec import ResourcesSpec
 
-_OF_SEARCHES = "Of a search, each trial is taken to cost what the dearest of those does that have one field at an end."
+_OF_SEARCHES = "Each trial of a search counts as much as the most expensive one that has a single field at an end of its range."
 
 
-def probe_and_say(
+def estimate_and_print(
     console: Console, plan: Plan, todo: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int], store: Store
 ) -> None:
-    """Measure each distinct shape, keep the forecast beside the study, and print it."""
-    from stlab.inspection.cost import forecast, keep_forecast, left_to_search
+    """Measure each distinct shape, write the estimate to the study's folder, and print it."""
+    from stlab.inspection.cost import estimate_cost, left_to_search, write_cost_estimate
 
     searches, unbounded = left_to_search(plan, store) if plan.branches else ([], [])
     if unbounded:
         console.print(
-            f"Not forecast: {', '.join(unbounded)}, which no number of trials ends (search.max_trials, or --trials).",
+            f"Not estimated: {', '.join(unbounded)}, which has no maximum number of trials (search.max_trials, or --trials).",
             highlight=False,
             soft_wrap=True,
         )
@@ -38,19 +38,19 @@ def probe_and_say(
     store.make()
     with console.status("measuring") as status:
 
-        def told(done: int, total: int, trial: PlannedTrial) -> None:
+        def show_shape(done: int, total: int, trial: PlannedTrial) -> None:
             # A status reads a string's brackets as styles, whatever its console does.
             status.update(coloured(f"measuring {done + 1} of {total} shapes:", "", f" {trial.label}"))
 
-        made = forecast(todo, slots, told, searches)
-    path = keep_forecast(store, plan.study.name, made)
+        made = estimate_cost(todo, slots, show_shape, searches)
+    path = write_cost_estimate(store, plan.study.name, made)
     _table(console, [*todo, *made.searched.values()], made)
     for line in lines(made):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"forecast {path}", highlight=False, soft_wrap=True)
+    console.print(f"estimate {path}", highlight=False, soft_wrap=True)
 
 
-def _table(console: Console, todo: Sequence[PlannedTrial], made: Forecast) -> None:
+def _table(console: Console, todo: Sequence[PlannedTrial], made: CostEstimate) -> None:
     from rich import box
     from rich.table import Table
 
@@ -64,8 +64,9 @@ def _table(console: Console, todo: Sequence[PlannedTrial], made: Forecast) -> No
     for trials in groups.values():
         first = trials[0]
         found = made.trials[first.trial_id]
+        name = first.label.removesuffix(f", seed {first.spec.seed}").removesuffix(f" {first.note}")
         table.add_row(
-            first.label.removesuffix(f", seed {first.spec.seed}").removesuffix(f" {first.note}") + (", the dearest" if first.note else ""),
+            f"{name}, the most expensive" if first.note else name,
             str(len(trials)),
             f"{1000 * found.step_seconds:.3g} ms",
             duration(found.epoch_seconds),
@@ -75,8 +76,8 @@ def _table(console: Console, todo: Sequence[PlannedTrial], made: Forecast) -> No
     console.print(table)
 
 
-def lines(made: Forecast) -> list[str]:
-    """A forecast in words."""
+def lines(made: CostEstimate) -> list[str]:
+    """The estimate as sentences."""
     devices = list(dict.fromkeys(measured.device for measured in made.trials.values()))
     together = f", {made.at_once} trials at a time" if made.at_once > 1 else ""
     hours = [f"{made.core_hours:.3g} core-hours", *([f"{made.gpu_hours:.3g} GPU-hours"] if made.gpu_hours else [])]

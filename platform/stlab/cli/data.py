@@ -30,7 +30,7 @@ def inspect(
     from stlab.data import load_dataset
     from stlab.data.formats.readers import READERS
     from stlab.inspection.data_summary import summarise
-    from stlab.report.figures.data_set import data_picture
+    from stlab.report.figures.data_set import data_set_figure
     from stlab.report.figures.style import render
 
     console = console_for_output()
@@ -47,7 +47,7 @@ def inspect(
         raise UserError("the data cannot be used as it is, so no picture was drawn.\n" + "\n".join(summary.problems))
     dataset = load_dataset(spec)
     target = _target(dataset, picture, "")
-    target.write_bytes(render(data_picture(dataset), "png"))
+    target.write_bytes(render(data_set_figure(dataset), "png"))
     console.print(coloured(f"{'picture':<{width}}", "bold", f" {target}"), soft_wrap=True)
 
 

@@ -195,9 +195,9 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     besides = "; the table above shows the searches" if plan.branches else ""
     console.print(f"{len(todo)} to do, in {len(packs)} pack{plural}; {there} there already{besides}.", highlight=False)
     if probe:
-        from stlab.cli.cost import probe_and_say
+        from stlab.cli.cost import estimate_and_print
 
-        probe_and_say(console, plan, todo, slots, store)
+        estimate_and_print(console, plan, todo, slots, store)
 
 
 def _state(directory: TrialDirectory, trial: PlannedTrial) -> str:

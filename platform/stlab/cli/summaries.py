@@ -44,14 +44,14 @@ def say_search(console: Console, plan: Plan, store: Store) -> None:
 def say_found(console: Console, store: Store, study: str) -> None:
     """Print how a study's search went, and which of its trials were measured on the test segment."""
     from stlab.report.figures.search import read_search
-    from stlab.report.page.search_text import sealed, sentence
+    from stlab.report.page.search_text import sentence, test_use
 
     found = read_search(store, study)
     if found is None:
         return
     for branch in found.branches:
         console.print(sentence(found, branch), highlight=False, soft_wrap=True)
-    console.print(sealed(found), highlight=False, soft_wrap=True, style="dim")
+    console.print(test_use(found), highlight=False, soft_wrap=True, style="dim")
 
 
 def budget(search: SearchSpec) -> str:
@@ -87,9 +87,9 @@ def say_paper(
 ) -> None:
     """Print the paper's results beside ours, if the study names a paper."""
     from stlab.report.paper.tables import terminal_paper
-    from stlab.report.paper.verdicts import beside_paper
+    from stlab.report.paper.verdicts import compare_with_paper
 
-    for part in terminal_paper(beside_paper(store, rows, study, axes)):
+    for part in terminal_paper(compare_with_paper(store, rows, study, axes)):
         console.print()
         console.print(part)
 

@@ -1,4 +1,4 @@
-"""What a study will cost: a few real training steps for each distinct shape of trial, and what follows from them."""
+"""The cost of a study before it runs, estimated from a few real training steps of each distinct shape of trial."""
 
 from __future__ import annotations
 
@@ -33,61 +33,61 @@ from stmodels.rng import initialise, permutation
 WARM_UP_STEPS = 2  # the first steps allocate, compile and choose kernels
 STEPS = 5
 _EVALUATED_BATCHES = 3
-_SEARCHED = "at the most"  # the note of a stand-in
+_SEARCHED = "at the most"  # note of a placeholder for a trial that a search will choose
 
-# Fields that change values and no cost: trials that differ in these alone have one shape.
+# Fields that change results but not the cost; trials that differ only in these have one shape.
 _NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
 _NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few steps of one shape took, and what an epoch would."""
+    """Measured cost of a few steps of one shape, and the cost of an epoch that follows from it."""
 
     step_seconds: float
-    """Seconds an optimiser step, median."""
+    """Median seconds for one optimiser step."""
     steps_an_epoch: int
     epoch_seconds: float
-    """Seconds an epoch: its steps, and the validation windows."""
+    """Seconds for one epoch: its steps and the validation windows."""
     test_seconds: float
-    """Seconds for the end: validation and test windows once more."""
+    """Seconds for the end of a trial, which evaluates validation and test windows once more."""
     peak_memory_bytes: int
-    """Of the device on a GPU, of the process on a CPU."""
+    """Memory of the device on a GPU, and of the process on a CPU."""
     device: str
 
     def trial_seconds(self, spec: TrialSpec) -> float:
-        """Seconds a trial takes at the most: early stopping ends sooner."""
+        """An upper bound on the seconds of a trial; early stopping ends sooner."""
         return spec.train.max_epochs * self.epoch_seconds + self.test_seconds
 
 
 @dataclass(frozen=True)
 class ToSearch:
-    """What one search has left: trials that nobody knows yet, each taken to cost what the dearest of ``corners`` does."""
+    """Trials that a search has still to choose. Each counts as much as the most expensive of ``corners``."""
 
     label: str
     corners: tuple[PlannedTrial, ...]
-    """The base's trial, and those with one searched field at an end or a choice."""
+    """The base's trial, and the trials with one searched field at an end of its range or at one of its choices."""
     count: int
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What is left of a study will take, at the most."""
+class CostEstimate:
+    """An upper bound on the cost of the trials that a study has still to run."""
 
     trials: dict[str, Measured]
     """Trials to train, by id. Baselines take seconds and are left out."""
     seconds: dict[str, float]
-    """Seconds a trial, at the most."""
+    """Trial id → upper bound in seconds."""
     wall_seconds: float
-    """From start to end with as many trials at once as fit."""
+    """From start to end, with as many trials at once as the resources allow."""
     at_once: int
     core_hours: float
     gpu_hours: float
     price: float | None
-    """None where no price is set, or no GPU is used."""
+    """None if no price is set or no GPU is used."""
     made_at: datetime
     searched: dict[str, PlannedTrial] = field(default_factory=dict)
-    """Stand-ins for what searches have left, by the names that they have in ``trials``."""
+    """Placeholders for the trials that searches have still to choose, by their names in ``trials``."""
 
     @property
     def device_hours(self) -> float:
@@ -98,7 +98,7 @@ class Forecast:
         return self.made_at + timedelta(seconds=self.wall_seconds)
 
     def document(self) -> dict[str, Any]:
-        """As ``studies/<name>/forecast.json`` holds it."""
+        """The estimate as ``studies/<name>/forecast.json`` holds it."""
         return {
             "made_at": self.made_at.isoformat(),
             "ends_at": self.ends_at.isoformat(),
@@ -116,28 +116,31 @@ class Forecast:
 
 
 def shape_of(spec: TrialSpec) -> str:
-    """What the cost of a trial's step depends on: model, data, batch, arithmetic, resources. No learning rate, no λ, no seed."""
+    """The settings that the cost of a step depends on, as JSON: model, data, batch, arithmetic and resources.
+
+    Learning rate, λ and seed do not belong to them.
+    """
     train = {name: value for name, value in spec.train.model_dump().items() if name not in _NO_COST}
     resources = spec.resources.model_dump(exclude={"price_per_gpu_hour"})
     return json.dumps([spec.model, spec.data.model_dump(mode="json"), train, resources], sort_keys=True, default=str)
 
 
-def forecast(
+def estimate_cost(
     todo: Sequence[PlannedTrial],
     slots: Mapping[ResourcesSpec, int],
-    told: Callable[[int, int, PlannedTrial], None] = lambda done, total, trial: None,
+    on_shape: Callable[[int, int, PlannedTrial], None] = lambda done, total, trial: None,
     searches: Sequence[ToSearch] = (),
-) -> Forecast:
-    """Take a few training steps for each distinct shape, here, and say what all the trials will take.
+) -> CostEstimate:
+    """Measure a few training steps of each distinct shape on this machine, and estimate the cost of all trials.
 
     Args:
         todo: trials to train.
-        slots: how many trials of each resources run at once.
-        told: called before each shape with how many are done, how many there are, and a trial that has it.
-        searches: what they have left counts as so many of the dearest trials they may choose.
+        slots: resources → how many trials that ask for them run at once.
+        on_shape: called before each shape is measured, with the number of shapes done, the number of all shapes and a trial of this one.
+        searches: each trial that a search has still to choose counts as much as the most expensive one that it may choose.
 
     Raises:
-        ResourceError: a trial asks for a GPU and there is none here, or its memory does not suffice.
+        ResourceError: a trial asks for a GPU and this machine has none, or its memory does not suffice.
         StudyError: a model cannot be built.
     """
     trained = [trial for trial in todo if not trial.spec.baseline]
@@ -145,16 +148,16 @@ def forecast(
     shapes = {shape_of(trial.spec): trial for trial in reversed([*trained, *corners])}
     measured: dict[str, Measured] = {}
     for done, (shape, trial) in enumerate(reversed(shapes.items())):
-        told(done, len(shapes), trial)
+        on_shape(done, len(shapes), trial)
         measured[shape] = measure(trial.spec)
     for search in searches:
-        dearest = max(search.corners, key=lambda trial: measured[shape_of(trial.spec)].trial_seconds(trial.spec))
-        trained += [replace(dearest, trial_id=f"{search.label} {number}", note=_SEARCHED) for number in range(search.count)]
-    of = {trial.trial_id: measured[shape_of(trial.spec)] for trial in trained}
-    seconds = {trial.trial_id: of[trial.trial_id].trial_seconds(trial.spec) for trial in trained}
+        most_expensive = max(search.corners, key=lambda trial: measured[shape_of(trial.spec)].trial_seconds(trial.spec))
+        trained += [replace(most_expensive, trial_id=f"{search.label} {number}", note=_SEARCHED) for number in range(search.count)]
+    by_trial = {trial.trial_id: measured[shape_of(trial.spec)] for trial in trained}
+    seconds = {trial.trial_id: by_trial[trial.trial_id].trial_seconds(trial.spec) for trial in trained}
     gpu_hours = math.fsum(seconds[t.trial_id] / 3600 * _gpus(t.spec.resources) * t.spec.resources.workers for t in trained)
-    return Forecast(
-        of,
+    return CostEstimate(
+        by_trial,
         seconds,
         wall_seconds=_wall(trained, seconds, slots),
         at_once=max((slots[trial.spec.resources] for trial in trained), default=0),
@@ -167,10 +170,10 @@ def forecast(
 
 
 def measure(spec: TrialSpec) -> Measured:
-    """A few real training steps and validation batches of one trial.
+    """Measure a few real training steps and validation batches of one trial.
 
     Raises:
-        ResourceError: it asks for a GPU and there is none here, or its memory does not suffice.
+        ResourceError: it asks for a GPU and this machine has none, or its memory does not suffice.
         StudyError: its model cannot be built.
     """
     if spec.resources.gpus and not torch.cuda.is_available():
@@ -231,7 +234,7 @@ def _step_seconds(step: OptimiserStep, windows: Windows, spec: TrialSpec) -> flo
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was told."""
+    """The time in seconds, once the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -244,7 +247,7 @@ def _first(windows: Windows, count: int) -> Windows:
 
 
 def _wall(trials: Sequence[PlannedTrial], seconds: Mapping[str, float], slots: Mapping[ResourcesSpec, int]) -> float:
-    """Trials one after the other on as many slots as there are, costliest first; resources that differ take turns."""
+    """Wall time if the most expensive trials start first and fill all slots; trials with other resources run after them."""
     total = 0.0
     for resources in dict.fromkeys(trial.spec.resources for trial in trials):
         free = [0.0] * max(1, slots[resources])
@@ -267,8 +270,14 @@ def _price(trials: Sequence[PlannedTrial], seconds: Mapping[str, float]) -> floa
     return math.fsum(prices) if prices else None
 
 
-def keep_forecast(storage: Store, study: str, made: Forecast) -> str:
-    """Write ``studies/<name>/forecast.json``, which the report sets beside what it took; its path. Trials forecast before stay there."""
+def write_cost_estimate(storage: Store, study: str, made: CostEstimate) -> str:
+    """Write ``studies/<name>/forecast.json``, which the report compares with the actual cost.
+
+    Trials that were estimated before stay in the file.
+
+    Returns:
+        Full path (or URI) of the file.
+    """
     relative = f"studies/{study}/forecast.json"
     document = made.document()
     if storage.exists(relative):
@@ -278,7 +287,7 @@ def keep_forecast(storage: Store, study: str, made: Forecast) -> str:
 
 
 def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]:
-    """What the searches of a study have left, for a forecast; and the labels of those that no number of trials ends."""
+    """The trials that the searches of a study have still to choose, and the labels of searches without a maximum number of trials."""
     assert plan.study.search is not None
     found, unbounded = [], []
     for history in histories(plan, store):
@@ -288,7 +297,7 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         tried = state_of(history)
         ended = sum(outcome is not None for _, outcome in tried)
         chosen = [trial for trial in selected(history) if not TrialDirectory(store, trial.trial_id).is_over()]
-        # The selected configuration is trained with every seed, and has one of them already.
+        # The selected configuration is trained with every seed; one of them is trained already.
         after = len(chosen) if ended >= history.search.max_trials else len(plan.study.seeds) - 1
         count = max(0, history.search.max_trials - ended) + after
         if count:

@@ -1,4 +1,4 @@
-"""Published tables as data: figures as printed, and what is printed beside them of data, protocol and methods."""
+"""Published tables as data: values as printed, and the printed facts about data, protocol and methods."""
 
 from stlab.papers.coverage import Cell, coverage
 from stlab.papers.paper import DatasetFacts, MethodFacts, Paper, TableFacts, load_paper, shipped_papers

@@ -1,4 +1,4 @@
-"""Which cells of a published table a study fills, and what is missing for the others."""
+"""The cells of a published table that a study fills, and what is missing for the other cells."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SYMBOLS: dict[State, str] = {
 }
 MEANINGS: dict[State, str] = {
     "here": "filled by this study",
-    "stand-in": "run by this study, on data that is not the paper's",
-    "other data": "for this study to fill, run on that data set",
-    "other study": "a model that is here, but no variant of this study",
-    "no model": "no such model here",
+    "stand-in": "run by this study on other data than the paper's",
+    "other data": "can be filled by this study on that data set",
+    "other study": "can be filled by another study",
+    "no model": "without a model here",
     "not printed": "not printed in the paper",
 }
 
@@ -36,7 +36,7 @@ class Cell:
     train_ratio: float
     state: State
     why: str
-    """What is missing; empty where nothing is."""
+    """What is missing; empty if nothing is."""
 
 
 def coverage(
@@ -51,9 +51,9 @@ def coverage(
 
     Args:
         rows: variant → method, as the study maps them.
-        dataset: the paper's name of the data set the study runs on; None where it is none of the paper's.
+        dataset: the paper's name of the study's data set; None if it is not in the paper.
         ratios: shares of the train segment that the study runs.
-        is_paper_data: False where the data that bears the data set's name is known to be other data.
+        is_paper_data: False if the data of that name is known to differ from the paper's.
 
     Raises:
         StudyError: the paper has no such table.
@@ -67,7 +67,7 @@ def coverage(
     ]
     if is_paper_data:
         return cells
-    missing = f"the data is not the paper's; {paper.facts.data_missing}"
+    missing = f"our data are not the paper's; {paper.facts.data_missing}"
     return [
         replace(cell, state="stand-in", why=missing.format(name=file_name(paper, cell.dataset))) if cell.state == "here" else cell
         for cell in cells
@@ -80,7 +80,7 @@ def _cell(
     facts = paper.facts.methods.get(method)
     printed = paper.cell(table, method, name, ratio)
     if paper.has_numbers(table) and not any(_is_number(text) for text in printed.values()):
-        return Cell(method, name, ratio, "not printed", "the paper has no figure in this cell")
+        return Cell(method, name, ratio, "not printed", "the paper has no value in this cell")
     if facts is not None and facts.missing:
         return Cell(method, name, ratio, "no model", facts.missing)
     if method not in run:
@@ -93,7 +93,7 @@ def _cell(
 
 
 def file_name(paper: Paper, dataset: str) -> str:
-    """What the public file of a data set is called, less its suffix."""
+    """The name of a data set's public file, without its suffix."""
     facts = paper.facts.datasets.get(dataset)
     return facts.aliases[0] if facts is not None and facts.aliases else dataset
 

@@ -1,8 +1,9 @@
-"""One paper: a YAML description and a CSV file of its figures, shipped by name or given by path.
+"""One paper: a YAML description and a CSV file of its values, shipped by name or given by path.
 
-The CSV file has a row a cell group: ``table, method, dataset``, ``train_ratio`` where a table has it, and a column a metric. Its
-texts are what is printed; an empty one is not printed. The description says what a figure needs to be set beside another: data sets
-by shape, step and span, the protocol as far as it is printed, and of each method its backbone, or why it is not there.
+Each row of the CSV file holds the cells of one method on one data set: ``table, method, dataset``, ``train_ratio`` if the table has it,
+and a column for each metric. The texts are as printed; an empty text is not printed. The description holds the facts that a comparison
+needs: shape, step and span of the data sets, the protocol as far as it is printed, and each method's backbone or the reason that the
+method is not implemented here.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ CellKey = tuple[str, str, str, float]
 
 
 class PrintedProtocol(Spec):
-    """The evaluation protocol as far as the paper prints it; a field that is left out is not printed."""
+    """The evaluation protocol as far as the paper prints it; it does not print the fields that are left out."""
 
     family: Family
     history: int | None = None
     horizon: int | None = None
     split: tuple[float, float, float] | None = None
     mask: Literal["none"] | float | None = None
-    """The value that counts as no reading, or `none`: all are counted."""
+    """The value that means a missing reading, or `none` if all values count as readings."""
     leaks: bool = False
-    """Something later than the forecast is seen, a scaler fitted on the test segment for one."""
+    """The model sees something later than the forecast, for example through a scaler fitted on the test segment."""
     leak: str = ""
-    """What that is."""
+    """A description of the leak."""
 
 
 class DatasetFacts(Spec):
-    """What is printed of a data set; no paper prints a hash of its content."""
+    """The facts that the paper prints about a data set; no paper prints a hash of the content."""
 
     family: Family
     shape: tuple[int, ...] | None = None
@@ -52,23 +53,23 @@ class DatasetFacts(Spec):
     first: datetime.date | None = None
     last: datetime.date | None = None
     scale: float = 1.0
-    """Factor on the errors in the tables."""
+    """The factor by which the errors in the tables are multiplied."""
     aliases: list[str] = Field(default_factory=list)
-    """Names that files of it go by."""
+    """Names of public files of this data set."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Dotted fields that the paper sets otherwise on this data set."""
+    """Dotted fields to which the paper gives another value on this data set."""
     note: str = ""
 
 
 class MethodFacts(Spec):
-    """What has to be known of a row of a table."""
+    """Facts about a row of a table."""
 
     backbone: str | None = None
-    """`model.backbone` of this method, with pretrained weights; unset: it has none."""
+    """`model.backbone` of this method, with pretrained weights; unset if it has no backbone."""
     missing: str | None = None
-    """Why there is no such model here."""
+    """The reason that this model is not implemented here."""
     protocol_unknown: str | None = None
-    """Why its figures cannot be set beside others, whatever the printed protocol."""
+    """The reason that its values are not comparable, whatever the printed protocol."""
     note: str = ""
 
 
@@ -78,19 +79,19 @@ class TableFacts(Spec):
     title: str
     what: str
     says: str = ""
-    """What a reader must know of it: a figure without numbers, a detail that is not printed."""
+    """A remark for the reader, such as a figure without numbers or a detail that is not printed."""
     printed_in: str | None = None
-    """The table that holds a figure's numbers."""
+    """The table that prints the numbers of a figure."""
     methods: list[str] = Field(default_factory=list)
     datasets: list[str] = Field(default_factory=list)
     ours: dict[str, Literal["wall_minutes"]] = Field(default_factory=dict)
-    """What of ours stands beside a column that is no forecast error."""
+    """Column that is not a forecast error → our quantity that is shown beside it."""
     not_comparable: dict[str, str] = Field(default_factory=dict)
-    """Columns that never compare, and why."""
+    """Column that is never comparable → the reason."""
 
 
 class CellNote(Spec):
-    """An oddity of some cells."""
+    """A remark on some cells."""
 
     table: str
     method: str | None = None
@@ -118,7 +119,7 @@ class _Description(Spec):
     @classmethod
     def _lies_beside_it(cls, cells: str) -> str:
         if Path(cells).name != cells:
-            raise ValueError(f"{cells!r} is no file name; the CSV file lies beside the description")
+            raise ValueError(f"{cells!r} is not a file name; the CSV file lies beside the description")
         return cells
 
 
@@ -132,7 +133,11 @@ class Paper:
     """(table, method, data set, train ratio) → metric → text as printed."""
 
     def table(self, name: str) -> TableFacts:
-        """Raises StudyError where the paper has no such table."""
+        """The facts about a table.
+
+        Raises:
+            StudyError: the paper has no such table.
+        """
         if name not in self.facts.tables:
             raise StudyError(f"there is no table {name!r} in {self.name}.{_near(name, self.facts.tables)}")
         return self.facts.tables[name]
@@ -150,45 +155,45 @@ class Paper:
         return bool(self._keys(table))
 
     def methods(self, table: str) -> list[str]:
-        """Its rows, in the order they are printed."""
+        """The rows of a table, in printed order."""
         return self.table(table).methods or list(dict.fromkeys(key[1] for key in self._keys(table)))
 
     def datasets(self, table: str) -> list[str]:
-        """Its data sets, in the order they are printed."""
+        """The data sets of a table, in printed order."""
         return self.table(table).datasets or list(dict.fromkeys(key[2] for key in self._keys(table)))
 
     def ratios(self, table: str) -> list[float]:
-        """Shares of the train segment its figures are for; [1.0] where it is no few-shot table."""
+        """The shares of the train segment that a table has values for; [1.0] if it is not a few-shot table."""
         return list(dict.fromkeys(key[3] for key in self._keys(table))) or [1.0]
 
     def metrics(self, table: str) -> list[str]:
-        """Columns that hold a figure for at least one cell: ``rmse``, ``mae``, ``mape_percent`` and others."""
+        """Columns with at least one value: ``rmse``, ``mae``, ``mape_percent`` and others."""
         found = [self.cells[key] for key in self._keys(table)]
         return list(dict.fromkeys(metric for cell in found for metric, text in cell.items() if text))
 
     def cell(self, table: str, method: str, dataset: str, ratio: float = 1.0) -> dict[str, str]:
-        """Metric → text as printed; empty where there is no such cell."""
+        """Metric → text as printed; empty if there is no such cell."""
         if self.table(table).datasets and dataset not in self.datasets(table):
             return {}
         found = self.cells.get((self.table(table).printed_in or table, method, dataset, ratio), {})
         return {metric: text for metric, text in found.items() if text}
 
     def notes(self, table: str, method: str, dataset: str | None) -> list[str]:
-        """Oddities of these cells, of the method and of the data set."""
+        """Remarks on these cells, on the method and on the data set."""
         held = {table, self.table(table).printed_in}
-        told = [
+        found = [
             note.note
             for note in self.facts.notes
             if note.table in held
             and note.method in (None, method)
             and (not note.datasets or dataset in note.datasets)
         ]
-        told += [self.facts.methods[method].note] if method in self.facts.methods else []
-        told += [self.facts.datasets[dataset].note] if dataset in self.facts.datasets else []
-        return [note for note in dict.fromkeys(told) if note]
+        found += [self.facts.methods[method].note] if method in self.facts.methods else []
+        found += [self.facts.datasets[dataset].note] if dataset in self.facts.datasets else []
+        return [note for note in dict.fromkeys(found) if note]
 
     def find_dataset(self, name: str) -> str | None:
-        """The paper's data set that a file of this name holds, by the name alone; UniST's ``_short`` is no part of it."""
+        """The paper's data set that a file of this name holds, judged by the name alone; the suffix ``_short`` of UniST is ignored."""
         plain = _plain(re.sub(r"_short$", "", name))
         for known, facts in self.facts.datasets.items():
             if plain in map(_plain, (known, *facts.aliases)):
@@ -197,15 +202,15 @@ class Paper:
 
 
 def shipped_papers() -> list[str]:
-    """Names of the papers that come with the package."""
+    """Names of the papers that the package ships."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_paper(name: str) -> Paper:
-    """A shipped paper by name, or a description of one's own by path (``.yaml``).
+    """Load a shipped paper by name, or a user's description by path (``.yaml``).
 
     Raises:
-        StudyError: there is none, or it cannot be used; says where.
+        StudyError: there is no such paper, or its files are invalid; the message names the place.
     """
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else _FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -216,7 +221,7 @@ def load_paper(name: str) -> Paper:
         facts = _Description.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         cells = _read_cells(path.with_name(facts.cells))
     except (yaml.YAMLError, ValidationError, OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path.name}: is no description of a paper: {error}") from error
+        raise StudyError(f"{path.name}: is not a valid description of a paper: {error}") from error
     paper = Paper(path.stem, facts, cells)
     _check(paper)
     return paper
@@ -232,13 +237,13 @@ def _read_cells(path: Path) -> dict[CellKey, dict[str, str]]:
             except (KeyError, ValueError) as error:
                 raise StudyError(f"{path.name}:{reader.line_num}: {error!r}; columns: {', '.join(_KEYS)}.") from error
             if key in cells:
-                raise StudyError(f"{path.name}:{reader.line_num}: {key} stands twice.")
+                raise StudyError(f"{path.name}:{reader.line_num}: {key} appears twice.")
             cells[key] = {metric: text.strip() for metric, text in row.items() if metric not in _KEYS and text is not None}
     return cells
 
 
 def _check(paper: Paper) -> None:
-    """Whatever the CSV file names is described."""
+    """Refuse a table, method or data set that the CSV file names and the description does not."""
     for table, method, dataset, _ in paper.cells:
         for name, known in ((table, paper.facts.tables), (method, paper.facts.methods), (dataset, paper.facts.datasets)):
             if name not in known:

@@ -1,13 +1,14 @@
-"""A study's results as tables, figures and one page: views of the trial directories, nothing more.
+"""A study's results as tables, figures and one HTML page, all derived from the trial directories.
 
-Slow imports (matplotlib, pandas, scipy, jinja2) wait until they are used.
+Slow imports (matplotlib, pandas, scipy, jinja2) are deferred until they are used.
 """
 
 from stlab.report.page.joint import joint_figures
 from stlab.report.page.study import report_figures, write_report
 from stlab.report.statistics.comparisons import Comparison, compare
 from stlab.report.statistics.summary import Interval, Summary, summarise
-from stlab.report.tables.ablation import ablation_table, terminal_table, to_latex
+from stlab.report.tables.ablation import ablation_table, to_latex
+from stlab.report.tables.terminal import terminal_table
 
 __all__ = [
     "Comparison",

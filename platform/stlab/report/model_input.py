@@ -1,4 +1,4 @@
-"""What a model sees of one window as an image, as the trial kept it, and which nodes stand out in it."""
+"""The image of one window that a model sees, as the trial kept it, and the nodes that stand out in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST, FEWEST, TYPICAL = 4, 2, 2
 
 @dataclass(frozen=True)
 class WindowInput:
-    """An image of a window of P history steps, over N nodes, with L ≥ P steps of their series."""
+    """The image of a window of P history steps, over N nodes, with L ≥ P steps of their series."""
 
     window: int  # index in the series of the window's first step
     history: int  # P
@@ -31,10 +31,10 @@ class WindowInput:
     step_seconds: int | None
     channels: Mapping[str, NDArray[np.float32]]  # name → (N, N) in [0, 1]
     names: Sequence[str]  # (N,)
-    series: NDArray[np.float64]  # (N, L), data unit; NaN where there is no reading
+    series: NDArray[np.float64]  # (N, L), data unit; NaN for a missing reading
 
     def steps(self) -> NDArray[np.generic]:
-        """(L,) the times of the series' steps; without timestamps their indices in the series."""
+        """(L,) times of the series' steps, or their indices in the series if there are no timestamps."""
         steps = np.arange(self.series.shape[1])
         if self.time is None or self.step_seconds is None:
             return self.window + steps
@@ -42,8 +42,8 @@ class WindowInput:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which nodes of an image are shown: those that stand out, the lowest score first, and typical ones."""
+class NodeChoice:
+    """The nodes of an image that are shown: those that stand out, the lowest score first, and typical ones."""
 
     scores: NDArray[np.float64]  # (N,)
     outstanding: tuple[int, ...]
@@ -51,38 +51,38 @@ class Choice:
 
     @property
     def beyond(self) -> int:
-        """How many nodes of the image have a score below the threshold."""
+        """The number of nodes whose score is below the threshold."""
         return int((self.scores < THRESHOLD).sum())
 
 
 def read_model_input(store: Store, trial_id: str) -> WindowInput | None:
-    """The image that a trial kept of a test window; None where its model sees none, or it was not tested."""
+    """The image that a trial kept of a test window; None if its model sees no image, or it was not tested."""
     directory = TrialDirectory(store, trial_id)
     table = directory.read_model_input()
     if table is None:
         return None
-    told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items()}
-    # Series end together, so every list of a column is as long as the others.
+    metadata = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items()}
+    # All series end together, so the lists of a column are equally long.
     columns = {
         name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-        for name in (*told["channels"], "series")
+        for name in (*metadata["channels"], "series")
     }
     mask = json.loads((directory.read("trial.json") or {}).get("protocol") or "{}").get("mask")
     return WindowInput(
-        window=told["window"],
-        history=told["history"],
-        time=None if told["time"] is None else np.datetime64(told["time"], "s"),
-        step_seconds=told["step_seconds"],
-        channels={name: columns[name] for name in told["channels"]},
+        window=metadata["window"],
+        history=metadata["history"],
+        time=None if metadata["time"] is None else np.datetime64(metadata["time"], "s"),
+        step_seconds=metadata["step_seconds"],
+        channels={name: columns[name] for name in metadata["channels"]},
         names=table["name"].to_pylist(),
         series=without_missing(columns["series"], mask),
     )
 
 
 def without_missing(values: NDArray[np.floating], mask: float | str | None) -> NDArray[np.float64]:
-    """Readings in float64, NaN where they equal the protocol's ``mask``, the value that means "no reading".
+    """Readings in float64, with NaN in place of the protocol's ``mask``, the value that means "no reading".
 
-    What was scaled in float32 and back is off by its rounding, a few 1e-7 of the largest value: allowed for.
+    Scaling in float32 and back changes a value by its rounding, a few 1e-7 of the largest value; the comparison allows for that.
     """
     readings = values.astype(np.float64)
     if mask is None or isinstance(mask, str) or not readings.size:
@@ -93,15 +93,14 @@ def without_missing(values: NDArray[np.floating], mask: float | str | None) -> N
 
 
 def node_scores(channels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
-    """How alike each node is to all others, as a robust z score over the nodes: low stands out.
+    """How similar each node is to all others, as a robust z score over the nodes; a low score stands out.
 
-    Every channel is turned to similarity (1 − pixel where it is a distance); a node's likeness is the mean of its row
-    over channels and all other nodes, and its score is (likeness − median) / (1.4826 · median absolute deviation).
-    Where more than half of the nodes are equally alike, the mean absolute deviation (times 1.2533) takes the place of
-    the median one.
+    A channel that is a distance is turned into a similarity (1 − pixel). A node's similarity is the mean of its row over channels and
+    all other nodes, and its score is (similarity − median) / (1.4826 · median absolute deviation). If more than half of the nodes are
+    equally similar, the median absolute deviation is 0, and the mean absolute deviation (times 1.2533) takes its place.
 
     Returns:
-        (N,) float64; 0 everywhere where no node differs from another.
+        (N,) float64; 0 everywhere if no node differs from another.
     """
     likenesses = [1.0 - image if image_channel(name).is_distance else image for name, image in channels.items()]
     alike: NDArray[np.float64] = np.mean(likenesses, axis=0, dtype=np.float64)
@@ -117,13 +116,13 @@ def node_scores(channels: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floa
     return away / spread if spread > rounding else np.zeros(nodes)
 
 
-def choose_nodes(scores: NDArray[np.float64]) -> Choice:
-    """The nodes below the threshold, 2 at the least and 4 at the most; beside them the 2 whose scores are nearest to 0.
+def choose_nodes(scores: NDArray[np.float64]) -> NodeChoice:
+    """The nodes below the threshold, at least 2 and at most 4, and the 2 nodes whose scores are nearest to 0.
 
-    Of equals the first. Networks of fewer than 6 nodes have fewer of both.
+    Ties go to the first node. Networks of fewer than 6 nodes have fewer of both.
     """
     below = int((scores < THRESHOLD).sum())
     count = min(max(below, FEWEST), MOST, len(scores) // 3)
     lowest = tuple(int(node) for node in np.argsort(scores, kind="stable")[:count])
     rest = [int(node) for node in np.argsort(np.abs(scores), kind="stable") if int(node) not in lowest]
-    return Choice(scores, lowest, tuple(rest[: min(TYPICAL, max(len(scores) // 3, 0))]))
+    return NodeChoice(scores, lowest, tuple(rest[: min(TYPICAL, max(len(scores) // 3, 0))]))

@@ -1,4 +1,4 @@
-"""Test forecasts of one trial as arrays, and which window and cell the figures show: chosen by the truth alone."""
+"""Test forecasts of one trial as arrays, and the window and cell that the figures show, which depend on the truth alone."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """n windows, Q steps ahead, S the shape of a step: (C, H, W) for a grid, (N, C) for sensors."""
+    """Forecasts of n windows, Q steps ahead; S is the shape of a step: (C, H, W) for a grid, (N, C) for sensors."""
 
     window: np.ndarray  # (n,) int64: index in the series of the first step of the history
     time: np.ndarray | None  # (n, Q) datetime64[s]; None without timestamps
-    truth: np.ndarray  # (n, Q, *S) float64, data unit; NaN where there is no reading
+    truth: np.ndarray  # (n, Q, *S) float64, data unit; NaN for a missing reading
     forecast: np.ndarray  # (n, Q, *S)
-    every_nth: int = 1  # of how many test windows one was kept
+    every_nth: int = 1  # one in so many test windows was kept
 
     @property
     def is_grid(self) -> bool:
         return self.truth.ndim == 5
 
     def busiest_window(self) -> int:
-        """Position of the window with the largest total truth; the first of equals."""
+        """Position of the window with the largest total truth, the first one of several."""
         import numpy as np
 
         return int(np.nansum(self.truth, axis=tuple(range(1, self.truth.ndim))).argmax())
 
     def busiest_cell(self) -> tuple[int, ...]:
-        """Index into S of the series with the largest mean truth; the first of equals."""
+        """Index into S of the series with the largest mean truth, the first one of several."""
         import numpy as np
 
         total, count = np.nansum(self.truth, axis=(0, 1)), (~np.isnan(self.truth)).sum(axis=(0, 1))
@@ -42,9 +42,12 @@ class Predictions:
         return tuple(int(i) for i in np.unravel_index(mean.argmax(), mean.shape))
 
     def by_node(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean reading and mean absolute error of each node, (N,) both, over windows, steps ahead and channels.
+        """Mean reading and mean absolute error of each node, both (N,), over windows, steps ahead and channels.
 
-        Missing readings count for neither; NaN for a node without any. Raises ValueError for a grid.
+        Missing readings are left out; a node without readings has NaN.
+
+        Raises:
+            ValueError: the data is a grid.
         """
         import numpy as np
 
@@ -58,7 +61,7 @@ class Predictions:
 
 
 def read_predictions(store: Store, trial_id: str) -> Predictions | None:
-    """A trial's forecasts on the test segment, windows in order of time; None where it has not been tested."""
+    """A trial's forecasts on the test segment, with windows in order of time; None if it has not been tested."""
     import numpy as np
 
     directory = TrialDirectory(store, trial_id)
@@ -84,7 +87,7 @@ def read_predictions(store: Store, trial_id: str) -> Predictions | None:
 
 
 def describe_cell(cell: tuple[int, ...]) -> str:
-    """A cell in words: channels, rows and columns counted from 1, nodes from 0, as sensors are."""
+    """A cell for the reader. Channels, rows and columns are counted from 1; nodes are counted from 0, as sensors are."""
     if len(cell) == 2:
         channel = f", channel {cell[1] + 1}" if cell[1] else ""
         return f"node {cell[0]}{channel}; nodes are counted from 0"

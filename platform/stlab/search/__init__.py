@@ -1,1 +1,1 @@
-"""Searches by Optuna, whose sole importer this is. The trial directories are the truth; an Optuna study is rebuilt from them."""
+"""Searches by Optuna, which no other package imports. An Optuna study is rebuilt from the trial directories."""

@@ -1,4 +1,4 @@
-"""What a search has tried: a file a number, and what the trial directories say became of it. No Optuna here."""
+"""The history of a search: a file for each point, and its outcome from the trial directory. This module does not import Optuna."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stlab.study.spec import SearchSpec, StudySpec
 
 
 class State(StrEnum):
-    """What became of a point; the names are Optuna's."""
+    """The outcome of a point; the names are Optuna's."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -32,19 +32,19 @@ class Entry:
     number: int
     params: Point
     trial_id: str | None
-    """None: no such trial can be, ``reason`` says why."""
+    """None if the point gives no valid trial; ``reason`` says why."""
     told: bool = False
-    """Whether the sampler has been told its outcome; ``system_attrs`` are final then."""
+    """Whether the sampler knows the outcome; from then on ``system_attrs`` are final."""
     system_attrs: dict[str, Any] = field(default_factory=dict)
-    """What Optuna's sampler and pruner keep with the trial."""
+    """Data that Optuna's sampler and pruner keep with the trial."""
     distributions: dict[str, Any] = field(default_factory=dict)
-    """What the fields could have been, as the study wrote it; for the reader."""
+    """The distributions of the fields as the study gives them, for the reader."""
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the trial directory says of an entry."""
+    """The outcome of an entry according to its trial directory."""
 
     state: State
     values: tuple[float, ...] | None = None
@@ -72,7 +72,7 @@ class History:
         self.store.write_json(f"{self.folder}/{entry.number:04d}.json", vars(entry))
 
     def new_entry(self, number: int, point: Point, system_attrs: Mapping[str, Any]) -> tuple[Entry, PlannedTrial | None]:
-        """The entry of a new point, not written yet, and its trial; None where no such trial can be."""
+        """The entry of a new point, not yet written, and its trial; None if the point gives no valid trial."""
         distributions = {path: self.space.fields[path].model_dump(mode="json") for path in point}
         try:
             trial = self.trial(number, point)
@@ -84,7 +84,7 @@ class History:
         """The trial at a point, labelled by its number.
 
         Raises:
-            StudyError: no such trial can be.
+            StudyError: the point gives no valid trial.
         """
         note = f"#{number}" if seed is None else f"selected, seed {seed}"
         return plan_point(self.study, self.branch, point, seed, note)
@@ -93,7 +93,7 @@ class History:
         return TrialDirectory(self.store, entry.trial_id) if entry.trial_id else None
 
     def outcome(self, entry: Entry) -> Outcome | None:
-        """What became of an entry; None where its trial is still to be run. A trial that another study pruned is run on."""
+        """The outcome of an entry, or None if its trial has still to run. A trial that another study pruned is continued."""
         directory = self.directory(entry)
         if directory is None:
             return Outcome(State.FAIL)
@@ -112,17 +112,17 @@ class History:
         return None
 
     def intermediate(self, entry: Entry) -> dict[int, float]:
-        """The validation error after each epoch; empty with two objectives, of which Optuna takes none."""
+        """Epoch → validation error; empty with two objectives, for which Optuna accepts no intermediate values."""
         directory = self.directory(entry)
         if directory is None or len(self.search.objectives) > 1:
             return {}
         return {int(row["epoch"]): float(row[self.search.objectives[0]]) for row in directory.read_epochs()}
 
     def keep_or_move(self) -> str | None:
-        """Where the entries belong to another search (a changed base, data, code, or a space without them): move them.
+        """Move the entries away if they belong to another search: to another base, data, code, or a space that does not contain them.
 
         Returns:
-            The folder they were moved to, or None where they stay.
+            The folder that they were moved to, or None if they stay.
         """
         if all(self._is_ours(entry) for entry in self.entries()):
             return None
@@ -139,7 +139,7 @@ class History:
             return entry.trial_id is None
 
     def retry_failed(self) -> None:
-        """Have failed trials run again, under their numbers, and what failed of the selected configuration's training or test."""
+        """Have failed trials run again under their numbers, and failed trainings or tests of the selected configuration as well."""
         for entry in self.entries():
             directory = self.directory(entry)
             if directory is not None and directory.status() is TrialStatus.FAILED:
@@ -159,11 +159,11 @@ class History:
         )
 
     def device_seconds(self, outcomes: Mapping[str, Outcome]) -> float:
-        """What the trials took, each counted once, however often it was chosen. Of GPUs, as many as a worker has, or its share of one."""
+        """Seconds of all trials times the GPUs of a worker (or its share of one). A trial that was chosen repeatedly counts once."""
         return sum(outcome.device_seconds for outcome in outcomes.values()) * (self.branch.template.spec.resources.gpus or 1.0)
 
     def best(self, entries: Sequence[Entry]) -> Entry | None:
-        """The finished entry with the least first objective, the earliest of equals; None where none finished."""
+        """The finished entry with the least first objective (the earliest one of several), or None if none finished."""
         finished = [(o.values[0], e) for e in entries if (o := self.outcome(e)) is not None and o.values is not None]
         return min(finished, key=lambda pair: (pair[0], pair[1].number))[1] if finished else None
 
@@ -176,7 +176,7 @@ WALL = "wall.json"
 
 
 def wall_seconds(store: Store, study: str) -> float:
-    """How long a study has searched so far, s; interruptions left out."""
+    """Seconds that a study has searched so far, without interruptions."""
     try:
         return float(store.read_json(f"studies/{study}/search/{WALL}")["seconds"])
     except FileNotFoundError:
@@ -184,7 +184,7 @@ def wall_seconds(store: Store, study: str) -> float:
 
 
 def located(url: str | None) -> str | None:
-    """A storage URL that every process understands: SQLite files by their absolute path."""
+    """A storage URL that is valid in every process, since it names SQLite files by their absolute path."""
     if url is None or not url.startswith("sqlite:///") or url.startswith("sqlite:////"):
         return url
     return f"sqlite:///{Path(url.removeprefix('sqlite:///')).absolute()}"

@@ -13,20 +13,19 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.study import Study
 
-_REDUCTION = 3  # successive halving and Hyperband: one trial in three goes on
+_REDUCTION = 3  # successive halving and Hyperband continue one trial in three
 
 
 def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
     """The sampler that chooses one point.
 
-    Every point has a sampler of its own, seeded by the search's seed, its name and the point's number. So the point is a
-    function of these and of the trials before it: a search that was interrupted goes on exactly as it would have, and repeats
-    nothing of its random start. What a sampler remembers beyond the trials (CMA-ES, NSGA-II) it keeps in their system
-    attributes.
+    Every point has a sampler of its own, seeded by the search's seed, its name and the point's number, so the point is a function of
+    these and of the earlier trials. An interrupted search therefore continues exactly as it would have without the interruption, and
+    does not repeat its random start. State that a sampler keeps beyond the trials (CMA-ES, NSGA-II) is in their system attributes.
 
     Args:
-        name: of the study and the branch.
-        number: of the trial, from 0.
+        name: name of the study and the branch.
+        number: number of the trial, from 0.
     """
     import optuna
 
@@ -35,7 +34,7 @@ def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if search.sampler == "tpe":
-            # Grouped: fields that are searched under one condition are modelled together.
+            # With groups, fields that are searched under the same condition are modelled together.
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
         if search.sampler == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
@@ -47,10 +46,10 @@ def create_sampler(search: SearchSpec, name: str, number: int) -> BaseSampler:
 
 
 def settle(sampler: BaseSampler, study: Study) -> None:
-    """Have a genetic sampler choose the parents of the generation to come before a point is asked for.
+    """Have a genetic sampler choose the parents of the next generation before it is asked for a point.
 
-    NSGA-II keeps them in the order of their ranks when it chooses them and reads them back in the order of their numbers. A search
-    that goes on after an interruption would cross other pairs than one that was left alone; read back, they are the same.
+    NSGA-II has the parents in the order of their ranks when it chooses them, and in the order of their numbers when it reads them back.
+    So a resumed search would cross other pairs than an uninterrupted one. If they are always read back, the pairs are the same.
     """
     from optuna.samplers import BaseGASampler
 
@@ -62,7 +61,7 @@ def settle(sampler: BaseSampler, study: Study) -> None:
 
 
 def create_pruner(search: SearchSpec, max_epochs: int) -> BasePruner:
-    """The pruner of a search; a resource of successive halving and Hyperband is an epoch."""
+    """The pruner of a search. The resource of successive halving and Hyperband is the epoch."""
     import optuna
 
     if search.pruner == "median":

@@ -1,4 +1,4 @@
-"""What a search may choose from: a study's distributions as Optuna's own, and the points of a define-by-run space."""
+"""The space of a search: a study's distributions as Optuna's, and the points of a define-by-run space."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Point = dict[str, Any]
 
 
 class Space:
-    """The fields that one branch searches, in an order in which conditions come first."""
+    """The fields that one branch searches, ordered so that a field follows the fields of its conditions."""
 
     def __init__(self, search: SearchSpec, branch: SearchBranch) -> None:
         self.fields = {path: search.space[path] for path in conditions_first(search.space) if path not in branch.fixed}
         self._fixed = _values(branch.template)
 
     def suggest(self, trial: optuna.Trial) -> Point:
-        """The point that Optuna chooses for a trial; fields whose condition does not hold are not in it."""
+        """The point that Optuna chooses for a trial, without the fields whose condition does not hold."""
         point: Point = {}
         for path, found in self.fields.items():
             if self.is_open(path, point):
@@ -36,7 +36,7 @@ class Space:
         return point
 
     def is_open(self, path: str, point: Mapping[str, Any]) -> bool:
-        """Whether the conditions of a field hold, given what is chosen so far."""
+        """Whether the conditions of a field hold, given the values that are already chosen."""
         for other, wanted in self.fields[path].when.items():
             if other in self.fields and other not in point:
                 return False
@@ -46,7 +46,7 @@ class Space:
         return True
 
     def holds(self, point: Mapping[str, Any]) -> bool:
-        """Whether this space could have given a point: its open fields, all of them, within their bounds."""
+        """Whether this space contains a point: it has exactly the fields whose conditions hold, within their bounds."""
         opened = {path for path in self.fields if self.is_open(path, point)}
         return opened == set(point) and not any(outside(self.fields[path], value) for path, value in point.items())
 
@@ -54,14 +54,14 @@ class Space:
         return {path: as_optuna(self.fields[path]) for path in point}
 
     def corners(self) -> Iterator[tuple[str, Any, Point]]:
-        """Every field at its ends, or at each choice, with what its conditions ask for: field, value, point."""
+        """Every field at each end of its range or each choice, as field, value and point; the point fulfils the field's conditions."""
         for path, found in self.fields.items():
             for value in found.categorical or found.float or found.int or ():
                 if (point := self._with_conditions(path)) is not None:
                     yield path, value, {**point, path: value}
 
     def _with_conditions(self, path: str) -> Point | None:
-        """The least point at which a field is searched; None where the branch rules it out."""
+        """The smallest point that fulfils a field's conditions; None if the branch rules it out."""
         point: Point = {}
         for other, wanted in self.fields[path].when.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
@@ -78,7 +78,7 @@ class Space:
 
 
 def as_optuna(found: Distribution) -> optuna.distributions.BaseDistribution:
-    """A study's distribution as Optuna's own."""
+    """A study's distribution as Optuna's."""
     from optuna import distributions
 
     if found.categorical is not None:
@@ -100,7 +100,7 @@ def _suggest(trial: optuna.Trial, path: str, found: Distribution) -> Any:
 
 
 def encoded(value: Any) -> Any:
-    """A choice as Optuna keeps it: scalars as they are, lists as JSON."""
+    """A choice as Optuna stores it: scalars as they are, lists as JSON."""
     return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
 
 
@@ -110,7 +110,7 @@ def as_params(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def outside(found: Distribution, value: Any) -> str | None:
-    """Why a value is none of a distribution's; None where it is."""
+    """The reason that a value is outside a distribution; None if it is inside."""
     if found.categorical is not None:
         return None if value in found.categorical else f"{show(value)} is none of {show(found.categorical)}"
     bounds = found.int or found.float
@@ -123,10 +123,10 @@ def outside(found: Distribution, value: Any) -> str | None:
 
 
 def check_space(study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None = None) -> None:
-    """Refuse, before anything runs, a space that no variant searches, or with values that no trial can have.
+    """Refuse, before anything runs, a space that no variant searches or that contains values which no trial can have.
 
     Raises:
-        StudyError: all that is wrong, a line each.
+        StudyError: all problems, a line each.
     """
     assert study.search is not None
     found = [*_collisions(study, source), *_conditions(study, branches, source), *_points(study.search, source)]
@@ -138,12 +138,12 @@ def check_space(study: StudySpec, branches: Sequence[SearchBranch], source: Stud
 def without_dead_fields(
     study: StudySpec, branches: Sequence[SearchBranch], source: StudySource | None = None
 ) -> tuple[tuple[SearchBranch, ...], list[str]]:
-    """The branches less the fields that change nothing in them (λ without the flow branch), and a note on each of those.
+    """The branches without the fields that have no effect in them (such as λ without the flow branch), and a note on each such field.
 
-    A search over such a field would train nothing new, and the field would be given an importance by chance.
+    A search over such a field would train nothing new, and the field would get an importance by chance.
 
     Raises:
-        StudyError: a field changes nothing in any branch.
+        StudyError: a field has no effect in any branch.
     """
     assert study.search is not None
     dead = [_dead_fields(study, branch) for branch in branches]
@@ -161,7 +161,7 @@ def without_dead_fields(
 
 
 def _dead_fields(study: StudySpec, branch: SearchBranch) -> dict[str, Any]:
-    """Fields along which no trial changes, whatever any one other field is, with the value they keep."""
+    """Field → its value, for fields that change no trial, whatever value any single other field has."""
     assert study.search is not None
     space, values = Space(study.search, branch), _values(branch.template)
     corners = list(space.corners())
@@ -179,7 +179,7 @@ def _differ(study: StudySpec, branch: SearchBranch, points: Sequence[Point]) -> 
     for point in points:
         try:
             ids.add(plan_point(study, branch, point).trial_id)
-        except StudyError:  # two values that cannot go together: the field matters there
+        except StudyError:  # two values are incompatible, so the field has an effect
             return True
     return len(ids) > 1
 

@@ -1,4 +1,4 @@
-"""One branch's search: an Optuna study rebuilt from what is on disk, asked for points and told what became of them."""
+"""The search of one branch: an Optuna study that is rebuilt from disk, asked for points and told their outcomes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 _STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAIL: TrialState.FAIL}
 _OURS = "stlab"
-_REPEATS = 100  # points in a row that were tried before: the space is used up
+_REPEATS = 100  # after so many repeated points in a row, the space counts as exhausted
 
 
 class BranchSearch:
-    """Asks Optuna for points and tells it what became of them; every step is on disk before the next one.
+    """Asks Optuna for points and tells it their outcomes; every step is on disk before the next one.
 
     Raises:
-        StudyError: ``search.storage`` cannot be opened, or holds somebody else's study of this name.
+        StudyError: ``search.storage`` cannot be opened, or holds a study of this name that stlab did not make.
     """
 
     def __init__(self, store: Store, study: StudySpec, branch: SearchBranch) -> None:
@@ -40,7 +40,7 @@ class BranchSearch:
         self.name = f"{study.name}/{branch.folder}"
         self.entries: list[Entry] = self.history.entries()
         self.outcomes: dict[str, Outcome] = {}
-        """By trial id: what the trials of this branch came to."""
+        """Trial id → the outcome of a trial of this branch."""
         self._trials: dict[int, optuna.Trial] = {}
         self._repeats = 0
         self.study = self._create(branch.template.spec.train.max_epochs)
@@ -55,7 +55,7 @@ class BranchSearch:
         if self.search.storage is not None:
             check_storage(self.search.storage, [self.name])
             if self.name in optuna.get_all_study_names(self.search.storage):
-                optuna.delete_study(storage=self.search.storage, study_name=self.name)  # its trials would be there twice
+                optuna.delete_study(storage=self.search.storage, study_name=self.name)  # otherwise its trials would be duplicated
         study = optuna.create_study(
             storage=self.search.storage, study_name=self.name, directions=["minimize"] * len(self.search.objectives),
             pruner=create_pruner(self.search, max_epochs),
@@ -67,7 +67,7 @@ class BranchSearch:
         return study
 
     def _frozen(self, entry: Entry) -> FrozenTrial:
-        """An entry as Optuna's trial: as it ended if that was told, else waiting, to be asked for again first of all."""
+        """An entry as Optuna's trial: with its outcome if the sampler knows it, else waiting, so that it comes next."""
         outcome = self.history.outcome(entry)
         params = as_params(entry.params)
         if outcome is None or not entry.told:
@@ -84,9 +84,12 @@ class BranchSearch:
         )  # fmt: skip
 
     def next(self, wall_seconds: float) -> tuple[Entry, PlannedTrial | None] | None:
-        """The next point, written to its file, and its trial (None where no such trial can be); None: the budget is spent.
+        """The next point, already written to its file, and its trial (None if the point gives no valid trial).
 
-        Points that were begun and not ended, or whose outcome the sampler has not been told, come first, under their numbers.
+        Points that have not ended, or whose outcome the sampler does not know, come first, under their numbers.
+
+        Returns:
+            None if the budget is spent.
         """
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         number = waiting[0].number if waiting else len(self.study.get_trials(deepcopy=False))
@@ -116,18 +119,22 @@ class BranchSearch:
         return self.history.outcome(self.entries[number]) is not None
 
     def hear(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
-        """Take down epochs; why the trial is to stop now, or None."""
+        """Record epochs.
+
+        Returns:
+            The reason to stop the trial now, or None.
+        """
         trial, stop = self._trials[number], False
         known = self._frozen_of(number).intermediate_values
         for row in rows:
             if int(row["epoch"]) not in known and len(self.search.objectives) == 1:
                 trial.report(float(row[self.search.objectives[0]]), int(row["epoch"]))
-                # Rungs are counted at every epoch, so the pruner is asked at each; the last answer is the one that counts.
+                # The pruner counts rungs at every epoch, so it is asked at each one; only the last answer counts.
                 stop = trial.should_prune()
         return f"{self.search.pruner} pruner: worse than other trials after {rows[-1]['epoch']} epochs" if stop else None
 
     def tell(self, number: int) -> Outcome:
-        """Tell the sampler what the trial's directory says, and note that it knows."""
+        """Tell the sampler the outcome from the trial's directory, and record that it knows."""
         entry = self.entries[number]
         outcome = self.history.outcome(entry)
         if outcome is None:
@@ -146,7 +153,7 @@ class BranchSearch:
         return outcome
 
     def selected(self) -> list[PlannedTrial]:
-        """The best configuration so far by the first objective, with each of the study's seeds; empty where none finished."""
+        """The best configuration so far by the first objective, with each of the study's seeds; empty if none finished."""
         best = self.history.best(self.entries)
         return self.history.selected(best) if best else []
 
@@ -161,12 +168,12 @@ def check_storage(url: str, names: Sequence[str]) -> None:
     """Refuse an Optuna storage that cannot be used.
 
     Raises:
-        StudyError: it does not open, or holds studies of these names that stlab did not make.
+        StudyError: it cannot be opened, or holds studies of these names that stlab did not make.
     """
     try:
         there = set(names) & set(optuna.get_all_study_names(url))
         foreign = [name for name in there if not optuna.load_study(storage=url, study_name=name).user_attrs.get(_OURS)]
-    except Exception as error:  # SQLAlchemy's, its drivers', Optuna's: whatever it is, the URL is what the user can mend
+    except Exception as error:  # of SQLAlchemy, a driver or Optuna; in each case the user can correct the URL
         reason = first_line(error)
         for secret in secrets_of(url):
             reason = reason.replace(secret, "***")
@@ -175,5 +182,6 @@ def check_storage(url: str, names: Sequence[str]) -> None:
             what_to_do = "Give the password to the database's client: for PostgreSQL in PGPASSWORD or ~/.pgpass."
         raise StudyError(f"search.storage={shown(url)} cannot be used ({reason}). {what_to_do}") from error
     if foreign:
-        message = f"search.storage={shown(url)} holds a study '{foreign[0]}' that is not ours. Rename this study, or give another URL."
-        raise StudyError(message)
+        raise StudyError(
+            f"search.storage={shown(url)} holds a study '{foreign[0]}' that stlab did not make. Rename this study, or give another URL."
+        )

@@ -1,4 +1,4 @@
-"""A search as Parquet: every point and what came of it, and how much each field mattered. The report reads these."""
+"""A search as Parquet for the report: every point with its outcome, and the importance of each field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FEWEST_FOR_IMPORTANCE = 10  # finished trials; PED-ANOVA compares the best tent
 
 @dataclass(frozen=True)
 class Tried:
-    """A branch's entries with what became of them, by number."""
+    """A branch's entries with their outcomes, by number."""
 
     history: History
     entries: Sequence[tuple[Entry, Outcome | None]]
@@ -29,16 +29,16 @@ class Tried:
 
 
 def write_search(store: Store, study: StudySpec, branches: Sequence[Tried]) -> None:
-    """Write ``results/search.parquet`` (a row a point) and ``results/importance.parquet`` (a row a field and objective)."""
+    """Write ``results/search.parquet``, with a row for each point, and ``results/importance.parquet``, by field and objective."""
     folder = f"studies/{study.name}/results"
     store.write_table(f"{folder}/search.parquet", search_table(study, branches))
     store.write_table(f"{folder}/importance.parquet", importance_table(branches))
 
 
 def search_table(study: StudySpec, branches: Sequence[Tried]) -> pa.Table:
-    """Columns: branch, number, trial_id, state, selected, on_front, tested, epochs, reason, ``value.*`` by objective, ``param.*`` by field.
+    """Every point: arm (its branch), number, trial_id, state, selected, on_front, tested, epochs, reason, ``value.*`` and ``param.*``.
 
-    Its metadata name the objectives and the space, as JSON.
+    The columns ``value.*`` hold objectives and ``param.*`` fields. The metadata hold the objectives and the space, as JSON.
     """
     assert study.search is not None
     objectives, fields = study.search.objectives, list(study.search.space)
@@ -61,8 +61,8 @@ def search_table(study: StudySpec, branches: Sequence[Tried]) -> pa.Table:
         texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
         columns[f"param.{path}"] = pa.array(texts if kind == pa.string() else values, kind)
     space = {path: found.model_dump(mode="json") for path, found in study.search.space.items()}
-    told = {"objectives": objectives, "space": space, "sampler": study.search.sampler, "pruner": study.search.pruner}
-    return pa.table(columns).replace_schema_metadata({name: json.dumps(value) for name, value in told.items()})
+    metadata = {"objectives": objectives, "space": space, "sampler": study.search.sampler, "pruner": study.search.pruner}
+    return pa.table(columns).replace_schema_metadata({name: json.dumps(value) for name, value in metadata.items()})
 
 
 def _kind(study: StudySpec, path: str) -> pa.DataType:
@@ -101,7 +101,7 @@ def _rows(branch: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def pareto(values: dict[int, tuple[float, ...]]) -> set[int]:
-    """The numbers whose values no others undercut: with one objective, the best."""
+    """The numbers on the Pareto front; with one objective, the best number."""
     return {
         number
         for number, mine in values.items()
@@ -112,7 +112,10 @@ def pareto(values: dict[int, tuple[float, ...]]) -> set[int]:
 
 
 def importance_table(branches: Sequence[Tried]) -> pa.Table:
-    """Columns: branch, field, objective, importance (they sum to 1 a branch and objective), trials; empty below ten finished trials."""
+    """Importance by arm (the branch), field and objective, with the number of trials.
+
+    Importances sum to 1 for each branch and objective. A branch with fewer than ten finished trials has none.
+    """
     rows = [row for branch in branches for row in _importances(branch)]
     schema = pa.schema(
         [("arm", pa.string()), ("field", pa.string()), ("objective", pa.string()), ("importance", pa.float64()), ("trials", pa.int64())]
@@ -121,10 +124,10 @@ def importance_table(branches: Sequence[Tried]) -> pa.Table:
 
 
 def _importances(branch: Tried) -> list[dict[str, Any]]:
-    """By PED-ANOVA (Watanabe et al. 2023), which takes conditional fields too."""
+    """Importances by PED-ANOVA (Watanabe et al. 2023), which supports conditional fields."""
     import optuna
 
-    # A point that was chosen twice is one trial, and says what it says once.
+    # A point that was chosen repeatedly is one trial, so it counts once.
     done = {e.trial_id: (e, o.values) for e, o in branch.entries if o is not None and o.values is not None}
     if len(done) < _FEWEST_FOR_IMPORTANCE:
         return []

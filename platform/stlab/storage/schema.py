@@ -1,4 +1,4 @@
-"""The Parquet schemas. Every column carries its unit and its meaning in the field's metadata."""
+"""The Parquet schemas. The metadata of each field hold its unit and its meaning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _EPOCH_FIELDS = [
     _field("grad_norm", pa.float64(), "gradient norm before clipping, mean over the epoch"),
     _field("seconds", pa.float64(), "duration of the epoch, validation included", "s"),
     _field("samples_per_second", pa.float64(), "training windows per second", "1/s"),
-    _field("micro_batch", pa.int32(), "windows that went through the model at once, on each worker"),
+    _field("micro_batch", pa.int32(), "windows that pass through the model at once, on each worker"),
 ]
 
 HORIZON = pa.schema(
@@ -46,8 +46,8 @@ PREDICTIONS = pa.schema(
         _field("window", pa.int64(), "index in the series of the first step of the window's history"),
         _field("horizon", pa.int32(), "steps ahead, from 1", "step"),
         _field("time", pa.timestamp("s"), "time of the step that is forecast; null without timestamps"),
-        _field("truth", pa.list_(pa.float32()), "what was measured, one step flattened in C order", "data unit"),
-        _field("forecast", pa.list_(pa.float32()), "what was forecast, in the same order", "data unit"),
+        _field("truth", pa.list_(pa.float32()), "measured values of one step, flattened in C order", "data unit"),
+        _field("forecast", pa.list_(pa.float32()), "forecast values, in the same order", "data unit"),
     ]
 )
 
@@ -58,7 +58,7 @@ _TRIAL_FIELDS = [
     _field("seed", pa.int64(), "seed of initial weights and data order"),
     _field("baseline", pa.bool_(), "a reference forecast, not a variant"),
     _field("status", pa.string(), "finished, failed, pruned or missing"),
-    _field("searched", pa.bool_(), "a trial of a search that was not selected: it stands in no table, and was not tested"),
+    _field("searched", pa.bool_(), "a trial of a search that was not selected, so it is in no table and was not tested"),
     _field("number", pa.int64(), "number of the trial within its search, from 0"),
     _field("val_mae", pa.float64(), "mean absolute error, validation segment, best checkpoint", "data unit"),
     _field("val_rmse", pa.float64(), "root mean squared error, validation segment, best checkpoint", "data unit"),
@@ -75,10 +75,10 @@ _TRIAL_FIELDS = [
     _field("trainable_params", pa.int64(), "parameters the optimiser changes"),
     _field("total_params", pa.int64(), "all parameters, frozen ones included"),
     _field("samples_per_second", pa.float64(), "training windows per second, mean", "1/s"),
-    _field("micro_batch", pa.int32(), "windows that went through the model at once, on each worker; fewer where memory ran out"),
+    _field("micro_batch", pa.int32(), "windows that pass through the model at once, on each worker; fewer if memory ran out"),
     _field("precision", pa.string(), "fp32 or bf16, as trained"),
     _field("device", pa.string(), "name of the device"),
-    _field("weights", pa.string(), "where the frozen weights come from: pretrained, random, a path; none"),
+    _field("weights", pa.string(), "source of the frozen weights: pretrained, random, a path, or none"),
     _field("dataset", pa.string(), "name of the data set"),
     _field("synthetic", pa.bool_(), "the data was generated, not measured"),
     _field("leaks", pa.bool_(), "the protocol lets later values be seen (UniST's scaler)"),
@@ -86,9 +86,9 @@ _TRIAL_FIELDS = [
     _field("data_sha256", pa.string(), "hash of the data's content"),
     _field("code_version", pa.string(), "stlab's version and the hash of the sources that compute"),
     _field("started_at", pa.timestamp("us", tz="UTC"), "start of the training"),
-    _field("reused_from", pa.string(), "the study that trained it, where that is another; null where this one did"),
+    _field("reused_from", pa.string(), "the study that trained it, if that is another one; else null"),
     _field("error", pa.string(), "why a trial failed"),
-    _field("notes", pa.string(), "what went wrong on the way and was mended: memory that ran out, damaged files"),
+    _field("notes", pa.string(), "problems during the trial that were resolved, such as memory that ran out or damaged files"),
 ]
 
 _FLOATS = pa.list_(pa.float32())
@@ -96,7 +96,7 @@ _PLAIN_TYPES = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.
 
 
 def _plain(values: Iterable[Any]) -> tuple[list[Any], pa.DataType]:
-    """A column of configuration values and its type: the values' own where they agree, their JSON where they don't."""
+    """A column of configuration values and its type. Values of different types are stored as JSON."""
     values = list(values)
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and kinds:
@@ -107,7 +107,7 @@ def _plain(values: Iterable[Any]) -> tuple[list[Any], pa.DataType]:
 
 
 def _table(fields: list[pa.Field], rows: Sequence[Mapping[str, Any]], extra: dict[str, str]) -> pa.Table:
-    """Rows as a table of the given fields, then every further column whose name starts with one of ``extra``'s prefixes."""
+    """Rows as a table of the given fields, followed by all columns whose names start with a prefix in ``extra``."""
     names = dict.fromkeys(name for row in rows for name in row if any(name.startswith(prefix) for prefix in extra))
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in fields]
     fields = list(fields)
@@ -119,12 +119,12 @@ def _table(fields: list[pa.Field], rows: Sequence[Mapping[str, Any]], extra: dic
 
 
 def trials_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A row a trial; ``param.*`` columns hold the resolved configuration, flat and typed."""
+    """A row for each trial; ``param.*`` columns hold the resolved configuration, flat and typed."""
     return _table(_TRIAL_FIELDS, rows, {"param.": "resolved configuration field"})
 
 
 def epochs_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A row an epoch; ``loss.*`` columns hold the terms of the loss, ``grad_norm.*`` their gradients' norms, both unweighted."""
+    """A row for each epoch; ``loss.*`` columns hold the loss terms, ``grad_norm.*`` the norms of their gradients, both unweighted."""
     extra = {
         "loss.": "term of the training loss, unweighted, mean over the epoch",
         "grad_norm.": "gradient norm of this loss term alone, unweighted and not clipped, on the epoch's first batch",
@@ -136,25 +136,25 @@ def model_input_table(
     names: Sequence[str],
     channels: Mapping[str, NDArray[np.float32]],
     series: NDArray[np.float32],
-    told: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> pa.Table:
-    """What a model sees of one window as an image, a row a node: of N nodes, and L steps of their series.
+    """The image of one window that a model sees, with a row for each of N nodes and L steps of their series.
 
     Args:
         names: the nodes' names.
         channels: name → (N, N) image channel in [0, 1].
         series: (N, L) readings from the window's first step on, in the data's unit.
-        told: ``window`` (index in the series of its first step), ``history`` (its steps), ``time`` (of its first step,
+        facts: ``window`` (index in the series of its first step), ``history`` (its steps), ``time`` (of its first step,
             ISO, or None) and ``step_seconds`` (or None): the table's metadata, as JSON, with the channels' names.
     """
     pixels = "image channel {}: this node's row, one pixel a node, by index"
     columns = [
         (_field("node", pa.int32(), "index of the node, from 0"), pa.array(range(len(names)), pa.int32())),
-        (_field("name", pa.string(), "the node's name; its index where it has none"), pa.array(names, pa.string())),
+        (_field("name", pa.string(), "the node's name, or its index if it has none"), pa.array(names, pa.string())),
         *((_field(name, _FLOATS, pixels.format(name), "0 to 1"), _lists(rows)) for name, rows in channels.items()),
         (_field("series", _FLOATS, "readings from the window's first step on", "data unit"), _lists(series)),
     ]
-    metadata = {name: json.dumps(value) for name, value in {**told, "channels": list(channels)}.items()}
+    metadata = {name: json.dumps(value) for name, value in {**facts, "channels": list(channels)}.items()}
     schema = pa.schema([field for field, _ in columns], metadata=metadata)
     return pa.Table.from_arrays([column for _, column in columns], schema=schema)
 

@@ -1,4 +1,4 @@
-"""Files on any path that pyarrow's file systems take: local, NFS, s3://, gs://."""
+"""Files on any path that pyarrow's file systems accept: local, NFS, s3://, gs://."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PROBE = b"stlab looks whether it can write here\n"
 class Store:
     """A folder on some file system. Paths given to its methods are relative to it, with forward slashes.
 
-    A file is there whole or not at all: local files are written beside their place and moved into it, and an object store shows
-    an object only once it is complete. Requests to S3 that fail for the server's or the network's sake are made again, for
-    some 50 s; then, and for whatever else goes wrong, a method raises StorageError, which says what to do.
+    A file is never visible in part: local files are written under a temporary name and then renamed, and an object store shows an
+    object only when it is complete. Requests to S3 that fail because of the server or the network are repeated for about 50 s. After
+    that, and on any other failure, a method raises StorageError, which says what to do.
 
     Raises:
-        StorageError: the location cannot be understood, or holds keys.
+        StorageError: the location is invalid, or contains keys.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -41,27 +41,27 @@ class Store:
         self.location = text.rstrip("/") if is_uri(text) else self._root
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
         if self.is_local and Path(self._root).exists() and not Path(self._root).is_dir():
-            raise StorageError(f"--storage {text}: that is a file. Give a folder; it is made where there is none.")
+            raise StorageError(f"--storage {text}: that is a file. Give a folder; a missing folder is created.")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.location,)
 
     def path(self, relative: str) -> str:
-        """The full path within the file system: on a local store, a path to open."""
+        """The full path within the file system; on a local store it can be opened."""
         return posixpath.join(self._root, relative)
 
     def address(self, relative: str) -> str:
-        """Where a file lies, to be shown or given to a command: a path on a local store, else a URI."""
+        """The address of a file for a reader or a command: a path on a local store, else a URI."""
         if self.is_local:
             return self.path(relative)
         folder, mark, options = self.location.partition("?")
         return f"{folder.rstrip('/')}/{relative}{mark}{options}"
 
     def make(self) -> None:
-        """Make the folder, and write, read and delete a file in it: what cannot be written is known before hours of work.
+        """Make the folder, and write, read and delete a file in it, so that a problem shows before hours of work.
 
         Raises:
-            StorageError: says what to do.
+            StorageError: the folder cannot be used; the message says what to do.
         """
         name = f".probe-{uuid.uuid4().hex[:8]}"
         try:
@@ -77,26 +77,26 @@ class Store:
         except OSError as error:
             raise StorageError(f"--storage {shown(self.location)}: cannot be written. {told(error)}") from error
         if found != _PROBE:
-            raise StorageError(f"--storage {shown(self.location)}: what is written there reads otherwise. Give another place.")
+            raise StorageError(f"--storage {shown(self.location)}: a file read back differs from what was written. Give another place.")
 
     def exists(self, relative: str) -> bool:
         with self._reaching("look at", relative):
             return bool(self._fs.get_file_info(self.path(relative)).type != pafs.FileType.NotFound)
 
     def names(self, relative: str) -> list[str]:
-        """Names of what lies directly in a folder, sorted; empty where there is no such folder. One request on an object store."""
+        """Sorted names of the files and folders in a folder; empty if there is no such folder. Takes one request on an object store."""
         with self._reaching("list", relative):
             found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
             return sorted(info.base_name for info in found)
 
     def sizes(self, relative: str) -> dict[str, int]:
-        """Name → bytes of the files that lie directly in a folder; empty where there is no such folder."""
+        """Name → size in bytes of the files directly in a folder; empty if there is no such folder."""
         with self._reaching("list", relative):
             found = self._fs.get_file_info(pafs.FileSelector(self.path(relative), allow_not_found=True))
         return {info.base_name: int(info.size) for info in found if info.type == pafs.FileType.File}
 
     def last_written(self, relative: str) -> datetime | None:
-        """When a file, or one in a folder or in one within it, was last written (UTC); None where there is none."""
+        """The time (UTC) of the last write to a file, or to any file in a folder and its subfolders; None if there is none."""
         with self._reaching("list", relative):
             found = [self._fs.get_file_info(self.path(relative))]
             if not found[0].is_file:
@@ -104,14 +104,18 @@ class Store:
         return max((info.mtime for info in found if info.type == pafs.FileType.File and info.mtime), default=None)
 
     def read(self, relative: str) -> bytes:
-        """Raises FileNotFoundError where there is nothing."""
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
         with self._reaching("read", relative), self._fs.open_input_stream(self.path(relative)) as stream:
             return bytes(stream.read())
 
     def write(self, relative: str, content: bytes) -> None:
         target = self.path(relative)
         with self._reaching("write", relative):
-            if not self.is_local:  # folders are nothing there, and need not be made
+            if not self.is_local:  # an object store has no folders to make
                 with self._fs.open_output_stream(target) as stream:
                     stream.write(content)
                 return
@@ -127,7 +131,7 @@ class Store:
                 raise
 
     def move(self, source: str, target: str) -> None:
-        """Move a file or a folder. An object store copies file by file, and deletes once all are copied."""
+        """Move a file or a folder. An object store copies all files before it deletes any."""
         old, new = self.path(source), self.path(target)
         with self._reaching("move", source):
             if self.is_local:
@@ -156,8 +160,8 @@ class Store:
     def read_table(self, relative: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A Parquet table, or some columns of it.
 
-        Read in this thread alone: Arrow's own threads let go of Python's bytes after the call, and abort a process that ends at that
-        moment (apache/arrow#34314).
+        It is read in this thread alone, because Arrow's own threads release Python's bytes after the call and abort a process that ends
+        at that moment (apache/arrow#34314).
         """
         with pq.ParquetFile(pa.BufferReader(self.read(relative)), pre_buffer=False) as file:
             return file.read(columns=columns, use_threads=False)

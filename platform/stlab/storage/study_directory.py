@@ -1,15 +1,14 @@
-"""One study's directory: the resolved study, its trials together, its report."""
+"""A study's directory: the resolved study, the table of its trials, and its report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from stlab.errors import ProtocolMismatch, UserError
+from stlab.errors import UserError
 from stlab.storage.schema import trials_table
 from stlab.storage.store import Store
 
@@ -25,20 +24,20 @@ class StudyDirectory:
         self.prefix = f"studies/{name}"
 
     def read_study(self) -> str | None:
-        """The resolved study this folder was made from, as YAML; None in a new folder."""
+        """The resolved study that this folder belongs to, as YAML; None in a new folder."""
         try:
             return self.store.read(f"{self.prefix}/study.yaml").decode()
         except FileNotFoundError:
             return None
 
     def write_study(self, text: str, *, extends: bool = False) -> str | None:
-        """Write the resolved study. What another study of this name left here is kept in a folder of its own.
+        """Write the resolved study. Files that another study of this name left here are moved to a folder of their own.
 
         Args:
-            extends: what lies here is part of the new study (it has more seeds, say), so that nothing has to be kept.
+            extends: the existing files are part of the new study (it has more seeds, for example), so nothing is moved.
 
         Returns:
-            The folder it was moved to, or None where there was nothing to move.
+            The folder that the files were moved to, or None if nothing was moved.
         """
         before = self.read_study()
         kept = None
@@ -52,11 +51,11 @@ class StudyDirectory:
         return kept
 
     def write_plan(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        """List the study's trials before they run (``trial_id``, ``label``, …), so that its directories tell how far it is."""
+        """List the study's trials (``trial_id``, ``label``, …) before they run, so that its progress can be read from the directories."""
         self.store.write_json(f"{self.prefix}/plan.json", {"trials": [dict(trial) for trial in trials]})
 
     def read_plan(self) -> list[dict[str, Any]] | None:
-        """What ``write_plan`` listed; None where nothing did."""
+        """The trials that ``write_plan`` listed; None if it was never called."""
         try:
             return list(self.store.read_json(f"{self.prefix}/plan.json")["trials"])
         except FileNotFoundError:
@@ -66,7 +65,11 @@ class StudyDirectory:
         self.store.write_table(f"{self.prefix}/results/trials.parquet", trials_table(rows))
 
     def read_trials(self) -> pa.Table:
-        """Raises UserError where the study has not been run."""
+        """The table of the study's trials.
+
+        Raises:
+            UserError: the study has not been run.
+        """
         try:
             return self.store.read_table(f"{self.prefix}/results/trials.parquet")
         except FileNotFoundError:
@@ -78,27 +81,3 @@ class StudyDirectory:
     def report_path(self, name: str = "index.html") -> str:
         """Path of a file of the report, relative to the store."""
         return f"{self.prefix}/report/{name}"
-
-
-def single_protocol(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The one protocol fingerprint that all rows share.
-
-    Raises:
-        ProtocolMismatch: they do not share one; the message names the first field that differs and two rows that differ in it.
-    """
-    first: Mapping[str, Any] | None = None
-    shared: dict[str, Any] = {}
-    for row in rows:
-        if not row.get("protocol"):
-            continue
-        protocol = json.loads(row["protocol"])
-        if first is None:
-            first, shared = row, protocol
-        for field in dict.fromkeys([*shared, *protocol]):
-            if shared.get(field) != protocol.get(field):
-                raise ProtocolMismatch(
-                    f"these rows were made by different protocols and do not belong in one table: {field} is {shared.get(field)!r} for "
-                    f"{first['variant']} ({first['trial_id']}) and {protocol.get(field)!r} for {row['variant']} ({row['trial_id']}). "
-                    "Report them apart."
-                )
-    return shared

@@ -1,4 +1,4 @@
-"""One trial's directory. What lies in it is the truth about the trial; MLflow and the report are views of it."""
+"""A trial's directory. Its files are the only source about the trial; MLflow and the report are derived from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrialStatus(StrEnum):
-    """What the files of a trial's directory say of it."""
+    """The status of a trial according to the files in its directory."""
 
     NEW = "new"
     STARTED = "started"
@@ -28,11 +28,11 @@ class TrialStatus(StrEnum):
 
 _ENDS = {"result.json": TrialStatus.FINISHED, "pruned.json": TrialStatus.PRUNED, "failed.json": TrialStatus.FAILED}
 _BESIDE = {"result.json": ("epochs.parquet",), "test.json": ("horizon.parquet", "predictions.parquet", "view.parquet")}
-"""What is written before each: it names their sizes, so that one that was cut short is noticed."""
+"""File → the files that are written before it. It records their sizes, so that a truncated file is noticed."""
 
 
 class TrialDirectory:
-    """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result. See the README's tour for the layout."""
+    """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result. The README's tour shows the layout."""
 
     def __init__(self, store: Store, trial_id: str) -> None:
         self.store = store
@@ -43,7 +43,7 @@ class TrialDirectory:
         return f"{self.prefix}/{name}"
 
     def status(self) -> TrialStatus:
-        """What the directory says, by one listing and one small file. A result that is damaged is none: the trial is to go on."""
+        """The trial's status, from one listing and one small file. A damaged result does not count, so the trial goes on."""
         sizes = self.store.sizes(self.prefix)
         for name, status in _ENDS.items():
             if name in sizes and self._is_whole(name, sizes):
@@ -51,12 +51,12 @@ class TrialDirectory:
         return TrialStatus.STARTED if "trial.json" in sizes else TrialStatus.NEW
 
     def is_tested(self) -> bool:
-        """Whether the selected checkpoint has been measured on the test segment. ``test.json`` is written last of its files."""
+        """Whether the selected checkpoint has been measured on the test segment. ``test.json`` is the last file of a test."""
         sizes = self.store.sizes(self.prefix)
         return "test.json" in sizes and self._is_whole("test.json", sizes)
 
     def is_over(self) -> bool:
-        """Whether nothing is left to do: finished and measured on the test segment, or failed at either (until asked to retry)."""
+        """Whether nothing is left to do, because training and test are finished, or one of them failed and no retry was requested."""
         status = self.status()
         if status is TrialStatus.FINISHED:
             return self.is_tested() or self.read("failed.json") is not None
@@ -66,7 +66,7 @@ class TrialDirectory:
         return self._damaged_at(name, sizes) is None
 
     def _damaged_at(self, name: str, sizes: Mapping[str, int]) -> str | None:
-        """Which file is damaged: ``name`` itself, or one written before it that has not the size it had."""
+        """The damaged file: ``name`` itself, or a file written before it that no longer has its recorded size; None if all are whole."""
         try:
             content = self.store.read_json(self._at(name))
         except (ValueError, FileNotFoundError):  # moved by another worker, perhaps
@@ -76,37 +76,41 @@ class TrialDirectory:
         return next((file for file, size in content.get("files", {}).items() if sizes.get(file) != size), None)
 
     def set_aside_damaged(self) -> list[str]:
-        """Keep what is damaged under another name (``result.json.damaged-1``), so that it is made again; a line on each."""
+        """Rename damaged files (``result.json.damaged-1``), so that they are made again.
+
+        Returns:
+            A line about each damaged file.
+        """
         sizes = self.store.sizes(self.prefix)
-        said = []
+        notes = []
         for name in ("trial.json", *_ENDS, "test.json"):
             damaged = self._damaged_at(name, sizes) if name in sizes else None
             if damaged is None:
                 continue
-            said.append(f"{damaged} was damaged")
+            notes.append(f"{damaged} was damaged")
             if damaged in sizes:
                 taken = sum(other.startswith(f"{damaged}.damaged-") for other in sizes)
                 self.store.move(self._at(damaged), self._at(f"{damaged}.damaged-{taken + 1}"))
-                said[-1] += f" (kept as {damaged}.damaged-{taken + 1})"
-        return said
+                notes[-1] += f" (kept as {damaged}.damaged-{taken + 1})"
+        return notes
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None where it is not (yet) there, or damaged."""
+        """The content of ``trial.json``, ``result.json``, ``test.json`` or ``failed.json``; None if it is missing or damaged."""
         try:
             content = self.store.read_json(self._at(name))
         except FileNotFoundError:
             return None
         except ValueError as error:
-            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
+            logger.warning("%s is damaged (%s) and is ignored", self._at(name), error)
             return None
         return dict(content) if isinstance(content, dict) else None
 
     def micro_batches(self) -> int:
-        """Into how many parts a worker's share of a batch is divided, because memory ran out; 1 where it did not."""
+        """The number of parts into which a worker's share of a batch is divided because memory ran out; 1 if it did not."""
         return int((self.read("memory.json") or {}).get("micro_batches", 1))
 
     def memory_notes(self) -> list[str]:
-        """How that came about."""
+        """Notes on the occasions when memory ran out."""
         return list((self.read("memory.json") or {}).get("notes", []))
 
     def write_micro_batches(self, parts: int, note: str) -> None:
@@ -116,7 +120,7 @@ class TrialDirectory:
         self.store.write_json(self._at("trial.json"), trial)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Written last, in one piece: its being there means that the trial is finished."""
+        """Write ``result.json``, the last file of training; its presence means that the trial is finished."""
         self.store.write_json(self._at("result.json"), self._with_files("result.json", result))
 
     def _with_files(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class TrialDirectory:
         self.store.write_json(self._at("pruned.json"), pruned)
 
     def clear_failure(self) -> None:
-        """Keep an earlier failure's record under another name, so that the trial is run again."""
+        """Rename the record of an earlier failure, so that the trial runs again."""
         if self.store.exists(self._at("failed.json")):
             taken = sum(name.startswith("failed-") for name in self.store.names(self.prefix))
             self.store.move(self._at("failed.json"), self._at(f"failed-{taken + 1}.json"))
@@ -155,25 +159,25 @@ class TrialDirectory:
         return self._table("horizon.parquet")
 
     def read_predictions(self) -> pa.Table | None:
-        """One row a window and step ahead. The table's metadata names the shape of a step (``shape``, as JSON)."""
+        """The test forecasts, with a row for each window and step ahead; the metadata ``shape`` (JSON) is the shape of a step."""
         return self._table("predictions.parquet")
 
     def write_model_input(self, model_input: pa.Table) -> None:
-        """What the model sees of one test window (``schema.model_input_table``). Written before the test's own files."""
+        """Write the image of one test window that the model sees (``schema.model_input_table``). It precedes the test's other files."""
         self.store.write_table(self._at("view.parquet"), model_input)
 
     def read_model_input(self) -> pa.Table | None:
-        """One row a node; None where the model sees no image, or has not been tested."""
+        """The image that the model sees, with a row for each node; None if it sees no image, or has not been tested."""
         return self._table("view.parquet")
 
     def _table(self, name: str) -> pa.Table | None:
-        """None where it is not there, or damaged."""
+        """A table of the directory; None if it is missing or damaged."""
         try:
             return self.store.read_table(self._at(name))
         except FileNotFoundError:
             return None
-        except (pa.ArrowInvalid, OSError) as error:  # Parquet's; what the store itself raises is a StorageError
-            logger.warning("%s is damaged (%s) and passed over", self._at(name), error)
+        except (pa.ArrowInvalid, OSError) as error:  # errors of Parquet; the store itself raises StorageError
+            logger.warning("%s is damaged (%s) and is ignored", self._at(name), error)
             return None
 
     def row(self, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -206,7 +210,7 @@ class TrialDirectory:
         if row.get("started_at"):
             row["started_at"] = datetime.fromisoformat(row["started_at"])
         row |= {f"test_{key}": test.get(key) for key in ("mae", "rmse", "mape", "mae_unmasked", "rmse_unmasked")}
-        notes = [note for said in (result, failure, test) for note in said.get("notes", [])]
+        notes = [note for part in (result, failure, test) for note in part.get("notes", [])]
         row["notes"] = "; ".join(dict.fromkeys(notes)) or None
         if status is TrialStatus.FAILED:
             row |= {"error": failure.get("reason"), "epochs": failure.get("epoch")}
@@ -214,7 +218,7 @@ class TrialDirectory:
             pruned = self.read("pruned.json") or {}
             row |= {"error": pruned.get("reason"), "epochs": pruned.get("epoch")}
         elif failure and status is TrialStatus.FINISHED and not test:
-            # Trained, but the test segment could not be measured: no result to report.
+            # The trial is trained, but the test segment could not be measured, so there is no result to report.
             row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
         if parameters is None:
             parameters = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}

@@ -1,4 +1,4 @@
-"""MLflow as a view of a study's directories. The only package that imports mlflow, and only on use."""
+"""MLflow as a view of a study's directories. No other package imports mlflow, and this one imports it only on use."""
 
 from stlab.tracking._connection import TrackingUnavailable, connect, default_uri, reaching, ui_command
 from stlab.tracking._sync import sync

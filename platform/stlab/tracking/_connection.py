@@ -1,4 +1,4 @@
-"""Where MLflow is, how it is reached quickly and quietly, and what it means when it is not."""
+"""The connection to MLflow: its URI, short timeouts and little output, and the error when it cannot be reached."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
 
-# Set before mlflow is imported; what the user has set stands. MLflow's own defaults retry a dead server for minutes.
+# Set before mlflow is imported, except for variables that the user has set. MLflow's defaults retry a dead server for minutes.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_CONFIGURE_LOGGING": "false",  # its records go to the driver's own handlers, not to a handler of MLflow's
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # log records go to the driver's handlers, not to one of MLflow's
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    "PGCONNECT_TIMEOUT": "5",  # seconds; libpq's own is none at all
+    "PGCONNECT_TIMEOUT": "5",  # seconds; libpq's default is to wait forever
 }
 
 
 class TrackingUnavailable(Exception):
-    """MLflow cannot be reached, or refuses. Training goes on; :func:`sync` makes up for it later."""
+    """MLflow cannot be reached, or refuses a call. Training goes on, and :func:`sync` brings MLflow up to date later."""
 
 
 def default_uri(store: Store) -> str | None:
-    """``sqlite:///<storage>/mlflow.db`` for a local storage; None for a remote one, where a URI must be told.
+    """``sqlite:///<storage>/mlflow.db`` for a local storage; None for a remote one, for which the user must give a URI.
 
     Raises:
         UserError: the path of the storage cannot be written as a database URI.
@@ -59,8 +59,8 @@ def default_uri(store: Store) -> str | None:
 def ui_command(uri: str, port: int = 5000) -> list[str]:
     """The command (argv) that opens MLflow's pages.
 
-    A database gets a server on 127.0.0.1; a tracking server has pages of its own, which the browser opens. A URI with a password is
-    not in the command, which every user of the machine can list: pass it on as MLFLOW_BACKEND_STORE_URI.
+    A database gets a server on 127.0.0.1; a tracking server has pages of its own, which the browser opens. Every user of the machine can
+    list the command, so a URI with a password is not in it; pass it as MLFLOW_BACKEND_STORE_URI.
 
     Raises:
         UserError: the URI is of a kind that MLflow does not track to.
@@ -68,7 +68,7 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
     scheme = check_uri(uri)
     if scheme in _SERVERS:
         return [sys.executable, "-m", "webbrowser", shown(uri)]
-    # Without job execution it is one process, not ten of 240 MB each: nothing here runs jobs.
+    # Nothing here runs jobs. Without job execution the server is one process instead of ten of 240 MB each.
     environment = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", "MLFLOW_DISABLE_TELEMETRY=true"]
     server = [sys.executable, "-m", "mlflow", "server"]
     if not secrets_of(uri):
@@ -77,9 +77,13 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def check_uri(uri: str | None) -> str:
-    """The URI's scheme, without the driver's name. Raises UserError for one that cannot be tracked to."""
+    """The URI's scheme, without the driver's name.
+
+    Raises:
+        UserError: MLflow does not track to such a URI.
+    """
     if not uri:
-        raise UserError("no tracking URI: with a remote storage give one, e.g. http://127.0.0.1:5000 or sqlite:////path/mlflow.db.")
+        raise UserError("no tracking URI: a remote storage needs one, e.g. http://127.0.0.1:5000 or sqlite:////path/mlflow.db.")
     scheme = uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
     if scheme not in (*_DATABASES, *_SERVERS):
         allowed = ", ".join(f"{name}://" for name in (*_DATABASES, *_SERVERS))
@@ -94,8 +98,8 @@ def is_database(uri: str) -> bool:
     return check_uri(uri) in _DATABASES
 
 
-def _told(error: Exception, uri: str) -> str:
-    """What an error says, in one line and without the URI's password."""
+def _message(error: Exception, uri: str) -> str:
+    """The first line of an error's message, without the URI's password."""
     text = str(error).replace(uri, shown(uri)).replace(uri.rstrip("/"), shown(uri).rstrip("/"))
     for secret in secrets_of(uri):
         text = text.replace(secret, "***")
@@ -104,7 +108,7 @@ def _told(error: Exception, uri: str) -> str:
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Whatever MLflow, its database or the network raises inside becomes TrackingUnavailable."""
+    """Turn every error of MLflow, its database or the network into TrackingUnavailable."""
     prepare()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -112,7 +116,7 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        raise TrackingUnavailable(f"MLflow at {shown(uri)}: {type(error).__name__}: {_told(error, uri)}{_remedy(error)}") from error
+        raise TrackingUnavailable(f"MLflow at {shown(uri)}: {type(error).__name__}: {_message(error, uri)}{_remedy(error)}") from error
 
 
 def _remedy(error: Exception) -> str:
@@ -122,25 +126,25 @@ def _remedy(error: Exception) -> str:
 
 
 def prepare() -> None:
-    """Before mlflow is imported: short timeouts, no telemetry, no lines of its own on the terminal."""
+    """Set short timeouts, no telemetry and no output on the terminal; must run before mlflow is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
-            logger.setLevel(logging.WARNING)  # an ERROR or WARNING still shows
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs, with traceback, what it raises too
-    # A signature is given; an example would be run once more at every upload.
+            logger.setLevel(logging.WARNING)  # errors and warnings are still shown
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs errors with traceback that it raises as well
+    # The signature is given, and an example would be run again at every upload.
     warnings.filterwarnings("ignore", message=".*An input example was not provided")
     logging.getLogger("urllib3.connectionpool").addFilter(_is_not_a_retry)
 
 
 def _is_not_a_retry(record: logging.LogRecord) -> bool:
-    return "/mlflow" not in record.getMessage()  # TrackingUnavailable says it, once
+    return "/mlflow" not in record.getMessage()  # TrackingUnavailable reports it once
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client whose store is there; a database that is absent is created (1-2 s for SQLite).
+    """A client whose store exists; a missing database is created (1-2 s for SQLite).
 
     Raises:
         UserError: the database's URI is malformed, or its driver is not installed.
@@ -155,7 +159,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _check_database(uri: str) -> None:
-    # MLflow tries a database that is away ten times, over minutes. Ask once, ourselves, first.
+    # MLflow tries an unreachable database ten times, over minutes; a single query here fails sooner.
     from sqlalchemy import create_engine, inspect
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -167,7 +171,7 @@ def _check_database(uri: str) -> None:
         remedy = "Correct it, or install the driver (pip install)."
         if getattr(error, "name", None) == "psycopg":
             remedy = "Install it (pip install 'psycopg[binary]') or, for psycopg2, write postgresql+psycopg2://."
-        raise UserError(f"tracking URI {shown(uri)}: {_told(error, uri)}. {remedy}") from error
+        raise UserError(f"tracking URI {shown(uri)}: {_message(error, uri)}. {remedy}") from error
     if url.get_backend_name() == "sqlite" and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     try:

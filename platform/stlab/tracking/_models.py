@@ -1,4 +1,4 @@
-"""A trial's model in MLflow: a pyfunc with a signature, loaded by stlab itself, nothing pickled."""
+"""A trial's model in MLflow: a pyfunc with a signature that stlab loads itself, without pickle."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _LOADER = "stlab.tracking.pyfunc"
 _TRIAL = "trial_id"
 _METRICS = ("val_rmse", "val_mae", "test_rmse", "test_mae", "test_mape")
 _CHECKED_WINDOWS = 4
-# What a forecast is computed with.
+# The packages that a forecast is computed with.
 _NEEDED = (
     "torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas", "pyarrow",
     "pydantic", "pyyaml",
 )  # fmt: skip
 
-# Of the forecasts' spread: the same arithmetic on another number of threads, or bf16 on another device.
+# Shares of the forecasts' spread. Results differ with the number of threads, and in bf16 with the device.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1}
 
 
 def keep_model(client: MlflowClient, experiment_id: str, run_id: str, store: Store, trial_id: str, tags: Mapping[str, str]) -> str:
-    """The URI of a trial's model, ``models:/m-…``; logged where it is not there yet.
+    """The URI of a trial's model, ``models:/m-…``; the model is logged if MLflow does not have it yet.
 
     Raises:
         UserError: see :func:`log_model`.
@@ -47,7 +47,7 @@ def keep_model(client: MlflowClient, experiment_id: str, run_id: str, store: Sto
 
 
 def find_model(client: MlflowClient, experiment_id: str, trial_id: str) -> LoggedModel | None:
-    """The trial's model, whole; what is left of one that was not uploaded to its end is deleted."""
+    """The trial's complete model, or None. An incomplete upload is deleted."""
     found = None
     for model in _models(client, experiment_id):
         if model.tags.get(_TRIAL) != trial_id:
@@ -73,8 +73,8 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, store: Stor
     """Upload the selected checkpoint of a trial as a model of its run.
 
     Raises:
-        UserError: the checkpoint cannot be made a forecaster: its data is gone, or it needs readings from before its history.
-        ModelError: the forecaster, read back, does not forecast what the trial did.
+        UserError: the checkpoint cannot become a forecaster, because its data is gone or it needs readings from before its history.
+        ModelError: the exported forecaster does not reproduce the trial's forecasts.
     """
     import mlflow.pyfunc
     from mlflow.entities import LoggedModelOutput
@@ -106,7 +106,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, store: Stor
 
 
 def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
-    """Forecast some test windows again from the saved folder alone, and hold that against what the trial kept of them."""
+    """Forecast some test windows with the exported forecaster, and compare them with the forecasts that the trial kept."""
     import numpy as np
     import torch
 
@@ -135,14 +135,15 @@ def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
     if not worst <= allowed:
         raise ModelError(
             f"trial {trial_id}: the exported model differs from the trial's own forecasts by up to {worst:.3g}, in the data's unit. "
-            "It was trained by another version of the code, perhaps."
+            "Perhaps it was trained by another version of the code."
         )
 
 
 def signature(forecaster: TrainedForecaster) -> ModelSignature:
-    """History in, forecast out, float32 in the data's unit; where the model needs it, the time at which each history begins.
+    """The signature: history as input and forecast as output, float32 in the data's unit.
 
-    Without that the input is one array (−1, P, *S); with it a mapping of two, ``history`` and ``start`` (−1,), seconds since 1970.
+    The input is one array (−1, P, *S). A model that needs the time of the history takes a mapping of ``history`` and ``start`` (−1,),
+    the seconds since 1970 at which each history begins.
     """
     import numpy as np
     from mlflow.models import ModelSignature
@@ -157,7 +158,7 @@ def signature(forecaster: TrainedForecaster) -> ModelSignature:
 
 
 def requirements() -> list[str]:
-    """stlab and what a forecast is computed with, each at the version that runs here."""
+    """stlab and the packages that a forecast is computed with, each at the installed version."""
     from packaging.version import Version
 
     # A build's own suffix (+cu128, +cpu) is not on PyPI.
@@ -165,7 +166,7 @@ def requirements() -> list[str]:
 
 
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """The trial's figures beside the model; at the time they were logged with, so that the run has them once."""
+    """Log the trial's metrics with the model, at their original time, so that the run does not have them twice."""
     from mlflow.entities import Metric
 
     known = client.get_run(run_id).data.metrics

@@ -1,4 +1,4 @@
-"""From a row of ``trials.parquet`` to what MLflow takes: names, tags, parameters, metrics."""
+"""From a row of ``trials.parquet`` to MLflow's names, tags, parameters and metrics."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TAGS = (
     "synthetic", "leaks", "label", "number",
 )
 
-# What a trial comes to. Metrics by epoch are named ``epoch/…``: the page draws them in a section of their own, and the
-# best checkpoint's ``val_rmse`` is not mistaken for the last epoch's.
+# Results of a trial. Metrics by epoch are named ``epoch/…``, so that the page draws them in a section of their own and the
+# best checkpoint's ``val_rmse`` is not confused with the last epoch's.
 FINAL_METRICS = (
     "test_rmse", "test_mae", "test_mape", "val_rmse", "val_mae", "best_epoch", "wall_seconds", "device_seconds",
     "peak_memory_bytes", "trainable_params", "total_params", "samples_per_second",
 )
 
-# Epochs done, logged with each epoch: its history says which epochs a run has, its latest value is ``epochs``.
+# The number of epochs done, logged with each epoch. Its history shows which epochs a run has.
 EPOCH_MARKER = "epochs"
 
 SUMMARISED = ("test_rmse", "test_mae", "val_rmse", "val_mae")
@@ -36,7 +36,7 @@ RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "i
 
 
 def text(value: Any) -> str:
-    """A value as MLflow's strings: JSON, but for strings themselves."""
+    """A value as a string for MLflow: strings stay as they are, other values become JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -52,7 +52,7 @@ def description_of(study_text: str) -> str:
 
 
 def label(row: Row, axes: Iterable[str]) -> str:
-    """The variant and the values that the trial takes on the axes: ``full · data.train_ratio=0.1``."""
+    """The variant and the trial's values on the axes: ``full · data.train_ratio=0.1``."""
     values: dict[str, Any] = {}
     for axis in () if row.get("baseline") else axes:  # a baseline is computed once, whatever the axes
         name = f"param.{axis}"
@@ -66,7 +66,7 @@ def trial_name(row: Row, axes: Iterable[str]) -> str:
 
 
 def trial_tags(row: Row, axes: Iterable[str]) -> dict[str, str]:
-    """The tags that are known; ``label`` is the same for all seeds, to group by."""
+    """The known tags. All seeds have the same ``label``, so that runs can be grouped by it."""
     known = {"backbone": row.get("param.model.backbone"), **row, "label": label(row, axes)}
     tags = {name: text(known[name])[:5000] for name in TAGS if known.get(name) is not None}
     if row.get("error"):
@@ -75,7 +75,7 @@ def trial_tags(row: Row, axes: Iterable[str]) -> dict[str, str]:
 
 
 def summary_tags(name: str, rows: list[Row]) -> dict[str, str]:
-    """What all the trials share, and which seeds they are."""
+    """The tags that all the trials share, and their seeds."""
     tags = [trial_tags(row, ()) for row in rows]
     own = {"seed", "trial_id", "status", "label", "error"}
     shared = {key: value for key, value in tags[0].items() if key not in own and all(t.get(key) == value for t in tags)}
@@ -92,13 +92,13 @@ def final_metrics(row: Row) -> dict[str, float]:
 
 
 def epoch_metrics(row: Row) -> dict[str, float]:
-    """An epoch's metrics, the marker first. ``loss.flow`` and the like are drawn beside ``loss``."""
+    """An epoch's metrics, the marker first. MLflow draws ``loss.flow`` and the like beside ``loss``."""
     names = [name for name in row if name not in ("epoch", "step") and row[name] is not None]
     return {EPOCH_MARKER: float(row["epoch"])} | {f"epoch/{name}": float(row[name]) for name in names}
 
 
 def milliseconds(moment: datetime | str | None) -> int | None:
-    """Since 1970. A time without a zone is UTC."""
+    """Milliseconds since 1970. A time without a zone is UTC."""
     if moment is None:
         return None
     moment = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
@@ -106,11 +106,11 @@ def milliseconds(moment: datetime | str | None) -> int | None:
 
 
 def summary_metrics(rows: Iterable[Row]) -> dict[str, float]:
-    """Statistics over the finished trials of one variant, and how many failed.
+    """Statistics over the finished trials of one variant, and the number of failed trials.
 
-    ``test_rmse`` is the mean, so that summaries and trials share a column; ``test_rmse_sd`` the standard deviation
-    (n - 1), ``test_rmse_ci95`` the half-width of the 95 % Student-t interval, ``test_rmse_n`` the number of trials.
-    Likewise for the other errors. With one trial there is neither deviation nor interval.
+    ``test_rmse`` is the mean, so that summaries and trials share a column. ``test_rmse_sd`` is the standard deviation (n - 1),
+    ``test_rmse_ci95`` the half width of the 95 % Student-t interval and ``test_rmse_n`` the number of trials. The other errors have the
+    same suffixes. A single trial has neither deviation nor interval.
     """
     from scipy import stats
 
@@ -130,7 +130,7 @@ def summary_metrics(rows: Iterable[Row]) -> dict[str, float]:
 
 
 def by_label(rows: Iterable[Row], axes: Iterable[str]) -> dict[str, list[Row]]:
-    """Rows that differ in their seed only, together; in order of first appearance. Of a search, what it selected."""
+    """Label → the rows that differ only in their seed, in order of first appearance. A search has its selected trials only."""
     axes = list(axes)
     groups: dict[str, list[Row]] = {}
     for row in table_rows(rows):

@@ -1,4 +1,4 @@
-"""One MLflow run, and what is known to be in it: everything logged here is logged once."""
+"""One MLflow run and its known content; everything is logged once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARAMS_PER_BATCH = 100
 
 
 class Run:
-    """A run with a memory of its tags, parameters, metrics and epochs, so that nothing is asked or said twice."""
+    """A run that remembers its tags, parameters, metrics and epochs, so that nothing is requested or logged twice."""
 
     def __init__(self, client: MlflowClient, run: MlflowRun, is_new: bool = False) -> None:
         self._client = client
@@ -37,9 +37,9 @@ class Run:
 
     def log(self, tags: Mapping[str, str] | None = None, params: Mapping[str, str] | None = None,
             metrics: Mapping[str, float] | None = None) -> None:
-        """Log what the run does not have yet, in one round trip. A parameter stays as it was first logged.
+        """Log everything that the run does not have yet, in one round trip. A parameter keeps its first value.
 
-        A metric's first value bears the time of the run's start: sent again because an answer was lost, the server recognises it.
+        A metric's first value has the time of the run's start, so that the server recognises it if it is sent again after a lost answer.
         """
         from mlflow.entities import Metric, Param, RunTag
 
@@ -65,7 +65,11 @@ class Run:
         return known is not None and (known == value or (math.isnan(known) and math.isnan(value)))
 
     def log_epochs(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Log the epochs that the run does not have: step = epoch, time = the epoch's end. Returns how many."""
+        """Log the epochs that the run does not have, with step = epoch and time = the epoch's end.
+
+        Returns:
+            The number of epochs that were logged.
+        """
         from mlflow.entities import Metric
 
         logged = self._logged_epochs()
@@ -74,7 +78,7 @@ class Run:
         batches: list[list[Metric]] = [[]]
         for row in missing:
             epoch = int(row["epoch"])
-            # The same epoch always gets the same time: what a lost answer makes us send again, the server recognises.
+            # An epoch always has the same time, so that the server recognises it if it is sent again after a lost answer.
             before = max((stamp for done, stamp in (logged | stamps).items() if done < epoch), default=self.start_time)
             stamps[epoch] = before + round(1000 * (row.get("seconds") or 0))
             metrics = [Metric(name, value, stamps[epoch], epoch) for name, value in epoch_metrics(row).items()]
@@ -95,7 +99,7 @@ class Run:
         return self._epochs
 
     def log_files(self, store: Store, folder: str, names: list[str], artifact_path: str | None = None) -> None:
-        """Copy files of a folder of the store: JSON each time, others where none of that size is there."""
+        """Copy files of a folder of the store. JSON is copied each time, other files if MLflow has none of the same size."""
         sizes = {Path(info.path).name: info.file_size for info in self._client.list_artifacts(self.id, artifact_path)}
         for name in names:
             with _local(store, f"{folder}/{name}") as path:
@@ -108,7 +112,7 @@ class Run:
             self.status = "RUNNING"
 
     def end(self, status: str, seconds: float | None = None) -> None:
-        """End as FINISHED, FAILED or KILLED, ``seconds`` after the start, or now where they are not given."""
+        """End the run as FINISHED, FAILED or KILLED, ``seconds`` after its start, or now if they are None."""
         if self.status != status:
             end_time = None if seconds is None else self.start_time + round(1000 * seconds)
             self._client.set_terminated(self.id, status=status, end_time=end_time)
@@ -117,7 +121,7 @@ class Run:
 
 @contextlib.contextmanager
 def _local(store: Store, relative: str) -> Iterator[Path]:
-    """A file of the store as a local path; downloaded for the while where the store is remote."""
+    """A file of the store as a local path; a file of a remote store is downloaded temporarily."""
     if store.is_local:
         yield Path(store.path(relative))
         return
@@ -128,7 +132,7 @@ def _local(store: Store, relative: str) -> Iterator[Path]:
 
 
 def files_below(store: Store, folder: str) -> Iterator[tuple[str, list[str]]]:
-    """Folders of a store from ``folder`` down, relative to it, and the files in each. What has a suffix is a file."""
+    """All folders below ``folder``, relative to it, with the files in each. A name with a suffix is taken for a file."""
     pending = [""]
     while pending:
         below = pending.pop()

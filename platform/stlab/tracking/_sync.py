@@ -1,4 +1,4 @@
-"""MLflow from the directories alone."""
+"""Bring MLflow up to date from the directories alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 def sync(store: Store, study_name: str, uri: str) -> int:
-    """Bring MLflow up to date from a study's directory and its trials'. As often as asked: nothing is doubled.
+    """Bring MLflow up to date from the directories of a study and its trials. Repeated calls log nothing twice.
 
     Returns:
-        How many trials MLflow now shows as their directories do.
+        The number of trials that MLflow now shows as their directories do.
 
     Raises:
-        UserError: no such study in the store, or a URI that MLflow does not track to.
-        TrackingUnavailable: MLflow is away.
+        UserError: the store has no such study, or MLflow does not track to the URI.
+        TrackingUnavailable: MLflow cannot be reached.
     """
     study = StudyDirectory(store, study_name)
     rows = [_current(store, row) for row in study.read_trials().to_pylist()]
@@ -44,7 +44,7 @@ def sync(store: Store, study_name: str, uri: str) -> int:
 
 
 def _current(store: Store, listed: dict[str, Any]) -> dict[str, Any]:
-    """A row as its trial's directory says now; what the study says of it (study, variant) as listed."""
+    """A row with the current content of its trial's directory; study and variant stay as the study lists them."""
     directory = TrialDirectory(store, listed["trial_id"]).row()
     if directory["status"] == "new":
         return listed

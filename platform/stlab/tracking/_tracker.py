@@ -1,4 +1,4 @@
-"""A study in MLflow: one experiment, one parent run, a child run a trial, a summary run a variant."""
+"""A study in MLflow: an experiment with a parent run, a child run for each trial and a summary run for each variant."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from stlab.errors import UserError
 from stlab.files import shown
 from stlab.storage import Store, TrialDirectory, best_trial
+from stlab.tracking._call_timer import CallTimer
 from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, reaching
-from stlab.tracking._experiment import NOTE, find_or_create_experiment
+from stlab.tracking._experiment import NOTE, PARENT, find_or_create_experiment, runs_by_key
 from stlab.tracking._models import keep_model
 from stlab.tracking._rows import (
     RUN_STATUS,
@@ -32,20 +33,18 @@ from stlab.tracking._rows import (
     trial_tags,
 )
 from stlab.tracking._run import Run, files_below
-from stlab.tracking._runs import PARENT, runs_by_key
 from stlab.tracking._views import view_tags
-from stlab.tracking._watch import Watch
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _log = logging.getLogger(__name__)
 
-# After a call that failed in t seconds, none is tried for this many times t: a dead server costs a tenth of the time.
+# After a call that failed in t seconds, no call is made for this many times t, so a dead server costs a tenth of the time.
 _PATIENCE = 10.0
-_LONGEST_PAUSE = 30.0  # seconds; so that what came back is found again
+_LONGEST_PAUSE = 30.0  # seconds; a server that is back is noticed after this time
 
-# Epochs of a trial are written this often at most: a call costs some 3 ms however many epochs it brings.
+# Epochs of a trial are written at most this often, since a call costs about 3 ms for any number of epochs.
 _SECONDS_BETWEEN_WRITES = 2.0
 
 _P = ParamSpec("_P")
@@ -53,7 +52,7 @@ _T = TypeVar("_T")
 
 
 def _guarded(method: Callable[Concatenate[Tracker, _P], _T]) -> Callable[Concatenate[Tracker, _P], _T]:
-    """Failures become TrackingUnavailable, soon, and the next call finds out afresh what MLflow has."""
+    """Turn failures into TrackingUnavailable within seconds, and have the next call read MLflow's content anew."""
 
     @functools.wraps(method)
     def call(self: Tracker, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -74,19 +73,19 @@ def _guarded(method: Callable[Concatenate[Tracker, _P], _T]) -> Callable[Concate
 
 
 class Tracker:
-    """Writes one study to MLflow. Every call may be made again: what is there already is neither doubled nor changed.
+    """Writes one study to MLflow. Every call may be repeated: existing content is neither duplicated nor changed.
 
-    One process writes a study at a time. Where MLflow is away, every method raises TrackingUnavailable within seconds;
-    the caller goes on, and :func:`stlab.tracking.sync` makes up for it.
+    One process writes a study at a time. If MLflow cannot be reached, every method raises TrackingUnavailable within seconds. The caller
+    goes on, and :func:`stlab.tracking.sync` brings MLflow up to date later.
 
     Args:
         uri: a database (``sqlite:///…``, ``postgresql://…``) or a server (``http(s)://…``).
-        store: where the trial directories lie; with a database, artifacts go to ``mlartifacts/`` in it.
-        study_name: names the experiment.
-        description: shown beside the experiment; by default the study's own.
+        store: the store of the trial directories. If MLflow is a database, artifacts go to ``mlartifacts/`` in the store.
+        study_name: name of the experiment.
+        description: description of the experiment; by default the study's own.
 
     Raises:
-        UserError: a URI that MLflow does not track to.
+        UserError: MLflow does not track to the URI.
     """
 
     def __init__(self, uri: str, store: Store, study_name: str, description: str = "") -> None:
@@ -105,25 +104,25 @@ class Tracker:
         self._runs: dict[tuple[str, str], Run] | None = None  # (kind, trial id or label) → run
         self._closed_until = 0.0
         self._last_failure = ""
-        self._watch = Watch()
+        self._timer = CallTimer()
 
     @property
     def shown_uri(self) -> str:
-        """Where MLflow is, without a password."""
+        """The URI of MLflow, without a password."""
         return shown(self.uri)
 
     @property
     def waits_for(self) -> float:
-        """Seconds for which the call to MLflow that is under way has not been answered; 0 where there is none."""
-        return self._watch.seconds()
+        """Seconds since the current call to MLflow began; 0 if no call is under way."""
+        return self._timer.seconds()
 
     @property
     def is_paused(self) -> bool:
-        """Whether calls are refused for a while, because the last one failed."""
+        """Whether calls are refused for now, because the last one failed."""
         return time.monotonic() < self._closed_until
 
     def try_again(self) -> None:
-        """End the pause after a failure, and find out afresh what MLflow has: what it did late, too."""
+        """End the pause after a failure, and read MLflow's content anew, since it may have carried out calls late."""
         self._closed_until = 0.0
         if self._last_failure:
             self._runs = None
@@ -146,16 +145,16 @@ class Tracker:
         """Find or create the run of a trial.
 
         Args:
-            row: as of ``trials.parquet``, as far as it is known yet; ``status`` says how the trial stands.
+            row: the known part of the trial's row of ``trials.parquet``, with its current ``status``.
         """
-        self._rows[str(row["trial_id"])] = row  # so that it can be made up for, should this call fail
+        self._rows[str(row["trial_id"])] = row  # kept, so that a later call can log it if this one fails
         self._log_trial(row)
 
     def epochs(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
-        """Metrics by epoch (rows of ``epochs.parquet``), step = epoch. What the run has is not logged again.
+        """Log metrics by epoch (rows of ``epochs.parquet``), with step = epoch. Epochs that the run has are not logged again.
 
-        Rows of fast epochs are gathered and written together, by ``finish`` or ``close`` at the latest; so are those that could not
-        be written when they were told.
+        Rows of fast epochs, and rows that could not be written at once, are collected and written together, by ``finish`` or ``close``
+        at the latest.
 
         Raises:
             KeyError: ``trial`` was never called with a row of this trial.
@@ -171,10 +170,10 @@ class Tracker:
 
     @_guarded
     def finish(self, row: Row) -> None:
-        """The end of a trial: what it came to, its files, its status. Epochs missed on the way are made up for.
+        """End a trial's run: log its results, files and status, and the epochs that were not logged before.
 
         Raises:
-            ValueError: the row's status is not that of a trial that has ended.
+            ValueError: the row's status says that the trial has not ended.
         """
         status = str(row.get("status"))
         if status not in RUN_STATUS:
@@ -191,10 +190,10 @@ class Tracker:
 
     @_guarded
     def summarise(self, rows: list[dict[str, Any]]) -> None:
-        """One summary run a variant (and axis values). What the study no longer lists gets ``status = superseded``.
+        """Write a summary run for each variant and setting of the axes. Runs that the study no longer lists become superseded.
 
         Args:
-            rows: all rows of the study, failed ones too.
+            rows: all rows of the study, including failed ones.
         """
         groups = by_label(rows, self._axes)
         for name, group in groups.items():
@@ -209,43 +208,43 @@ class Tracker:
 
     @_guarded
     def attach_best(self, rows: list[dict[str, Any]]) -> str | None:
-        """Tag the study's best trial (by validation) ``best = true``, and log its checkpoint as a model of its run.
+        """Tag the study's best trial (by validation error) ``best = true``, and log its checkpoint as a model of its run.
 
-        A model that is there is not logged again. One that cannot be made (its data is gone, say) is said in the log and in the
-        parent's tag ``model``; everything else goes on.
+        An existing model is not logged again. If the model cannot be made (because its data is gone, for example), the log and the
+        parent's tag ``model`` say so, and everything else goes on.
 
         Args:
             rows: all rows of the study.
 
         Returns:
-            The model's URI, ``models:/m-…``; None where there is no best trial or no model of it.
+            The model's URI, ``models:/m-…``; None if there is no best trial, or no model of it.
         """
         best = best_trial(rows)
         chosen = None if best is None else str(best["trial_id"])
         for (kind, key), run in self._opened().items():
             if kind == "trial" and key != chosen and run.tags.get("best") == "true":
-                run.log(tags={"best": "false"})  # it was; a model of it stays, somebody may serve it
+                run.log(tags={"best": "false"})  # its model stays, since somebody may serve it
         if best is None or chosen is None:
             return None
         run = self._trial(best)
         run.log(tags={"best": "true"})
-        told = {"best_trial": chosen, "best_variant": label(best, self._axes)}
-        tags = {"study": self._name, "variant": str(best.get("variant")), "label": told["best_variant"]}
+        summary = {"best_trial": chosen, "best_variant": label(best, self._axes)}
+        tags = {"study": self._name, "variant": str(best.get("variant")), "label": summary["best_variant"]}
         try:
             uri = keep_model(self._mlflow(), self._experiment_id, run.id, self._store, chosen, tags)
         except UserError as error:
             _log.warning("the best trial's model is not in MLflow: %s", error)
-            self._parent().log(tags={**told, "model": f"none: {error}"[:5000]})
+            self._parent().log(tags={**summary, "model": f"none: {error}"[:5000]})
             return None
-        self._parent().log(tags={**told, "model": uri})
+        self._parent().log(tags={**summary, "model": uri})
         return uri
 
     @_guarded
     def attach_report(self, path: str | Path) -> None:
-        """The report's files, as artifacts ``report/…`` of the parent run.
+        """Log the report's files as artifacts ``report/…`` of the parent run.
 
         Args:
-            path: the report's folder: on this machine, or in the store.
+            path: the report's folder, on this machine or in the store.
         """
         parent = self._parent()
         if self._store.is_local and Path(path).is_absolute():
@@ -257,10 +256,10 @@ class Tracker:
 
     @_guarded
     def close(self, status: str) -> None:
-        """End the study's run: ``finished``, ``failed`` or ``interrupted``. Its trials that have not, too.
+        """End the study's run as ``finished``, ``failed`` or ``interrupted``, and the runs of trials that have not ended.
 
         Raises:
-            ValueError: another status.
+            ValueError: the status is none of these.
         """
         if status not in RUN_STATUS:
             raise ValueError(f"status {status!r}: expected one of {sorted(RUN_STATUS)}")
@@ -291,7 +290,7 @@ class Tracker:
             run.reopen()
 
     def _write_epochs(self, run: Run, trial_id: str) -> None:
-        """What is pending; it stays pending where this fails."""
+        """Write the pending epochs; if this fails, they stay pending."""
         if pending := self._pending.get(trial_id):
             run.log_epochs(list(pending.values()))
             del self._pending[trial_id]
@@ -299,13 +298,13 @@ class Tracker:
 
     def _mlflow(self) -> MlflowClient:
         if self._client is None:
-            with self._watch.calling():
+            with self._timer.calling():
                 client = connect(self.uri)
-            self._client = self._watch.watched(client)
+            self._client = self._timer.timed(client)
         return self._client
 
     def _opened(self) -> dict[tuple[str, str], Run]:
-        """The experiment's runs by kind and key; asked for once, and again after a failure."""
+        """The experiment's runs by kind and key, requested once and again after a failure."""
         if self._study_text is None:
             raise RuntimeError("call open(study_text) first")
         if self._runs is None:

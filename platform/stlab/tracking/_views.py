@@ -1,7 +1,7 @@
-"""Saved views of an experiment's page: without them it shows one folded row and no metric.
+"""Saved views of an experiment's page; without them it shows one folded row and no metric.
 
-The page keeps a view in a tag of the experiment, as JSON (read off MLflow 3.17's own "Save as new view"). An MLflow
-that does not know such tags shows its default page.
+The page keeps a view in a tag of the experiment, as JSON. The format is that of "Save as new view" in MLflow 3.17. A version
+of MLflow that does not know such tags shows its default page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHARED_TAGS = ("weights", "synthetic", "leaks")
 
 
 def view_tags(axes: Iterable[str] = ()) -> dict[str, str]:
-    """Tags of the experiment: the views "Variants" and "Trials", best test RMSE first, a column an axis."""
+    """Tags of the experiment for the views "Variants" and "Trials", with the best test RMSE first and a column for each axis."""
     params = [_column("params", axis) for axis in axes]
     trials = [_column("tags", name) for name in ("variant", "seed", "status", "best")]
     shared = [_column("tags", name) for name in _SHARED_TAGS]
@@ -39,16 +39,16 @@ def study_url(uri: str, study_name: str, server: str = "http://127.0.0.1:5000") 
     """Address of the page that compares a study's variants.
 
     Args:
-        server: where ``ui_command`` serves a database; a tracking server serves its own pages.
+        server: the address at which ``ui_command`` serves a database; a tracking server serves its own pages.
 
     Raises:
         UserError: MLflow has no such study.
-        TrackingUnavailable: MLflow is away.
+        TrackingUnavailable: MLflow cannot be reached.
     """
     with reaching(uri):
         experiment = connect(uri).get_experiment_by_name(study_name)
     if experiment is None:
-        raise UserError(f"MLflow has no study '{study_name}' yet. Bring it there: stlab sync {study_name}")
+        raise UserError(f"MLflow has no study '{study_name}' yet. Log it with: stlab sync {study_name}")
     base = server if is_database(uri) else shown(uri)
     return f"{base.rstrip('/')}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=variants"
 

@@ -1,4 +1,4 @@
-"""What MLflow calls to load a model that stlab has logged. Imports no MLflow."""
+"""The module by which MLflow loads a model that stlab has logged. It does not import MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PyfuncForecaster:
-    """A forecaster by MLflow's rules: an array of histories, or a mapping ``history``, ``start``."""
+    """A forecaster with MLflow's interface. The input is an array of histories, or a mapping of ``history`` and ``start``."""
 
     def __init__(self, forecaster: TrainedForecaster) -> None:
         self.forecaster = forecaster

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from stlab.data import load_dataset
 from stlab.inspection.data_summary import summarise
-from stlab.report.figures.data_set import data_picture
+from stlab.report.figures.data_set import data_set_figure
 from stlab.study.spec import DataSpec
 
 CITY = DataSpec(path="synthetic:city")
@@ -48,7 +48,7 @@ def test_the_last_hours_tell_more_than_the_hour_of_the_week() -> None:
 
 
 def test_its_picture_says_that_it_is_synthetic() -> None:
-    figure = data_picture(load_dataset(CITY))
+    figure = data_set_figure(load_dataset(CITY))
     assert isinstance(figure, Figure)
     texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     assert any("synthetic" in text for text in texts)

@@ -183,12 +183,12 @@ def test_the_page_shows_the_search(searched: tuple[Store, Plan]) -> None:
     found = read_search(store, "bikes")
     assert found is not None
     assert found.branches == ["full", "w/o flow"]
-    names = [picture.name for picture in draw_search(found)]
+    names = [one.name for one in draw_search(found)]
     assert names == ["search_history", "search_slices", "search_parallel", "search_importance", "search_front"]
-    told = search_content(found)
-    assert "24 trials by tpe" in told["sentences"][0]
-    assert "read once" in told["sealed"]
-    assert [line["selected"] for line in told["best"]].count(True) == 2
+    content = search_content(found)
+    assert "24 trials by tpe" in content["sentences"][0]
+    assert "read once" in content["test_use"]
+    assert [line["selected"] for line in content["best"]].count(True) == 2
     assert read_search(store, "other") is None
 
 
@@ -215,7 +215,7 @@ def test_a_pruned_trial_can_be_trained_to_its_end(
 
 
 def test_captions_keep_capitals_and_no_ordinary_trial_is_cut_off(tmp_path: Path) -> None:
-    """Late in a search many points are chosen again; they must not narrow the picture to themselves."""
+    """Late in a search many points are chosen again; they must not narrow the figure to themselves."""
     plan, store = planned("search.objectives=[val_mae]", "search.max_trials=12"), Store(tmp_path)
     run_all(store, queue_of(store, plan))
     search_rows(plan, store)
@@ -228,9 +228,9 @@ def test_captions_keep_capitals_and_no_ordinary_trial_is_cut_off(tmp_path: Path)
     for row in again:
         row["value.val_mae"] = values[0]
     crowded = replace(found, rows=[*found.rows[: len(values)], *again])
-    pictures = {picture.name: picture for picture in draw_search(crowded)}
-    assert pictures["search_history"].caption.startswith("Validation MAE")
-    low, high = pictures["search_history"].figure.axes[0].get_ylim()
+    figures = {one.name: one for one in draw_search(crowded)}
+    assert figures["search_history"].caption.startswith("Validation MAE")
+    low, high = figures["search_history"].figure.axes[0].get_ylim()
     assert low < values[0] < values[-1] < high
     crowded.rows[9]["value.val_mae"] = 900.0
     low, high = draw_search(crowded)[0].figure.axes[0].get_ylim()

@@ -1,4 +1,4 @@
-"""What a study will cost: measured shapes, the sums that follow, and forecast beside actual."""
+"""What a study will cost: measured shapes, the sums that follow, and estimated beside actual cost."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from stlab.errors import ResourceError
 from stlab.execution.capacity import groups_here
 from stlab.inspection import cost as probe
-from stlab.inspection.cost import Measured, ToSearch, forecast, keep_forecast, measure, shape_of
-from stlab.report.page.cost import beside_forecast, cost_words, read_forecasts
+from stlab.inspection.cost import Measured, ToSearch, estimate_cost, measure, shape_of, write_cost_estimate
+from stlab.report.page.cost import cost_text, estimated_and_actual_cost, read_cost_estimates
 from stlab.storage import Store
 from stlab.study.plan import PlannedTrial
 from stlab.study.spec import ResourcesSpec, TrialSpec
@@ -59,7 +59,7 @@ def test_sums_are_those_of_a_hand(make_trial: Callable[..., TrialSpec], monkeypa
     trials = [make_trial(max_epochs=10), make_trial(seed=1, max_epochs=10), make_trial(model=slow, max_epochs=10)]
     todo = planned([trial.model_copy(update={"resources": resources}) for trial in trials])
     todo.append(PlannedTrial(todo[0].spec.model_copy(update={"baseline": True}), "b", {}))
-    made = forecast(todo, {resources: 2})
+    made = estimate_cost(todo, {resources: 2})
     assert len(seen) == len(set(seen)) == 2  # seeds share a shape; a baseline is not measured
     assert list(made.seconds.values()) == [21.0, 21.0, 51.0]
     assert made.wall_seconds == 51.0  # 51 | 21 + 21
@@ -72,21 +72,21 @@ def test_sums_are_those_of_a_hand(make_trial: Callable[..., TrialSpec], monkeypa
 def test_a_search_counts_as_so_many_of_its_dearest_trials(make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "measure", lambda spec: replace(MEASURED, epoch_seconds=2.0 if spec.model["rank"] == 2 else 5.0))
     corners = planned([make_trial(max_epochs=10), make_trial(model={"rank": 3}, max_epochs=10)])
-    made = forecast([], {corners[0].spec.resources: 2}, searches=[ToSearch("full", tuple(corners), 3)])
+    made = estimate_cost([], {corners[0].spec.resources: 2}, searches=[ToSearch("full", tuple(corners), 3)])
     assert list(made.seconds.values()) == [51.0] * 3
     assert made.wall_seconds == 102.0
     assert made.document()["trials"] == {}, "nobody knows their ids"
 
 
-def test_a_second_forecast_keeps_the_first_ones_trials(
+def test_a_second_estimate_keeps_the_first_ones_trials(
     make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(probe, "measure", lambda spec: MEASURED)
     todo, store = planned([make_trial(), make_trial(seed=1)]), Store(tmp_path)
     slots = {todo[0].spec.resources: 1}
-    keep_forecast(store, "small", forecast(todo, slots))
-    keep_forecast(store, "small", forecast(todo[1:], slots))
-    assert read_forecasts(store, ["small"]).keys() == {trial.trial_id for trial in todo}
+    write_cost_estimate(store, "small", estimate_cost(todo, slots))
+    write_cost_estimate(store, "small", estimate_cost(todo[1:], slots))
+    assert read_cost_estimates(store, ["small"]).keys() == {trial.trial_id for trial in todo}
 
 
 def test_this_machine_runs_as_many_as_its_gpus_and_the_quota_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_this_machine_runs_as_many_as_its_gpus_and_the_quota_let_it(monkeypatch:
 def test_no_price_and_no_gpu_mean_no_money(make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "measure", lambda spec: MEASURED)
     todo = planned([make_trial()])
-    made = forecast(todo, {todo[0].spec.resources: 1})
+    made = estimate_cost(todo, {todo[0].spec.resources: 1})
     assert made.gpu_hours == 0
     assert made.price is None
 
@@ -120,7 +120,7 @@ def row(trial_id: str, **values: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_forecast_and_actual_stand_together(
+def test_estimated_and_actual_cost_stand_together(
     make_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from stlab.report import summarise
@@ -128,18 +128,18 @@ def test_forecast_and_actual_stand_together(
     monkeypatch.setattr(probe, "measure", lambda spec: MEASURED)
     todo = planned([make_trial(max_epochs=10), make_trial(seed=1, max_epochs=10)])
     store = Store(tmp_path)
-    keep_forecast(store, "small", forecast(todo, {todo[0].spec.resources: 1}))
-    forecasts = read_forecasts(store, ["small", "never measured"])
-    assert {one["seconds_at_most"] for one in forecasts.values()} == {21.0}
+    write_cost_estimate(store, "small", estimate_cost(todo, {todo[0].spec.resources: 1}))
+    estimates = read_cost_estimates(store, ["small", "never measured"])
+    assert {one["seconds_at_most"] for one in estimates.values()} == {21.0}
     rows = [row(todo[0].trial_id), row(todo[1].trial_id, seed=1, status="failed"), row("another", seed=2)]
-    block = beside_forecast(store, ["small"], rows, summarise(rows, []))
+    block = estimated_and_actual_cost(store, ["small"], rows, summarise(rows, []))
     assert block is not None
     line = block["table"][0]
-    assert (line["epoch_forecast"], line["epoch"]) == ("2.0 s", "3.0 s")
-    assert (line["trial_forecast"], line["trial"]) == ("21 s", "18 s")
-    # Of three trials one was forecast and has finished: 18 s × 2 GPUs at 3 an hour.
-    assert block["sentence"].startswith("1 trial, one after the other: at most 21 s forecast, 18 s taken")
-    assert f"taken {36 / 3600:.3g}" in block["sentence"]
+    assert (line["epoch_estimate"], line["epoch"]) == ("2.0 s", "3.0 s")
+    assert (line["trial_estimate"], line["trial"]) == ("21 s", "18 s")
+    # One of three trials has an estimate and has finished: 18 s × 2 GPUs at 3 an hour.
+    assert block["sentence"].startswith("1 trial, one after the other: estimated at most 21 s, took 18 s")
+    assert f"took {36 / 3600:.3g}" in block["sentence"]
     assert f"spent {3 * 36 / 3600:.2f}" in block["sentence"]
-    assert cost_words(forecasts, rows[1:]) == ""
-    assert beside_forecast(store, ["other"], rows, summarise(rows, [])) is None
+    assert cost_text(estimates, rows[1:]) == ""
+    assert estimated_and_actual_cost(store, ["other"], rows, summarise(rows, [])) is None

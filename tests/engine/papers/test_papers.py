@@ -1,4 +1,4 @@
-"""The published tables that are shipped: what is printed, errors and all, described, and found by name."""
+"""The shipped published tables: values as printed, including errors, their descriptions, and data sets found by name."""
 
 from __future__ import annotations
 
@@ -155,5 +155,5 @@ def test_a_paper_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="'A' is not described"):
         load_paper(str(path))
     path.write_text("title: T\n")
-    with pytest.raises(StudyError, match="no description of a paper"):
+    with pytest.raises(StudyError, match="not a valid description of a paper"):
         load_paper(str(path))

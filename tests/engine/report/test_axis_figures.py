@@ -1,4 +1,4 @@
-"""Curves along an axis: the range that cannot be told from the best, the scale with its zero, gradient norms, and λ = 0 as one trial."""
+"""Curves along an axis: the range around the best, the scale with its zero, gradient norms, and λ = 0 as one trial."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def panel_of(store: Store, rows: list[dict[str, Any]], path: str = PATH) -> Axis
     return panel
 
 
-def test_the_range_that_cannot_be_told_from_the_best(store: Store) -> None:
+def test_the_range_that_is_not_distinguishable_from_the_best(store: Store) -> None:
     rows = lambda_study(store)
     (curve,) = panel_of(store, rows).curves
     assert [point.value for point in curve.points] == list(LAMBDAS)
@@ -69,7 +69,7 @@ def test_zero_has_its_own_tick_and_the_anchor_its_line(store: Store) -> None:
     assert np.diff(at).min() > 0.4 * np.diff(at).max()  # no two values on top of each other
     assert norms.get_xlabel() == "λ (train.flow_loss_weight)"
     assert [line.get_ydata()[0] for line in errors.lines if line.get_label() == "slot_of_week_mean"] == [7.2]
-    weighted = next(line for line in norms.lines if line.get_label() == "λ × that of flow")
+    weighted = next(line for line in norms.lines if line.get_label() == "λ × gradient of flow")
     assert list(weighted.get_ydata()) == pytest.approx([value * 6 / (1 + value) for value in LAMBDAS[1:]])
 
 
@@ -81,12 +81,12 @@ def test_the_caption_says_what_the_figure_says(store: Store) -> None:
     assert "distinguishable: 0," in text
     assert "paired t-tests over seeds" in text
     far = AxisPanel("", panel.curves, ("ridge", ((0.0, 30.0),)))
-    assert "Beyond the picture: ridge, 30." in axis_caption(PATH, [far])
+    assert "The baseline ridge is outside the figure, at 30." in axis_caption(PATH, [far])
     assert not [line for line in axis_figure(PATH, [far]).axes[0].lines if line.get_label() == "ridge"]
 
 
-def test_what_stands_in_the_legend_stands_in_the_picture(store: Store) -> None:
-    """A baseline near the curve's level but beyond what is drawn is said, not drawn."""
+def test_what_stands_in_the_legend_stands_in_the_figure(store: Store) -> None:
+    """A baseline near the curve but outside the range of the figure is named in the caption instead of drawn."""
     panel = panel_of(store, lambda_study(store))
     seeds = [error for point in panel.curves[0].points for error in point.seeds]
     span = max(seeds) - min(seeds)
@@ -96,7 +96,7 @@ def test_what_stands_in_the_legend_stands_in_the_picture(store: Store) -> None:
         low, high = errors.get_ylim()
         drawn = [line.get_ydata()[0] for line in errors.lines if line.get_label() == "week"]
         assert all(low <= value <= high for value in drawn)
-        assert bool(drawn) != ("Beyond the picture: week" in axis_caption(PATH, [shown]))
+        assert bool(drawn) != ("The baseline week is outside the figure" in axis_caption(PATH, [shown]))
 
 
 def test_a_value_without_a_result_is_said(store: Store) -> None:
@@ -106,8 +106,8 @@ def test_a_value_without_a_result_is_said(store: Store) -> None:
             row |= {"status": "failed", "test_rmse": None, "val_rmse": None, "error": "out of memory"}
     panel = panel_of(store, rows)
     assert [point.value for point in panel.curves[0].points] == [0.0, 0.05, 0.1, 0.2, 1.0, 2.0]
-    assert "No result of full at λ = 0.5: the curve passes over it." in axis_caption(PATH, [panel])
-    assert "No result" not in axis_caption(PATH, [panel_of(store, lambda_study(store))])
+    assert "full has no result at λ = 0.5; the curve passes over it." in axis_caption(PATH, [panel])
+    assert "has no result" not in axis_caption(PATH, [panel_of(store, lambda_study(store))])
 
 
 def test_more_panels_than_fit_abreast_stand_in_rows_on_one_axis(store: Store) -> None:
@@ -147,7 +147,7 @@ def test_axes_that_are_no_numbers_have_no_curve(store: Store) -> None:
 
 
 def test_lambda_zero_is_full_without_the_flow_loss(small_grid: Path) -> None:
-    """One trial by its id, in whichever study it stands; and λ = 0.5 is `full` of the ablation."""
+    """λ = 0 is one trial in every study, and λ = 0.5 is `full` of the ablation."""
     tiny = [f"data.path={small_grid}", "model.backbone=vit_test", "model.weights=random", "seeds=[0]", "baselines=[]"]
     along = plan_study(load_study("st_vfm_lambda", tiny))
     without = ["variants.full without the flow loss.train.flow_loss_weight=0"]

@@ -1,4 +1,4 @@
-"""Paired comparisons against SciPy and statsmodels; on simulated tables the marks find what is there and seldom what is not."""
+"""Paired comparisons against SciPy and statsmodels; in simulated tables the marks find real differences and few false ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stlab.errors import UserError
 from stlab.report import ablation_table, compare, summarise, terminal_table, to_latex
 from stlab.report.statistics.comparisons import Paired, corrected, holm, references
 from stlab.report.statistics.window_blocks import MAX_BLOCKS, WindowErrors, block_differences
-from stlab.report.tables.comparison_text import cell, legend, tell
+from stlab.report.tables.comparison_text import cell, legend, sentences
 
 PROTOCOL = json.dumps({"family": "grid", "history": 6, "horizon": 6, "scale": 1.0})
 
@@ -76,14 +76,14 @@ def test_a_failed_seed_takes_its_pair_away_and_is_named() -> None:
     assert a.rmse.n == 3
     assert a.rmse.p == pytest.approx(kept.pvalue)
     assert (a.lost, b.lost, c.lost) == ((1,), (3,), ())
-    assert "seed 1 has no result in both" in tell([a], 3)[0].sentence
+    assert "seed 1 has no result in both" in sentences([a], 3)[0].sentence
 
 
 def test_fewer_than_two_pairs_are_no_comparison() -> None:
     (one,) = compare([row("full", 0, 6.0), row("full", 1, 6.1), row("a", 0, 7.0), row("a", 1, None, status="failed")])
     assert (one.rmse, one.mae, one.mark, cell(one, 3)) == (None, None, "", "–")
     assert legend([one], "vs full", "full") == ""
-    assert "fewer than two pairs" in tell([one], 3)[0].sentence
+    assert "fewer than two pairs" in sentences([one], 3)[0].sentence
 
 
 def test_what_no_seed_changes_is_no_evidence() -> None:
@@ -138,15 +138,15 @@ def test_the_tables_carry_mark_and_numbers() -> None:
     assert [line.startswith("a &") for line in latex if "^{*}" in line] == [True]
     assert terminal_table(rows).columns[-1].header == "vs full"
     assert "+0.508*" in list(terminal_table(rows).columns[-1].cells)[1].plain  # type: ignore[union-attr]
-    sentences = {told.label: told for told in tell(list(found.values()), 3)}
-    assert sentences["a"].verdict == "worse"
-    assert "its RMSE is higher by 0.508" in sentences["a"].sentence
-    assert sentences["b"].verdict == ""
-    assert "is at most" in sentences["b"].sentence
+    by_label = {one.label: one for one in sentences(list(found.values()), 3)}
+    assert by_label["a"].verdict == "worse"
+    assert "its RMSE is higher by 0.508" in by_label["a"].sentence
+    assert by_label["b"].verdict == ""
+    assert "is at most" in by_label["b"].sentence
 
 
 def simulated(draw: np.random.Generator, effect: float) -> list[dict[str, Any]]:
-    """Five variants × five seeds: a seed moves all variants alike, each trial has its own noise; without the helper it is worse."""
+    """Five variants × five seeds: a seed shifts all variants alike, each trial has noise, and the variant without the helper is worse."""
     common = draw.normal(0, 0.3, 5)
     means = {"full": 0.0, "no help": effect, "no a": 0.0, "no b": 0.0, "no c": 0.0}
     rmse = {name: 7 + common + mean + draw.normal(0, 0.1, 5) for name, mean in means.items()}
@@ -157,7 +157,7 @@ def simulated(draw: np.random.Generator, effect: float) -> list[dict[str, Any]]:
 
 
 def test_what_helps_is_found_and_false_marks_are_rare() -> None:
-    """200 tables: the component worth 0.4 is told from those worth nothing; nominally 5 % of tables have a false mark."""
+    """In 200 tables, the component worth 0.4 is distinguished from worthless ones; nominally 5 % of tables have a false mark."""
     draw = np.random.default_rng(2024)
     found, false = 0, 0
     for _ in range(200):
@@ -188,7 +188,7 @@ def ar1(draw: np.random.Generator, phi: float, shape: tuple[int, int]) -> np.nda
 
 @pytest.mark.parametrize(("windows", "phi"), [(195, 0.8), (1000, 0.95)])
 def test_blocks_keep_their_level_on_errors_that_last(windows: int, phi: float) -> None:
-    """400 comparisons of two equally good forecasts, errors AR(1) in time and in part shared, windows that overlap."""
+    """400 comparisons of two equally good forecasts, with overlapping windows and partly shared AR(1) errors."""
     draw = np.random.default_rng(11)
     false, naive = 0, 0
     for _ in range(400):

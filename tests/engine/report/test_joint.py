@@ -27,7 +27,7 @@ PAPER = {"file": "st_vfm", "table": "table3", "rows": {"simple": "#1 (simple)", 
 
 
 def trial(store: Store, dataset: str, variant: str, value: float, seed: int, **more: Any) -> dict[str, Any]:
-    """A finished, tested trial in ``<dataset>-<variant><value>-<seed>``: error 6 + value² / 4, 1 more for another variant than full."""
+    """A finished, tested trial in ``<dataset>-<variant><value>-<seed>``: error 6 + value² / 4, plus 1 if the variant is not full."""
     trial_id = f"{dataset}-{variant}{value}-{seed}".replace("/", "").replace(" ", "_")
     rmse = 6 + value**2 / 4 + (variant != "full") + 0.3 * seed + 0.01 * np.random.default_rng([seed, int(8 * value)]).normal()
     told = {"family": "grid", "history": 6, "horizon": 3, "split": [0.7, 0.15, 0.15], "mask": None, "scale": 1.0}
@@ -73,7 +73,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def written(store: Store) -> tuple[Path, JointSection]:
-    """The page's path, and the one section, of λ and ablation together."""
+    """The page of λ and ablation together: its path and its only section."""
     path, (part,) = write_joint_report(store, ["weights", "parts"])
     return Path(path), part
 
@@ -91,7 +91,7 @@ def test_shared_trials_stand_once(written: tuple[Path, JointSection]) -> None:
     assert table["finished"].tolist() == [3] * 5 + [1]
     assert len({row["trial_id"] for row in part.rows}) == len(part.rows) == 3 * 5 + 1
     page = text_of(path.read_text())
-    assert "3 trials are of both weights and parts, and stand here once, under the names of weights." in page
+    assert "weights and parts share 3 trials, which are listed once, under the names that weights gives." in page
     assert "About weights. About parts." in page
     assert "7.500" not in page, "no mean over shared rows twice"
 
@@ -120,11 +120,11 @@ def test_each_published_table_stands_beside_the_studies_that_name_it(written: tu
     ]  # fmt: skip
     names = sorted(file.name for file in (path.parent / "tables").glob("paper_*.csv"))
     assert names == [f"paper_{one}{end}.csv" for one in ("supplement_figure1", "table3") for end in ("", "_coverage")]
-    assert "Beside the paper: ST-VFM, Table 3" in text_of(path.read_text())
+    assert "Compared with the paper: ST-VFM, Table 3" in text_of(path.read_text())
 
 
 def test_beside_a_paper_a_shared_trial_has_the_name_of_the_study_that_names_it(tmp_path: Path) -> None:
-    """Of λ = 0 the page says "full"; the study with the paper says "w/o loss", which is none of the paper's rows."""
+    """λ = 0 is "full" on the page, and "w/o loss" in the study with the paper, which is not one of the paper's rows."""
     store = Store(tmp_path / "runs")
     along(store, "weights", "bike")
     named = (("full", 0.5), ("w/o loss", 0.0))
@@ -152,9 +152,9 @@ def test_several_data_sets_are_panels_of_one_figure(store: Store) -> None:
         assert [line.get_marker() for line in axes.lines].count("*") == 1, "the chosen value"
         assert axes.collections, "the interval's band"
     page = Path(path).read_text()
-    told = text_of(page)
-    assert "2 data sets, each with a part of its own: bike, taxi." in told
-    assert "bike: full: best at λ = 0" in told
+    text = text_of(page)
+    assert "This page covers 2 data sets, each in a section of its own: bike, taxi." in text
+    assert "bike: full: best at λ = 0" in text
     assert page.count("<main>") == page.count('<section id="taxi">') == page.count('<section id="bike">') == 1
     ids = re.findall(r'id="([^"]+)"', page)
     assert len(ids) == len(set(ids))

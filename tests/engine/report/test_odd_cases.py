@@ -1,4 +1,4 @@
-"""Pages and tables of what went wrong: everything failed, one seed, a search of which nothing finished, one value of λ lost."""
+"""Pages and tables of studies with problems: all trials failed, one seed, a search without a finished trial, one lost value of λ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAMBDA = "train.flow_loss_weight"
 
 
 def write(store: Store, rows: list[dict[str, Any]], name: str = "weights", **more: Any) -> str:
-    """The study's folder and its report; the page's text."""
+    """Write the study's folder and its report; returns the page's text."""
     study = {"name": name, "axes": {LAMBDA: list(LAMBDAS)}, "base": {"train": {"flow_loss_weight": 0.5}}, **more}
     StudyDirectory(store, name).write_study(json.dumps(study))
     StudyDirectory(store, name).write_trials([{**row, "study": name} for row in rows])
@@ -38,8 +38,8 @@ def lose(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"status": "failed", "error": "out of memory", "test_rmse": None, "test_mae": None, "val_rmse": None}
 
 
-def told(rows: list[dict[str, Any]], store: Store, width: int) -> str:
-    """What the terminal prints."""
+def printed(rows: list[dict[str, Any]], store: Store, width: int) -> str:
+    """The terminal's output."""
     from rich.console import Console
 
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -55,7 +55,7 @@ def test_a_study_whose_trials_all_failed(tmp_path: Path) -> None:
     assert "No curve along train.flow_loss_weight" in page
     assert "No variant has been measured on the test segment" in page
     assert page.count("out of memory") == 2 * len(LAMBDAS)
-    assert "0/2" in told(rows, store, 80)
+    assert "0/2" in printed(rows, store, 80)
     assert best_trial(rows) is None
     assert report_figures(store, "weights") == {}
     write(store, [{**row, "trial_id": f"b{row['trial_id']}"} for row in rows], "again")
@@ -67,26 +67,26 @@ def test_no_trial_ever_began(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rows = [{"variant": "full", "seed": 0, "trial_id": "a", "status": "missing", "baseline": False}]
     assert "protocol unknown" in write(store, rows)
-    assert "0/1" in told(rows, store, 80)
+    assert "0/1" in printed(rows, store, 80)
 
 
 def test_one_seed_has_no_band_and_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rows = lambda_study(store, seeds=1)
     page = write(store, rows)
-    assert "Test RMSE along λ (train.flow_loss_weight), one seed; star" in page
-    assert "One seed a variant: no intervals" in page
-    assert "±" not in told(rows, store, 140).split("No variant")[0].split("λ:")[0]
+    assert "Test RMSE along λ (train.flow_loss_weight), one seed. A star marks" in page
+    assert "Each variant has one seed, so there are no intervals" in page
+    assert "±" not in printed(rows, store, 140).split("No variant")[0].split("λ:")[0]
 
 
 def test_a_lambda_that_failed_is_named_where_the_curve_is(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rows = [lose(row) if row[f"param.{LAMBDA}"] == 0.5 else row for row in lambda_study(store, seeds=3)]
     page = write(store, rows)
-    assert "No result of full at λ = 0.5: the curve passes over it." in page
+    assert "full has no result at λ = 0.5; the curve passes over it." in page
     assert "0 of 3 (3 failed)" in page
     assert "cannot be compared with full · λ=0.5" in page or "vs λ=" not in page, "the reference itself is lost"
-    assert "full · λ=0.05" in told(rows, store, 80)
+    assert "full · λ=0.05" in printed(rows, store, 80)
 
 
 @pytest.mark.parametrize("failed", [0, 3])

@@ -39,7 +39,7 @@ def truth(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_trial(store: Store, variant: str, seed: int, shape: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """A finished, tested trial whose forecast is off by noise; returns its row."""
+    """Write a finished, tested trial whose forecast is the truth plus noise; returns its row."""
     directory = TrialDirectory(store, f"{re.sub(r'[^a-z0-9]', '', variant)}{seed}")
     noise, baseline = more.get("noise", 1.0), more.get("baseline", False)
     measured = truth(shape)

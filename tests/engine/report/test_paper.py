@@ -1,4 +1,4 @@
-"""A paper's figures beside ours: each verdict, each reason that forbids one, and the page, files and terminal that say so."""
+"""A paper's values compared with ours: each verdict, each reason against one, and the page, files and terminal that show them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from scipy import stats
 
 from stlab.papers import load_paper
 from stlab.report import write_report
-from stlab.report.figures.choice import Pictures
+from stlab.report.figures.study_figures import FigureSet
 from stlab.report.paper.data_facts import SeenData, seen_data
 from stlab.report.paper.tables import coverage_frame, paper_latex, terminal_paper
-from stlab.report.paper.verdicts import Beside, Reason, beside_paper, comparability, printed_range, verdict
+from stlab.report.paper.verdicts import (
+    PaperComparison,
+    Reason,
+    comparability,
+    compare_with_paper,
+    printed_range,
+    verdict,
+)
 from stlab.report.statistics.summary import Interval
 from stlab.storage import Store, StudyDirectory, TrialDirectory
 
@@ -37,7 +44,7 @@ SENSORS = GRID | {
 
 
 def grid_row(protocol: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """A row that compares with the paper's: its protocol, its backbone, pretrained."""
+    """A row that is comparable with the paper's: the same protocol and the same pretrained backbone."""
     row = {
         "dataset": "BikeNYC_short", "leaks": True, "synthetic": False, "weights": "pretrained",
         "protocol": json.dumps(GRID | (protocol or {})), "param.model.backbone": "dinov2_s", "param.model.cross_prompt_layers": 1,
@@ -86,8 +93,8 @@ def test_the_papers_own_setting_compares() -> None:
 @pytest.mark.parametrize(
     ("row", "seen", "says"),
     [
-        (grid_row(synthetic=True), BIKE, "data: ours was generated"),
-        (grid_row(), None, "data: content unknown"),
+        (grid_row(synthetic=True), BIKE, "data: our data were generated"),
+        (grid_row(), None, "data: the content of our data is unknown"),
         (grid_row(), SeenData((10, 20), 1440, 0, 60.0, BIKE.first, BIKE.last), "grid 10×20, the paper's 16×8"),
         (grid_row(), SeenData((16, 8), 1440, 0, 30.0, BIKE.first, BIKE.last), "step 30 min, the paper's 60 min"),
         (
@@ -95,14 +102,14 @@ def test_the_papers_own_setting_compares() -> None:
             SeenData((16, 8), 1369, 0, 60.0, np.datetime64("2014-08-04T23:00").item(), BIKE.last),
             "from 2014-08-04, the paper's 2016-08-01",
         ),
-        (grid_row(dataset="grid"), SeenData((16, 8)), "data: unknown content: step, first day, last day"),
+        (grid_row(dataset="grid"), SeenData((16, 8)), "data: the content of our data is unknown in step, first day, last day"),
         (grid_row({"history": 12}), BIKE, "protocol: history is 12, the paper's 6"),
         (grid_row({"horizon": 3}), BIKE, "protocol: horizon is 3, the paper's 6"),
         (grid_row({"split": [0.6, 0.2, 0.2]}), BIKE, "protocol: split is 60/20/20, the paper's 70/15/15"),
-        (grid_row({"mask": 0.0}), BIKE, "protocol: readings left out are those equal to 0, the paper's none"),
-        (grid_row({"split": [0.7, 0.15, 0.15]}, leaks=False), BIKE, "protocol: scaler leak"),
+        (grid_row({"mask": 0.0}), BIKE, "protocol: missing readings are those equal to 0, the paper's none"),
+        (grid_row({"split": [0.7, 0.15, 0.15]}, leaks=False), BIKE, "protocol: the paper's scaler leaks"),
         (grid_row({"scale": 1000.0}), BIKE, "protocol: errors are times 1000, the paper's times 1"),
-        (grid_row(protocol=None) | {"protocol": None}, BIKE, "protocol: ours is unknown"),
+        (grid_row(protocol=None) | {"protocol": None}, BIKE, "protocol: our protocol is unknown"),
         (grid_row(weights="random"), BIKE, "weights: frozen weights random, the paper's pretrained"),
         (grid_row(**{"param.model.backbone": "clip_b"}), BIKE, "weights: backbone clip_b, the paper's dinov2_s"),
     ],
@@ -114,7 +121,7 @@ def test_each_reason_by_itself(row: dict[str, Any], seen: SeenData | None, says:
 
 
 def test_other_data_and_ready_made_windows() -> None:
-    assert "none of the paper's data sets" in reasons(grid_row(dataset="grid"), BIKE, None)[0]
+    assert "not one of the paper's data sets" in reasons(grid_row(dataset="grid"), BIKE, None)[0]
     bare = comparability(VFM, "BikeNYC-1", "BikeNYC_short", "#4", grid_row(), SeenData((16, 8)))
     assert bare[0] == []
     assert "by its name and size" in bare[1][0]
@@ -167,7 +174,7 @@ STUDY: dict[str, Any] = {
 
 
 def a_study(store: Store) -> list[dict[str, Any]]:
-    """#4 near the paper's 3.36, full far above its 3.38, #2 with random weights; one variant that is no row of the paper."""
+    """#4 near the paper's 3.36, full far above its 3.38, #2 with random weights; and a variant that is not a row of the paper."""
     errors = {"#4": (3.30, 3.40), "full": (5.0, 5.01), "mine": (1.0, 1.1)}
     rows = [write_trial(store, v, seed, rmse) for v, pair in errors.items() for seed, rmse in enumerate(pair)]
     rows += [write_trial(store, "#2", seed, 3.5, weights="random") for seed in (0, 1)]
@@ -177,51 +184,51 @@ def a_study(store: Store) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures() -> Iterator[None]:
-    """Pictures are another test's: drawing them takes most of a report's time."""
+    """Figures are tested elsewhere; drawing them takes most of a report's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stlab.report.page.study.draw", lambda *_: Pictures([], []))
+        patch.setattr("stlab.report.page.study.draw_figures", lambda *_: FigureSet([], []))
         yield
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Beside]]:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PaperComparison]]:
     store = Store(tmp_path_factory.mktemp("runs"))
     rows = a_study(store)
-    return Path(write_report(store, "s", STUDY)).parent, beside_paper(store, rows, STUDY)
+    return Path(write_report(store, "s", STUDY)).parent, compare_with_paper(store, rows, STUDY)
 
 
-def test_the_data_is_told_by_the_kept_forecasts(tmp_path: Path) -> None:
+def test_the_kept_forecasts_show_the_facts_about_the_data(tmp_path: Path) -> None:
     store = Store(tmp_path)
     row = write_trial(store, "full", 0, 1.0)
     assert seen_data(store, row) == BIKE
     assert seen_data(store, {**row, "trial_id": "none"}) is None
 
 
-def test_rows_find_their_cells(reported: tuple[Path, list[Beside]]) -> None:
+def test_rows_find_their_cells(reported: tuple[Path, list[PaperComparison]]) -> None:
     table3, efficiency = reported[1]
     assert table3.dataset == "BikeNYC-1"
-    told = {entry.method: [(f.paper, f.verdict) for f in entry.figures] for entry in table3.entries}
-    assert told == {
+    verdicts = {entry.method: [(f.paper, f.verdict) for f in entry.compared] for entry in table3.entries}
+    assert verdicts == {
         "#4": [("3.36", "within"), ("1.22", "within")],
         "Ours (full)": [("3.38", "worse"), ("1.20", "worse")],
         "#2": [("3.53", "not comparable"), ("1.29", "not comparable")],
     }
     assert table3.shared == ()
     assert efficiency.dataset is None  # Crowd alone
-    assert all(f.verdict == "not printed" for entry in efficiency.entries for f in entry.figures)
+    assert all(f.verdict == "not printed" for entry in efficiency.entries for f in entry.compared)
 
 
-def test_the_page_shows_both_and_why(reported: tuple[Path, list[Beside]]) -> None:
+def test_the_page_shows_both_and_why(reported: tuple[Path, list[PaperComparison]]) -> None:
     page = (reported[0] / "index.html").read_text()
     for says in (
-        "Beside the paper: ST-VFM, Table 3", "arXiv 2507.11558", "within our interval", "ours is worse", "not comparable: weights",
-        "weights: frozen weights random, the paper&#39;s pretrained", "is no column of it (Crowd)", "Not printed anywhere in the paper",
+        "Compared with the paper: ST-VFM, Table 3", "arXiv 2507.11558", "within our interval", "ours is worse", "not comparable: weights",
+        "weights: frozen weights random, the paper&#39;s pretrained", "is not among its columns (Crowd)", "The paper does not print",
         "3 of its 30 cells are filled by this study", '<td class="grey">3.53</td>', "BikeNYC (3.38 against 3.36)",
     ):  # fmt: skip
         assert says in page, says
 
 
-def test_csv_and_latex_say_the_same(reported: tuple[Path, list[Beside]]) -> None:
+def test_csv_and_latex_say_the_same(reported: tuple[Path, list[PaperComparison]]) -> None:
     folder, (table3, _) = reported
     table = pd.read_csv(folder / "tables/paper_table3.csv").set_index(["method", "metric"])
     assert table.loc[("#4", "rmse"), "ours_mean"] == pytest.approx(3.35)
@@ -247,7 +254,7 @@ def test_the_caveat_stands_wherever_pems_figures_do(tmp_path: Path) -> None:
     assert VLM.facts.caveat in (page.parent / "tables/paper_table1.tex").read_text().replace(r"\&", "&").replace(r"\%", "%")
     assert pd.read_csv(page.parent / "tables/paper_table1.csv").notes.str.contains("not a target").all()
     console = Console(width=100, record=True, file=open(tmp_path / "out", "w"))  # noqa: SIM115
-    for part in terminal_paper(beside_paper(store, [row], study)):
+    for part in terminal_paper(compare_with_paper(store, [row], study)):
         console.print(part)
     text = " ".join(console.export_text().split())
     assert VLM.facts.caveat_short in text
@@ -257,13 +264,13 @@ def test_the_caveat_stands_wherever_pems_figures_do(tmp_path: Path) -> None:
 def test_a_study_without_a_paper_has_no_block(tmp_path: Path) -> None:
     store = Store(tmp_path)
     StudyDirectory(store, "s").write_trials([write_trial(store, "full", 0, 1.0)])
-    assert beside_paper(store, [], {"name": "s", "paper": None}) == []
-    assert "Beside the paper" not in Path(write_report(store, "s", {"name": "s"})).read_text()
+    assert compare_with_paper(store, [], {"name": "s", "paper": None}) == []
+    assert "Compared with the paper" not in Path(write_report(store, "s", {"name": "s"})).read_text()
 
 
 @pytest.mark.parametrize("family", ["grid", "sensors"])
 def test_data_are_the_same_before_and_after_a_trial(family: str, make_trial: Any, tmp_path: Path) -> None:
-    """What a plan says of them is what the test forecasts tell."""
+    """The facts from the data set of a plan equal those from the test forecasts."""
     from stlab.data import load_dataset
     from stlab.report.paper.data_facts import planned_data, seen_data
     from stlab.training import run_trial

@@ -17,13 +17,13 @@ from scipy import stats
 
 from stlab.data import load_dataset
 from stlab.report import terminal_table, to_latex, write_report
-from stlab.report.figures.data_set import data_picture
+from stlab.report.figures.data_set import data_set_figure
 from stlab.report.figures.nodes import image_figure, node_error_figure, outstanding_figure, running_median
 from stlab.report.model_input import choose_nodes, node_scores, read_model_input, without_missing
 from stlab.report.page.text import headline
 from stlab.report.predictions import Predictions, read_predictions
 from stlab.report.statistics.summary import summarise
-from stlab.report.tables.ablation import against_anchor
+from stlab.report.tables.lines import against_anchor
 from stlab.storage import Store, StudyDirectory, TrialDirectory, TrialStatus
 from stlab.storage.schema import model_input_table
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
@@ -41,7 +41,7 @@ PROTOCOL = json.dumps({
 
 
 def an_image(strange: tuple[int, ...] = (7, 21)) -> dict[str, np.ndarray]:
-    """Three channels of 30 nodes that are much alike, less two that are not."""
+    """Three channels of 30 nodes, of which all but two are similar."""
     draw = np.random.default_rng(3)
     image = 0.8 + 0.02 * draw.standard_normal((3, NODES, NODES))
     image = (image + image.swapaxes(1, 2)) / 2
@@ -60,7 +60,7 @@ def a_model_input(channels: dict[str, np.ndarray] | None = None, timed: bool = T
 
 
 def write_trial(store: Store, variant: str, noise: float, model_input: pa.Table | None = None, baseline: bool = False) -> Any:
-    """A tested trial of 30 nodes; of each node the first readings are missing: as many as its index."""
+    """A tested trial of 30 nodes; node i lacks its first i readings."""
     directory = TrialDirectory(store, re.sub(r"\W", "", variant))
     truth = 20.0 + np.arange(NODES) + np.zeros((WINDOWS, HORIZON, NODES))
     for node in range(WINDOWS - 1):
@@ -212,12 +212,13 @@ def test_the_report_shows_the_whole_image_of_the_best_variant_that_sees_it(store
     ]
     text = report_text(store, rows)
     for says in (
-        "What the model sees (full, seed 0) of the test window with the largest total truth, 12 steps from 2024-03-04",
-        "Dynamic time warping: the accumulated difference", "Nodes with a score below −3.5 (dotted): 2; shown: 7, 21.",
+        "The image that the model sees (full, seed 0) for the test window with the largest total truth, 12 steps from 2024-03-04",
+        "Dynamic time warping: the accumulated difference",
+        "2 nodes have a score below −3.5 (dotted line); the lowest scores are those of 7, 21.",
         "Test error of each node against its mean reading: w/o image, seed 0, and last_value, the best baseline",
-        "larger error at 30 of 30 nodes", "Of 4 windows one was kept.", "Missing readings are left out.",
+        "larger error at 30 of 30 nodes", "One in 4 windows was kept.", "Missing readings are left out.",
         "No maps: the data are not on a grid.", "sensors, channel 0 of the file, 12 → 3 steps",
-        "readings equal to 0 masked out", "horizons and nodes at once", "Test MAPE, %", "A busy node",
+        "readings equal to 0 masked out", "horizons and nodes together", "Test MAPE, %", "A busy node",
     ):  # fmt: skip
         assert says in text, says
     folder = Path(store.path("studies/s/report/figures"))
@@ -240,7 +241,7 @@ def test_without_weeks_variants_stand_against_the_best_baseline(store: Store) ->
     printed, text, latex = " ".join(sink.getvalue().split()), report_text(store, rows), to_latex(rows)
     assert headline in printed
     assert headline in text
-    assert "Against the best baseline, last_value" in text
+    assert "Compared with the best baseline, last_value" in text
     relative = f"{100 * (rmse['full'] / rmse['last_value'] - 1):+.1f} %".replace("-", "−")
     assert relative in printed
     assert relative in text
@@ -310,7 +311,7 @@ def test_a_model_that_sees_no_image_keeps_none(sensors_file: Path, store: Store)
 
 
 def test_the_picture_of_a_network_leaves_missing_readings_out(sensors_file: Path) -> None:
-    figure = data_picture(load_dataset(sensors_trial(sensors_file).data))
+    figure = data_set_figure(load_dataset(sensors_trial(sensors_file).data))
     nodes, missing, day = figure.axes
     train = np.load(sensors_file)["data"][:86, :, 0].astype(float)
     alive = [0, 1, 2, 3, 5]
@@ -325,7 +326,7 @@ def test_the_picture_of_a_network_leaves_missing_readings_out(sensors_file: Path
 
 
 def test_a_part_of_the_data_too_short_for_a_week_hides_no_loser() -> None:
-    """Few-shot: only the whole train segment has a mean by slot of week; the other rows stand against their best baseline."""
+    """Few-shot: only the whole train segment has a mean by slot of week; the other rows are compared with their best baseline."""
     rows = [
         {
             "variant": variant, "seed": 0, "baseline": variant != "full", "status": "finished", "trial_id": f"{variant}{ratio}",
@@ -337,6 +338,6 @@ def test_a_part_of_the_data_too_short_for_a_week_hides_no_loser() -> None:
     ]  # fmt: skip
     lines = summarise(rows, ["data.train_ratio"])
     told = headline(lines)
-    assert "for some of these rows alone" in told
+    assert "exists for only some of these rows" in told
     assert "1 of 2 rows beat the best baseline on their own data; not: full · train_ratio=0.05." in told
     assert [against_anchor(line, lines) for line in lines if not line.baseline] == ["+200.0 %", "−5.3 %"]

@@ -1,4 +1,4 @@
-"""Means and intervals against scipy and numpy, and what each table must not leave out."""
+"""Means and intervals against scipy and numpy, and the caveats that each table must contain."""
 
 from __future__ import annotations
 

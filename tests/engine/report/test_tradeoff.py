@@ -1,4 +1,4 @@
-"""Error against cost: intervals held against SciPy's, the front against its definition."""
+"""Error against cost: intervals compared with SciPy's, and the front with its definition."""
 
 from __future__ import annotations
 

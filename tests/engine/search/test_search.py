@@ -1,4 +1,4 @@
-"""A search's space, its samplers and its history: as Optuna has them, and the same after any interruption."""
+"""A search's space, samplers and history agree with Optuna's, and are the same after any interruption."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_failed_trial_is_run_again_under_its_number_when_asked(tmp_path: Path)
 
 
 def test_what_failed_of_the_selection_is_run_again_when_asked(tmp_path: Path) -> None:
-    """A seed of it, or its test: both would stay failed for ever."""
+    """Without a retry, a failed seed or test of the selection would stay failed forever."""
     plan, store = planned("search.max_trials=2", "seeds=[0, 1]"), Store(tmp_path)
     search = searching(store, plan)
     while step(search):
@@ -240,7 +240,7 @@ def test_what_a_search_has_left_is_forecast(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gpus", "trials"), [(0, 3), (0.5, 6), (2, 2)])
 def test_gpu_hours_are_hours_of_gpus(tmp_path: Path, gpus: float, trials: int) -> None:
-    """An hour's budget, 1300 s a trial: a GPU that two trials share serves twice as many of them."""
+    """With a budget of one hour and 1300 s per trial, a GPU that two trials share serves twice as many trials."""
     hours = "search={space: {train.lr: {float: [1.0e-5, 0.1], log: true}}, sampler: random, max_gpu_hours: 1}"
     search = searching(Store(tmp_path), planned(hours, f"resources.gpus={gpus}"))
     begun = 0
@@ -302,7 +302,7 @@ def test_an_optuna_storage_shows_the_search_once(tmp_path: Path) -> None:
     assert shown.metric_names == ["val_rmse"]
     optuna.delete_study(storage=url, study_name=name)
     optuna.create_study(storage=url, study_name=name)
-    with pytest.raises(StudyError, match="not ours"):
+    with pytest.raises(StudyError, match="stlab did not make"):
         searching(Store(tmp_path / "runs"), plan)
     with pytest.raises(StudyError, match="cannot be used"):
         searching(Store(tmp_path / "runs"), planned("search.storage=nosuch://x"))

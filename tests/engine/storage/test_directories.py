@@ -1,4 +1,4 @@
-"""Trial and study directories: whole files or none, columns that say what they are, one protocol a table."""
+"""Trial and study directories: no partial files, described columns, and one protocol per table."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_reading_and_writing_name_what_is_wrong(store: Store, tmp_path: Path) ->
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc, which this system lacks")
 def test_reading_a_table_leaves_no_thread_behind(store: Store) -> None:
-    """Arrow's threads ask for Python's lock after the call, and abort a process that ends just then (seen once in many runs)."""
+    """Arrow's threads take Python's lock after the call, and abort a process that ends at that moment (seen once in many runs)."""
     store.write_table("table.parquet", pa.table({name: np.arange(50_000) for name in "abcdefgh"}))
     program = (
         "import os, sys\n"

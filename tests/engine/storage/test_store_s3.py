@@ -1,4 +1,4 @@
-"""The store, and whatever else a study names by a path, on a real S3 server on the loopback."""
+"""The store, and all other paths that a study names, on a real S3 server on the loopback."""
 
 from __future__ import annotations
 

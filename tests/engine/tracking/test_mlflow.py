@@ -1,4 +1,4 @@
-"""The MLflow view of a study, held against the trial directories it is made from; a real SQLite database."""
+"""A study in MLflow, compared with its trial directories, on a real SQLite database."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def epoch_rows(count=EPOCHS):
 
 
 def write_trial(store, study, variant, seed, rmse, epochs=EPOCHS):
-    """One trial's directory (failed where there is no RMSE) and its row."""
+    """Write a trial's directory (a failed trial if there is no RMSE); returns its row."""
     directory = TrialDirectory(store, f"{study}-{variant}-{seed}".replace(" ", ""))
     directory.write_trial(
         {"seed": seed, "baseline": False, "dataset": "nycbike1", "synthetic": False, "leaks": False,

@@ -1,4 +1,4 @@
-"""The best trial's model in MLflow, held against the forecasts that the trial itself has kept; a real SQLite database."""
+"""The best trial's model in MLflow, compared with the forecasts that the trial kept, on a real SQLite database."""
 
 from __future__ import annotations
 

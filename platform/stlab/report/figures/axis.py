@@ -1,4 +1,4 @@
-"""Test error along a numeric axis, with the range that cannot be told from the best, and the loss terms' gradient norms below it."""
+"""Test error along a numeric axis, with the range that is not distinguishable from the best and the loss terms' gradient norms."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDE = 8  # largest over smallest positive value from which on an axis is logarithmic
-_ABREAST = 3  # panels in a row at the most
+_WIDE = 8  # an axis is logarithmic if its largest value is so many times the smallest positive one
+_ABREAST = 3  # at most so many panels in a row
 
 
 def axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
-    """A panel a data set, all on one axis: mean test RMSE by value, the band its 95 % interval, seeds as points, a star at the best by
-    validation.
+    """Mean test RMSE by value, in a panel for each data set, all on one axis.
 
-    The range that is not distinguishable from the best is shaded, of several variants a bar below each other. Values that span much are set
-    logarithmically, with 0 at a tick of its own beyond a break. Below, where the panels stand in one row: gradient norms of the loss terms,
-    where they were measured.
+    The band is the 95 % interval, points are seeds, and a star marks the best value by validation error. The range that is not
+    distinguishable from the best is shaded; several variants have a bar each instead. An axis that spans much is logarithmic, with 0 at a
+    tick of its own beyond a break. If all panels stand in one row and gradient norms of the loss terms were measured, they are below.
     """
     from matplotlib.figure import Figure
 
@@ -54,12 +53,12 @@ def _columns(panels: int) -> int:
 
 
 def has_norms(panels: Sequence[AxisPanel]) -> bool:
-    """Whether the figure has gradient norms below the errors: several rows of panels leave no room for them."""
+    """Whether the figure has gradient norms below the errors; several rows of panels leave no room for them."""
     return len(panels) <= _ABREAST and any(norm_curve(panel) for panel in panels)
 
 
 def _finish(figure: Figure, grid: Any, rows: int, path: str, panels: int) -> None:
-    """Labels of the axes at the left and the foot, and a legend a kind of panel."""
+    """Label the axes at the left and at the bottom, and add a legend for each kind of panel."""
     columns = grid.shape[1]
     for axes in grid.flat[panels : rows * columns]:
         axes.set_visible(False)
@@ -79,69 +78,73 @@ def _finish(figure: Figure, grid: Any, rows: int, path: str, panels: int) -> Non
 
 
 def axis_name(path: str) -> str:
-    """The axis in a word: its symbol where it has one."""
+    """The name of the axis, preceded by its symbol if it has one."""
     return f"{SYMBOLS[path]} ({path})" if path in SYMBOLS else path
 
 
 def axis_caption(path: str, panels: Sequence[AxisPanel]) -> str:
-    """What the figure shows, and what it says, in words."""
+    """What the figure shows, and what follows from it."""
     several = [f"{panel.title}: " if len(panels) > 1 else "" for panel in panels]
-    told = [f"{where}{_told(curve, path)}" for where, panel in zip(several, panels, strict=True) for curve in panel.curves]
+    findings = [f"{where}{_finding(curve, path)}" for where, panel in zip(several, panels, strict=True) for curve in panel.curves]
     curves = [curve for panel in panels for curve in panel.curves]
     points = any(point.rmse.half_width is not None for curve in curves for point in curve.points)
-    text = f"Test RMSE along {axis_name(path)}: mean over seeds" if points else f"Test RMSE along {axis_name(path)}, one seed"
-    text += ", band its 95 % interval (Student t), points the seeds" if points else ""
-    text += f"; star: the lowest mean validation RMSE.{_shown(panels)} {'; '.join(told)}."
-    over = "blocks of test windows of the one seed" if any(curve.over == "blocks" for curve in curves) else "seeds"
+    text = f"Test RMSE along {axis_name(path)}"
+    text += ": the mean over seeds, with its 95 % interval (Student t) as a band. Points are seeds." if points else ", one seed."
+    text += f" A star marks the lowest mean validation RMSE.{_shown(panels)} {'; '.join(findings)}."
+    over = "blocks of test windows of the single seed" if any(curve.over == "window blocks" for curve in curves) else "seeds"
     if any(curve.span for curve in curves):
-        text += f" Told apart by paired t-tests over {over}, p < 0.05 after Holm's correction over a curve's values;"
-        text += " bands may overlap where pairs differ." if over == "seeds" else " this says nothing about other seeds."
+        text += f" Values are distinguished by paired t-tests over {over}, p < 0.05 after Holm's correction over a curve's values."
+        text += " Bands may overlap although pairs differ." if over == "seeds" else " This says nothing about other seeds."
     text += "".join(f" {far}" for panel in panels if (far := _far_anchor(panel)))
     text += "".join(_lost(curve, where, path) for where, panel in zip(several, panels, strict=True) for curve in panel.curves)
     named = [curve for panel in panels if (curve := norm_curve(panel))] if has_norms(panels) else []
     if named:
-        text += f" Below: norm of each loss term's gradient on an epoch's first batch ({named[0].label}), unweighted, "
-        text += "mean over the last third of epochs and over seeds; dashed: times its weight."
+        text += f" The lower panel shows the norm of each loss term's gradient on an epoch's first batch ({named[0].label}), unweighted, "
+        text += "as a mean over the last third of epochs and over seeds. Dashed lines are multiplied by the term's weight."
     return text
 
 
 def norm_curve(panel: AxisPanel) -> AxisCurve | None:
-    """The curve whose gradient norms are shown: the first that has any."""
+    """The first curve that has gradient norms; only its norms are shown."""
     return next((curve for curve in panel.curves if curve.norms), None)
 
 
-def _told(curve: AxisCurve, path: str) -> str:
+def _finding(curve: AxisCurve, path: str) -> str:
     symbol = SYMBOLS.get(path, path.rpartition(".")[2])
-    said = f"{curve.label}: best at {symbol} = {curve.best:g}"
+    found = f"{curve.label}: best at {symbol} = {curve.best:g}"
     if curve.best in (ends := (curve.points[0].value, curve.points[-1].value)):
-        said += f", the {'smallest' if curve.best == ends[0] else 'largest'} tried"
+        found += f", the {'smallest' if curve.best == ends[0] else 'largest'} tried"
     if curve.span is None:
-        return f"{said}; too few pairs to say what differs from it"
+        return f"{found}; too few pairs to test which values differ from it"
     low, high = curve.span
     if low == high:
-        return f"{said}; its neighbours differ from it, or cannot be compared"
+        return f"{found}; its neighbours differ from it, or cannot be compared"
     if not curve.apart:
         whole = (low, high) == (curve.points[0].value, curve.points[-1].value)
-        return f"{said}; none of the values can be told from it" if whole else f"{said}, not distinguishable from {low:g} to {high:g}"
-    return f"{said}, not distinguishable from {low:g} to {high:g}; distinguishable: {', '.join(f'{v:g}' for v in curve.apart)}"
+        return f"{found}; no other value is distinguishable from it" if whole else f"{found}, not distinguishable from {low:g} to {high:g}"
+    return f"{found}, not distinguishable from {low:g} to {high:g}; distinguishable: {', '.join(f'{v:g}' for v in curve.apart)}"
 
 
 def _lost(curve: AxisCurve, where: str, path: str) -> str:
     if not curve.lost:
         return ""
     values = ", ".join(f"{value:g}" for value in curve.lost)
-    return f" No result of {where}{curve.label} at {SYMBOLS.get(path, path.rpartition('.')[2])} = {values}: the curve passes over it."
+    return f" {where}{curve.label} has no result at {SYMBOLS.get(path, path.rpartition('.')[2])} = {values}; the curve passes over it."
 
 
 def _shown(panels: Sequence[AxisPanel]) -> str:
     lines = max(len(panel.curves) for panel in panels)
-    mark = " Shaded" if lines == 1 else " Bars at the foot"
-    told = f"{mark}: values that cannot be told from it." if any(c.span for p in panels for c in p.curves) else ""
-    return told + (f" The first {MAX_LINES} of {lines} curves." if lines > MAX_LINES else "")
+    mark = " The shaded range is" if lines == 1 else " The bars at the bottom are"
+    text = f"{mark} the values that are not distinguishable from it." if any(c.span for p in panels for c in p.curves) else ""
+    return text + (f" The figure shows the first {MAX_LINES} of {lines} curves." if lines > MAX_LINES else "")
 
 
 def _errors(axes: Axes, panel: AxisPanel, labels: Sequence[str], alone: bool) -> None:
-    """``labels``: of all panels' curves, so that a variant looks the same in each."""
+    """Draw one panel.
+
+    Args:
+        labels: of all panels' curves, so that a variant looks the same in each panel.
+    """
     curves = panel.curves[:MAX_LINES]
     for index, curve in enumerate(curves):
         _draw(axes, curve, line_style(labels.index(curve.label)), index if len(curves) > 1 else None)
@@ -160,8 +163,11 @@ def _errors(axes: Axes, panel: AxisPanel, labels: Sequence[str], alone: bool) ->
 
 
 def _range(curves: Sequence[AxisCurve]) -> tuple[float, float]:
-    """What is drawn at the most: thrice what the seeds span. Bands of two or three seeds may be many times wider, and a baseline far off:
-    they would flatten the curve, so the one is cut and the other left out."""
+    """The largest range that is drawn: three times the span of the seeds.
+
+    The bands of two or three seeds may be many times wider, and a baseline may be far away; either would flatten the curve. So bands are
+    cut, and the baseline is left out.
+    """
     seen = [error for curve in curves for point in curve.points for error in point.seeds]
     low, high = min(seen), max(seen)
     room = max(high - low, 0.02 * high)
@@ -169,7 +175,11 @@ def _range(curves: Sequence[AxisCurve]) -> tuple[float, float]:
 
 
 def _draw(axes: Axes, curve: AxisCurve, style: dict[str, Any], bar: int | None) -> None:
-    """``bar``: which of several curves; None for the only one, whose range is shaded."""
+    """Draw one curve.
+
+    Args:
+        bar: number of the curve among several; None for a single curve, whose range is shaded.
+    """
     values = [point.value for point in curve.points]
     means = [point.rmse.mean for point in curve.points]
     color = style["color"]
@@ -193,7 +203,7 @@ def _draw(axes: Axes, curve: AxisCurve, style: dict[str, Any], bar: int | None) 
 
 
 def _far_anchor(panel: AxisPanel) -> str:
-    """The sentence for a baseline that is left out of the picture, empty for one that is in it."""
+    """The sentence for a baseline that is left out of the figure; empty for a baseline that is in it."""
     if panel.anchor is None:
         return ""
     low, high = _range(panel.curves[:MAX_LINES])
@@ -201,19 +211,19 @@ def _far_anchor(panel: AxisPanel) -> str:
     if low <= min(errors) and max(errors) <= high:
         return ""
     span = f"{min(errors):.4g}" if min(errors) == max(errors) else f"{min(errors):.4g} to {max(errors):.4g}"
-    return f"Beyond the picture: {panel.anchor[0]}, {span}."
+    return f"The baseline {panel.anchor[0]} is outside the figure, at {span}."
 
 
 def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
     import numpy as np
 
     for index, (term, points) in enumerate(curve.norms.items() if curve else ()):
-        # Not the colours of the curves above: these are terms of one variant's loss.
+        # Other colours than the curves above, since these are terms of one variant's loss.
         style: dict[str, Any] = {"color": PALETTE[(index + 2) % len(PALETTE)], "markersize": 3.5}
         axes.plot(*zip(*points, strict=True), label=f"gradient of {term}", marker="o", **style)
         weighted = [(value, value * norm) for value, norm in points if value > 0]
         if path == f"train.{term}_loss_weight" and weighted:
-            label = f"{SYMBOLS.get(path, 'weight')} × that of {term}"
+            label = f"{SYMBOLS.get(path, 'weight')} × gradient of {term}"
             axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
     norms = [float(norm) for line in axes.lines for norm in np.asarray(line.get_ydata())]
     if norms and min(norms) > 0:
@@ -227,7 +237,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
 
 
 def _scale(panels: Iterable[Axes], values: Sequence[float]) -> None:
-    """Logarithmic where the positive values span much; 0 has a tick of its own, beyond a break of the axis. All panels share it."""
+    """Make the shared axis logarithmic if its positive values span much; 0 has a tick of its own, beyond a break of the axis."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     values = sorted(set(values))

@@ -1,4 +1,4 @@
-"""A picture of a data set: where its readings are, and when."""
+"""A figure of a data set: its readings in space and in time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _WIDTH = 7.2  # inches: a page's two columns
 _DAYS = (("Monday to Friday", PALETTE[0]), ("weekend; bands: 10–90 % of the days", PALETTE[1]))
 
 
-def data_picture(dataset: Dataset) -> Figure:
-    """The train segment in space and in time, the first four channels.
+def data_set_figure(dataset: Dataset) -> Figure:
+    """The first four channels of the train segment, in space and in time.
 
-    Of a grid its mean as a map, and beside it its mean day; of a sensor network the mean reading of each node, the share
-    of its readings that are missing where any are, and the mean day. Missing readings count nowhere else.
+    A grid is shown as a map of its means and as its mean day. A sensor network is shown as the mean reading of each node, the share of
+    missing readings (if any are missing), and the mean day. Means leave missing readings out.
 
-    The day shows the mean over cells or nodes by slot of the day, weekdays and weekend apart, with a band from the 10th
-    to the 90th percentile of the days. Without timestamps it shows the mean by step.
+    The mean day is the mean over cells or nodes by slot of the day, with weekdays and weekends apart and a band from the 10th to the 90th
+    percentile of the days. Data without timestamps have the mean by step instead.
 
     Returns:
-        A figure; its map images hold the means in the data's unit, row 0 on top.
+        A figure; its map images hold the means in the data's unit, with row 0 on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -48,7 +48,7 @@ def _grid(dataset: Dataset) -> Figure:
 
     names = dataset.channel_names[:_MAX_CHANNELS]
     values = dataset.train.values
-    # Maps keep their cells square: panels are cut to the grid, or a tall or wide one would stand in white.
+    # Maps keep their cells square, so the panels take the shape of the grid; otherwise a tall or wide grid would leave white space.
     height, width = values.shape[2:]
     map_width = min(max(2.0 * width / height, 0.7), 2.9)
     row_height = max(map_width * height / width, 1.4) + 0.65
@@ -98,7 +98,7 @@ def _day_legend(figure: Figure, day: Axes) -> None:
 
 
 def _nodes(axes: Axes, readings: NDArray[np.float64], name: str) -> None:
-    """Each node's mean, and the band that holds four fifths of its readings; (T, N), NaN where there is none."""
+    """Each node's mean, with the band of four fifths of its readings; (T, N) with NaN for missing readings."""
     alive = np.flatnonzero(~np.isnan(readings).all(axis=0))
     low, high = np.nanquantile(readings[:, alive], (0.1, 0.9), axis=0)
     axes.vlines(alive, low, high, color=PALETTE[5], alpha=0.45, linewidth=max(0.6, min(4.0, 300 / readings.shape[1])))
@@ -140,7 +140,7 @@ def _title(dataset: Dataset) -> str:
 
 
 def _per_step(dataset: Dataset) -> str:
-    """The unit of a mean reading, as far as it is known: the files do not name what is counted."""
+    """The unit of a mean reading as far as it is known; the files do not name the counted quantity."""
     per_day = dataset.info.slots_per_day
     if per_day is None:
         return "per step"

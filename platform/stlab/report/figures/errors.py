@@ -1,6 +1,6 @@
-"""The figures of a report.
+"""Figures of errors and forecasts: errors by horizon, learning curves, forecast maps, and the series of a busy cell.
 
-Each function takes plain data and returns a Figure of its own; pyplot's global state is not touched.
+Each function takes plain data and returns a new Figure; pyplot's global state is not touched.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LINES = 8
-"""Variants in one figure at the most, the best ones; the table has them all."""
+"""At most so many variants are in one figure, the best ones; the table has all of them."""
 MAX_SERIES_WINDOWS = 14 * 24
-"""Windows in the series figure at the most, the earliest ones: two weeks of hours."""
+"""At most so many windows are in the series figure, the earliest ones; two weeks of hours."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Curve:
 
 
 def horizon_figure(lines: Sequence[HorizonLine], segment: str = "test") -> Figure:
-    """RMSE by steps ahead: mean over seeds, the band from the lowest to the highest seed, baselines dashed."""
+    """RMSE by steps ahead: the mean over seeds, with a band from the lowest to the highest seed; baselines are dashed."""
     import numpy as np
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -80,9 +80,12 @@ def horizon_figure(lines: Sequence[HorizonLine], segment: str = "test") -> Figur
 
 
 def learning_curves(curves: Sequence[Curve], reference: tuple[str, float] | None = None) -> Figure:
-    """Validation RMSE by epoch, a panel a variant: seeds thin, mean thick, a dot at each seed's best epoch.
+    """Validation RMSE by epoch, in a panel for each variant: thin seeds, a thick mean, and a dot at each seed's best epoch.
 
-    The mean runs as far as every seed has trained. ``reference``: label and validation RMSE of a baseline, dashed.
+    The mean covers the epochs that every seed has trained.
+
+    Args:
+        reference: label and validation RMSE of a baseline, which is dashed.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -130,7 +133,7 @@ def _curve_panel(axes: Axes, curve: Curve, colour: str, reference: tuple[str, fl
 
 
 def _error_scale(axes: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers where the first epochs would flatten all others."""
+    """A logarithmic axis with plain numbers, if the first epochs would flatten all others on a linear one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if max(values) < 4 * min(values):
@@ -144,8 +147,8 @@ def _error_scale(axes: Axes, values: Sequence[float]) -> None:
 def forecast_maps(predictions: Predictions) -> Figure:
     """Truth, forecast and error (forecast − truth) as maps, for several horizons of one test window.
 
-    The window is the one with the largest total truth, the channel the busiest cell's. Truth and forecast share one
-    colour scale over all horizons; the errors have another, symmetric about 0.
+    The window has the largest total truth, and the channel is the busiest cell's. Truth and forecast share one colour scale over all
+    horizons; the errors have another one, symmetric about 0.
 
     Raises:
         ValueError: the steps are not (C, H, W).
@@ -165,7 +168,7 @@ def forecast_maps(predictions: Predictions) -> Figure:
     error_scale = {"cmap": "RdBu_r", "vmin": -worst, "vmax": worst}
     with paper_style():
         panel = 6.2 / len(shown)
-        # "compressed": maps keep their aspect, so what is left over would otherwise gape between the rows.
+        # Maps keep their aspect ratio; the "compressed" layout closes the gaps that this leaves between rows.
         figure = Figure(figsize=(7.2, 3 * panel * height / width + 0.9), layout="compressed")
         grid = figure.subplots(3, len(shown), squeeze=False)
         for column, step in enumerate(shown):
@@ -208,7 +211,7 @@ def _bare(axes: Axes) -> None:
 def busy_series(best: tuple[str, Predictions], baseline: tuple[str, Predictions] | None) -> Figure:
     """Truth and forecasts of the series with the largest mean truth, one step ahead and at the last horizon.
 
-    At most the first ``MAX_SERIES_WINDOWS`` windows are drawn; gaps between windows stay gaps.
+    Only the first ``MAX_SERIES_WINDOWS`` windows are drawn, and gaps between windows stay gaps.
     """
     from matplotlib.figure import Figure
 
@@ -250,13 +253,13 @@ def _series_line(
 
 
 def date_axis(axes: Axes) -> None:
-    """Label the horizontal axis with days, or with hours where it spans few of them."""
+    """Label the horizontal axis with days, or with hours if it spans less than three days."""
     from matplotlib import dates
 
     first, last = axes.get_xlim()
     locator = dates.AutoDateLocator(maxticks=10)  # type: ignore[no-untyped-call]
     axes.xaxis.set_major_locator(locator)
-    if last - first < 3:  # days: hours have to be told apart
+    if last - first < 3:  # days
         axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         return
     axes.xaxis.set_major_formatter(dates.DateFormatter("%d %b"))  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""The figures of sensor networks: the correlation image of a window, the nodes that stand out in it, errors by node.
+"""Figures of sensor networks: the correlation image of a window, the nodes that stand out in it, and errors by node.
 
-Each function takes plain data and returns a Figure of its own; pyplot's global state is not touched.
+Each function takes plain data and returns a new Figure; pyplot's global state is not touched.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from stlab.report.figures.errors import date_axis
 from stlab.report.figures.style import MUTED, PALETTE, TRUTH, legend_label, paper_style
-from stlab.report.model_input import THRESHOLD, Choice, WindowInput
+from stlab.report.model_input import THRESHOLD, NodeChoice, WindowInput
 from stlab.report.page.text import image_channel
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WIDTH = 7.2  # inches: a page's two columns
-_MAX_TICKS = 24  # nodes that can bear their names beside a panel
+_MAX_TICKS = 24  # at most so many nodes have their names beside a panel
 _MAX_NAME = 10  # characters of a name on an axis
 _BAR: dict[str, Any] = {"location": "bottom", "fraction": 0.05, "pad": 0.04, "aspect": 22}
 _DASHES = ("-", "--", "-.", ":")
@@ -31,18 +31,18 @@ _DASHES = ("-", "--", "-.", ":")
 def image_figure(
     channels: Mapping[str, NDArray[np.floating]], names: Sequence[str], marked: Sequence[int] = (), title: str = ""
 ) -> Figure:
-    """Each channel of an image as a panel and, where there are three, the three together as red, green and blue.
+    """Each channel of an image as a panel; three channels are also shown together, as red, green and blue.
 
     Args:
         channels: name → (N, N) in [0, 1].
-        names: what to call the N nodes on the axes.
-        marked: indices of nodes to point at, in the colours that ``outstanding_figure`` gives them.
+        names: labels of the N nodes on the axes.
+        marked: indices of nodes to point at, in the colours of ``outstanding_figure``.
     """
     from matplotlib.figure import Figure
 
     together = len(channels) == 3
     count = len(channels) + together
-    # Four in a row have about 300 pixels each: more nodes than that, or names, need two in a row.
+    # A panel has about 300 pixels if four stand in a row. More nodes, or their names, need rows of two.
     columns = min(count, 4 if _MAX_TICKS < len(names) <= 300 else 2)
     rows = -(-count // columns)
     with paper_style():
@@ -66,11 +66,11 @@ def image_figure(
 
 
 def _channel(axes: Axes, name: str, image: NDArray[np.floating]) -> None:
-    words = image_channel(name)
+    described = image_channel(name)
     shown = axes.imshow(image, cmap="viridis", vmin=0.0, vmax=1.0, interpolation=_interpolation(image))
-    axes.set_title(words.title)
+    axes.set_title(described.title)
     bar = axes.figure.colorbar(shown, ax=axes, **_BAR)
-    bar.set_ticks([0.0, 0.5, 1.0], labels=[words.low, words.middle, words.high])
+    bar.set_ticks([0.0, 0.5, 1.0], labels=[described.low, described.middle, described.high])
     bar.ax.tick_params(length=2, labelsize=7.5)
     for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
         label.set(horizontalalignment=side)
@@ -78,12 +78,12 @@ def _channel(axes: Axes, name: str, image: NDArray[np.floating]) -> None:
 
 
 def _interpolation(image: NDArray[np.floating]) -> str:
-    """A pixel a node and no blending where there is room; of many nodes none may fall between the printed pixels."""
+    """No blending if each node has a pixel of its own; otherwise blending, so that no node falls between printed pixels."""
     return "nearest" if len(image) <= 100 else "auto"
 
 
 def _rgb_legend(axes: Axes, titles: Sequence[str]) -> None:
-    """Which colour each channel is, in the place of a colour bar: so that the panels stay level."""
+    """The colour of each channel. The legend takes the place of a colour bar, so that the panels stay level."""
     from matplotlib.colorbar import make_axes
     from matplotlib.patches import Patch
 
@@ -98,7 +98,7 @@ def _rgb_legend(axes: Axes, titles: Sequence[str]) -> None:
 
 
 def _node_axes(axes: Axes, names: Sequence[str], marked: Sequence[int], first: bool) -> None:
-    """Labels beside the panel, of all nodes where they are few; triangles point at the marked rows."""
+    """Label the nodes beside the panel, all of them if they are few; triangles point at the marked rows."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.grid(False)
@@ -131,10 +131,10 @@ def _node(seen: WindowInput, node: int) -> str:
     return f"node {node}" if name == str(node) else f"node {node} ({_short(name)})"
 
 
-def outstanding_figure(seen: WindowInput, choice: Choice) -> Figure:
-    """Above, every node's score, those that stand out by index; below, their series beside those of typical nodes.
+def outstanding_figure(seen: WindowInput, choice: NodeChoice) -> Figure:
+    """The upper panel shows every node's score; the lower panel the series of nodes that stand out and of typical nodes.
 
-    The image's window is shaded. Colours as ``image_figure`` gives them to marked nodes; typical nodes are grey.
+    The image's window is shaded. Nodes that stand out have the colours of ``image_figure``; typical nodes are grey.
     """
     from matplotlib.figure import Figure
 
@@ -162,7 +162,7 @@ def outstanding_figure(seen: WindowInput, choice: Choice) -> Figure:
     return figure
 
 
-def _score_panel(axes: Axes, choice: Choice) -> None:
+def _score_panel(axes: Axes, choice: NodeChoice) -> None:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
@@ -183,14 +183,14 @@ def _score_panel(axes: Axes, choice: Choice) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("node")
     axes.set_ylabel("score")
-    axes.set_title("likeness to all other nodes, robust z score; low stands out", loc="left")
+    axes.set_title("similarity to all other nodes, robust z score (low stands out)", loc="left")
 
 
 def node_error_figure(
     best: tuple[str, NDArray[np.float64], NDArray[np.float64]],
     baseline: tuple[str, NDArray[np.float64], NDArray[np.float64]] | None,
 ) -> Figure:
-    """Test MAE of each node against its mean reading: a point a node, and a running median over nodes of like mean.
+    """Test MAE of each node against its mean reading: a point for each node, and a running median.
 
     Args:
         best, baseline: label, mean reading (N,) and mean absolute error (N,), NaN for nodes without a reading.
@@ -219,10 +219,10 @@ def node_error_figure(
 
 
 def running_median(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Medians of x and y over runs of neighbours in x: a seventh of the points a run, 5 at the least.
+    """Medians of x and y over runs of neighbours in x; a run is a seventh of the points, and at least 5.
 
     Returns:
-        Two arrays of equal length, x increasing; empty where there are no points.
+        Two arrays of equal length, x increasing; empty if there are no points.
     """
     from numpy.lib.stride_tricks import sliding_window_view
 

@@ -1,4 +1,4 @@
-"""What a search tried, in figures: its history, slices, parallel coordinates, what mattered, and the front of two objectives."""
+"""Figures of a search: history, slices, parallel coordinates, importance of the fields, and the front of two objectives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stlab.report.figures.choice import Picture
+from stlab.report.figures.study_figures import ReportFigure
 from stlab.report.figures.style import MUTED, PALETTE, legend_beside, paper_style
 from stlab.storage import Store
 
@@ -55,50 +55,51 @@ class SearchResult:
 
 
 def read_search(store: Store, study: str) -> SearchResult | None:
-    """None where the study has no search, or it has not begun."""
+    """The results of a study's search; None if the study has none, or the search has not begun."""
     folder = f"studies/{study}/results"
     try:
         table = store.read_table(f"{folder}/search.parquet")
         importance = store.read_table(f"{folder}/importance.parquet").to_pylist()
     except FileNotFoundError:
         return None
-    told = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
-    return SearchResult(table.to_pylist(), importance, told["objectives"], told["space"], told["sampler"], told["pruner"])
+    metadata = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
+    return SearchResult(table.to_pylist(), importance, metadata["objectives"], metadata["space"], metadata["sampler"], metadata["pruner"])
 
 
-def draw_search(found: SearchResult) -> list[Picture]:
+def draw_search(found: SearchResult) -> list[ReportFigure]:
     """All figures of a search that its trials allow."""
     if not found.complete():
         return []
     error = OBJECTIVES[found.objectives[0]]
     begins = error[0].upper() + error[1:]  # str.capitalize would write "Validation mae"
-    made = [
-        _picture(
-            "search_history", "Search: history", history,
-            f"{begins} of every trial in the order they began; the line is the best so far. Hollow: pruned, at the error it "
-            "had then. Crosses at the top edge: failed. Errors far above the rest are cut off, here and below.", found,
-        ),
-        _picture("search_slices", "Search: slices", slices, f"{begins} by each searched field. Hollow: pruned.", found),
-        _picture(
-            "search_parallel", "Search: parallel coordinates", parallel,
-            f"A line a finished trial, from field to field; the darker, the lower its {error}. The selected one is orange.", found,
-        ),
-    ]  # fmt: skip
+    captions: dict[Callable[[SearchResult], Figure], str] = {
+        history: f"{begins} of every trial, in the order in which they began. The line is the best error so far. A hollow point is a "
+        "pruned trial, at its last error; a cross at the top edge is a failed one. Errors far above the rest are cut off, here and below.",
+        slices: f"{begins} by each searched field. Hollow points are pruned trials.",
+        parallel: f"Each line is a finished trial across the searched fields; a darker line has a lower {error}. The selected trial is "
+        "orange.",
+    }
     if found.importance:
-        caption = (
-            "How much each field mattered for being among the best tenth of the finished trials (PED-ANOVA by Optuna); a search's bars sum "
-            "to 1. It says which fields are worth another look, not in which direction: see the slices."
+        captions[importance] = (
+            "How much each field matters for being among the best tenth of the finished trials (PED-ANOVA by Optuna). The bars of a search "
+            "sum to 1. The figure shows which fields matter; the slices show in which direction."
         )
-        made.append(_picture("search_importance", "Search: importance", importance, caption, found))
     if len(found.objectives) == 2:
-        caption = f"{begins} against {OBJECTIVES[found.objectives[1]]}. On the line: no other trial is better in both."
-        made.append(_picture("search_front", "Search: trade-off", front, caption, found))
-    return made
-
-
-def _picture(name: str, title: str, drawn: Callable[[SearchResult], Figure], caption: str, found: SearchResult) -> Picture:
+        captions[front] = (
+            f"{begins} against {OBJECTIVES[found.objectives[1]]}. No other trial is better in both than those on the line."
+        )
     with paper_style():
-        return Picture(name, title, caption, drawn(found))
+        return [ReportFigure(*_TITLES[draw.__name__], caption, draw(found)) for draw, caption in captions.items()]
+
+
+_TITLES = {
+    "history": ("search_history", "Search: history"),
+    "slices": ("search_slices", "Search: slices"),
+    "parallel": ("search_parallel", "Search: parallel coordinates"),
+    "importance": ("search_importance", "Search: importance"),
+    "front": ("search_front", "Search: trade-off"),
+}
+"""The drawing function's name → the figure's name and title."""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -140,9 +141,9 @@ def _hollow(axes: Axes, at: Sequence[Any], found: SearchResult, rows: Sequence[R
 
 
 def _without_outliers(axes: Axes, values: Sequence[float]) -> None:
-    """Diverged trials would flatten the rest: errors beyond four times the upper quartile's distance from the best are cut off.
+    """Cut off errors beyond four times the upper quartile's distance from the best, since diverged trials would flatten the rest.
 
-    Points that a sampler chose again count once: late in a search there are many of the best.
+    Points that a sampler chose again count once; late in a search, many of the best points are such repetitions.
     """
     ordered = sorted(set(values))
     low, upper = ordered[0], ordered[3 * len(ordered) // 4]
@@ -157,7 +158,7 @@ def _legend(figure: Figure, axes: Axes, found: SearchResult) -> None:
 
 
 def _fields(found: SearchResult) -> list[str]:
-    """The fields that the trials have, the most important first, at most so many as can be read."""
+    """The fields that the trials have, the most important first; at most ``_MOST_FIELDS``, so that the figure stays legible."""
     weight = {path: max((r["importance"] for r in found.importance if r["field"] == path), default=0.0) for path in found.space}
     there = [path for path in found.space if any(row[f"param.{path}"] is not None for row in found.rows)]
     return sorted(there, key=lambda path: -weight[path])[:_MOST_FIELDS]
@@ -207,7 +208,7 @@ def slices(found: SearchResult) -> Figure:
 
 
 def _log_ticks(panel: Axes) -> None:
-    """A logarithmic axis with plain numbers at powers of ten, or where there are too few of them, at 1, 2 and 5 times these."""
+    """A logarithmic axis with plain numbers at powers of ten; a short axis has ticks at 2 and 5 times these as well."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     panel.set_xscale("log")
@@ -217,18 +218,18 @@ def _log_ticks(panel: Axes) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
-def choice_words(text: str) -> str:
-    """A choice as a reader writes it: a list without its brackets and quotes."""
+def choice_text(text: str) -> str:
+    """A choice for the reader: a list loses its brackets and quotes."""
     return text.strip("[]").replace('"', "") if text.startswith("[") else text
 
 
 def _short(text: str, limit: int = 16) -> str:
-    text = choice_words(text)
+    text = choice_text(text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def parallel(found: SearchResult) -> Figure:
-    """A line a finished trial over an axis a field; the last axis is the error."""
+    """A line for each finished trial over parallel axes, one for each field; the last axis is the error."""
     import matplotlib
 
     paths = _fields(found)
@@ -259,7 +260,7 @@ def parallel(found: SearchResult) -> Figure:
 
 
 def _place(found: SearchResult, path: str, value: Any) -> float:
-    """Where on its axis a value lies, 0 to 1; a field that a trial does not have lies below the axis."""
+    """The position of a value on its axis, from 0 to 1; below the axis if the trial does not have the field."""
     if value is None:
         return -0.06
     if choices := _choices(found, path):
@@ -280,7 +281,7 @@ def _ticks(found: SearchResult, path: str) -> list[tuple[float, str]]:
 
 
 def importance(found: SearchResult) -> Figure:
-    """Bars by field: a group an objective, a colour a search."""
+    """Bars by field, in a panel for each objective and a colour for each branch."""
     objectives = list(dict.fromkeys(row["objective"] for row in found.importance))
     branches = [branch for branch in found.branches if any(row["arm"] == branch for row in found.importance)]
     paths = sorted(
@@ -303,7 +304,7 @@ def importance(found: SearchResult) -> Figure:
 
 
 def front(found: SearchResult) -> Figure:
-    """The second objective against the first, and the trials that no other undercuts in both."""
+    """The second objective against the first, and the trials that no other trial is better than in both."""
     figure = _figure(6.0, 3.8)
     axes = figure.subplots()
     for branch in found.branches:

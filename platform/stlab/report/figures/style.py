@@ -1,4 +1,4 @@
-"""How the figures look: one palette that colour-blind readers can tell apart, one font size, one way of saving."""
+"""The look of the figures: a palette for colour-blind readers, font sizes, and how figures are saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito, "Color Universal Design" (2008), less black (kept for the truth) and yellow (faint on white).
+# Okabe & Ito, "Color Universal Design" (2008), without black (reserved for the truth) and yellow (faint on white).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DASHES: tuple[Any, ...] = ("--", (0, (1, 1.5)), "-.", (0, (6, 2, 1, 2, 1, 2)))
@@ -35,9 +35,9 @@ _RC: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
-    # Variants may bear any name, a single $ too.
+    # The name of a variant may contain a single $.
     "text.parse_math": False,
-    # TrueType in PDF, so that journals accept it; ids in SVG that do not change from run to run.
+    # Journals accept TrueType fonts in PDF. The salt keeps the ids in an SVG file the same in each run.
     "pdf.fonttype": 42,
     "svg.hashsalt": "stlab",
 }
@@ -45,7 +45,7 @@ _RC: dict[Any, Any] = {
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Figures that are made or saved inside look alike, whatever the user's own matplotlibrc says."""
+    """A context in which figures look alike, whatever the user's own matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -55,22 +55,22 @@ def paper_style() -> Iterator[None]:
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and marker of the index-th variant: no two of the first thirty share both."""
+    """Colour and marker of the index-th variant; no two of the first thirty share both."""
     return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
 def baseline_style(index: int) -> dict[str, Any]:
-    """Baselines are grey and dashed, each its own way."""
+    """The style of the index-th baseline: grey, with dashes of its own."""
     return {"color": MUTED, "linestyle": _DASHES[index % len(_DASHES)], "linewidth": 1.3}
 
 
 def legend_label(name: str) -> str:
-    """The name as a label: one with a leading underscore would be left out of the legend."""
+    """The name as a label; matplotlib would leave a name with a leading underscore out of the legend."""
     return f" {name}" if name.startswith("_") else name
 
 
 def legend_beside(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend to the right of all panels, where it hides no data."""
+    """Place a legend to the right of all panels, so that it hides no data."""
     figure.legend(handles, labels, loc="outside right upper")
 
 
@@ -79,7 +79,7 @@ def hide(axes: Axes) -> None:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as ``png`` (200 dpi), ``pdf`` or ``svg``; the same bytes each time: no dates inside."""
+    """The figure as ``png`` (200 dpi), ``pdf`` or ``svg``. It contains no date, so the bytes are the same each time."""
     dated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     sink = io.BytesIO()
     with paper_style():

@@ -1,4 +1,4 @@
-"""What accuracy costs: error against seconds a trial, parameters and memory, with the variants that nothing beats in both.
+"""Error against cost (seconds of a trial, parameters, memory), with the Pareto front of the variants.
 
 After Table 1 of the supplement of arXiv 2507.11558, which sets accuracy beside parameters, time and memory.
 """
@@ -32,13 +32,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One variant: its error and its costs, means over finished seeds with 95 % intervals. Parameters are the same for all."""
+    """Error and costs of one variant, as means over finished seeds with 95 % intervals; all seeds have the same parameters."""
 
     label: str
     error: Interval | None
-    """Test RMSE, in the data's unit; None where the variant was not tested."""
+    """Test RMSE, in the data's unit; None if the variant was not tested."""
     costs: dict[str, Interval]
-    """Of the kinds in ``COSTS``, those that are known; memory in GiB."""
+    """The known costs, by the kinds in ``COSTS``; memory is in GiB."""
     weights: str | None
     front: tuple[str, ...] = ()
     """The kinds of cost for which no variant has both a lower error and a lower cost."""
@@ -77,12 +77,15 @@ def pareto_front(points: Sequence[Tradeoff], kind: str) -> list[Tradeoff]:
 
 
 def differing(points: Sequence[Tradeoff]) -> list[str]:
-    """The kinds of cost that the tested variants differ in; of the same number of parameters there is nothing to weigh."""
+    """The kinds of cost that the tested variants differ in; a cost that all share needs no figure."""
     return [kind for kind in COSTS if len({p.costs[kind].mean for p in points if kind in p.costs and p.error is not None}) > 1]
 
 
 def tradeoff_figure(points: Sequence[Tradeoff]) -> Figure:
-    """A panel a kind of cost (``differing``): test RMSE against it, intervals as bars, the front joined by a line, others hollow."""
+    """Test RMSE against each kind of cost (``differing``), in a panel each, with intervals as error bars.
+
+    A line joins the variants on the front; other variants are hollow.
+    """
     from matplotlib.figure import Figure
 
     kinds = differing(points)
@@ -96,7 +99,7 @@ def tradeoff_figure(points: Sequence[Tradeoff]) -> Figure:
         for axes, kind in zip(grid.flat, kinds, strict=False):
             _panel(axes, points, kind)
         errors = [point.error.mean for point in points if point.error is not None]
-        if max(errors) > 1.8 * min(errors) > 0:  # one bad variant would put all others on one line
+        if max(errors) > 1.8 * min(errors) > 0:  # otherwise one bad variant would squeeze all others into one line
             _logarithmic(grid.flat[0], "y", (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0))
         figure.supylabel("test RMSE (data unit)", fontsize=9)
         handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -141,14 +144,14 @@ def _logarithmic(axes: Axes, which: str, subs: tuple[float, ...]) -> None:
 
 
 def _visible(cost: Interval) -> Any:
-    """The interval as error bars that do not reach below nothing."""
+    """The interval as error bars that stay above 0."""
     if cost.half_width is None:
         return None
     return [[min(cost.half_width, 0.999 * cost.mean)], [cost.half_width]]
 
 
 def tradeoff_frame(points: Sequence[Tradeoff]) -> pd.DataFrame:
-    """A row a variant, in full precision; ``front`` names the costs for which nothing beats it. ``memory`` is in GiB."""
+    """A row for each variant, in full precision; ``front`` names the costs in which it is on the front. ``memory`` is in GiB."""
     import pandas as pd
 
     records: list[dict[str, Any]] = []
@@ -163,7 +166,7 @@ def tradeoff_frame(points: Sequence[Tradeoff]) -> pd.DataFrame:
 
 
 def cost_lines(points: Sequence[Tradeoff], digits: int) -> list[dict[str, str]]:
-    """The cost table of the page, all text."""
+    """The lines of the page's cost table, as text."""
     return [
         {
             "label": point.label,
@@ -184,7 +187,7 @@ def _mean(point: Tradeoff, kind: str) -> float | None:
 
 
 def _spread(point: Tradeoff, kind: str) -> str:
-    """Mean and interval with their unit: ``3.4 min ± 9 %``; the interval in percent, since units may differ."""
+    """Mean and interval with their unit: ``3.4 min ± 9 %``. The interval is in percent, since units differ between lines."""
     cost = point.costs.get(kind)
     if cost is None:
         return "–"
@@ -193,9 +196,9 @@ def _spread(point: Tradeoff, kind: str) -> str:
 
 
 def tradeoff_caption(points: Sequence[Tradeoff]) -> str:
-    """What is said under the figure."""
+    """The caption of the figure."""
     return (
-        "Test RMSE against what it costs: a point a variant, means over seeds with 95 % Student-t intervals. Filled, and joined by "
-        "the dashed line: the Pareto front, variants of which no other has both a lower mean error and a lower cost. Means alone "
-        "decide it: where intervals overlap, the front may be another. Time and memory are of this machine and its load."
+        "Test RMSE against cost. Each point is a variant, as a mean over seeds with its 95 % Student-t interval. Filled points on the "
+        "dashed line are the Pareto front: no other variant has both a lower mean error and a lower cost. The front depends on means "
+        "alone, so it may change where intervals overlap. Time and memory depend on this machine and its load."
     )

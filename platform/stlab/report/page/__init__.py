@@ -1,1 +1,1 @@
-"""The HTML pages of a report: of one study, and of several."""
+"""The HTML pages of a report on one study or on several."""

@@ -1,4 +1,4 @@
-"""Several studies on one page: comparable rows only, and what they share once; several data sets in one figure along an axis."""
+"""Several studies on one page: a table for each data set, shared trials once, and figures along an axis for all data sets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from stlab.errors import UserError
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
-from stlab.report.figures.choice import Picture, draw
 from stlab.report.figures.search import read_search
-from stlab.report.figures.style import render
+from stlab.report.figures.study_figures import ReportFigure, draw_figures
+from stlab.report.page.html import embed_figure, render_page, write_figures
 from stlab.report.page.search_text import search_content
-from stlab.report.page.study import inline, render_page, write_report
-from stlab.report.paper.verdicts import Beside, beside_paper
+from stlab.report.page.study import write_report
+from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
 from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
 from stlab.report.statistics.summary import Row, summarise
 from stlab.report.tables.joint import Section, sections
@@ -36,14 +36,14 @@ class JointSection:
     dataset: str
     folder: str
     study: Mapping[str, Any]
-    """What stands for the studies: their axes together; base and reference as far as they agree."""
+    """All the studies in the form of one: their axes together, and the base fields and the reference that they agree on."""
     rows: list[Row]
     notes: list[str]
-    papers: list[Beside]
+    papers: list[PaperComparison]
 
 
 class JointDirectory(StudyDirectory):
-    """``<storage>/reports/<A+B>/``: the trials of several studies together, and their page."""
+    """``<storage>/reports/<A+B>/``: the trials of several studies, and their page."""
 
     def __init__(self, store: Store, studies: Sequence[str], section: str = "") -> None:
         super().__init__(store, " + ".join(studies))
@@ -51,7 +51,7 @@ class JointDirectory(StudyDirectory):
 
 
 def read_sections(store: Store, names: Sequence[str]) -> list[JointSection]:
-    """All trials of several studies, a section a data set.
+    """All trials of several studies, in a section for each data set.
 
     Raises:
         UserError: a study was not run, or is named twice.
@@ -74,11 +74,11 @@ def read_sections(store: Store, names: Sequence[str]) -> list[JointSection]:
 def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[JointSection]]:
     """Write ``reports/<A+B>/report/``: a table, figures and comparisons of all the studies' trials.
 
-    Of several data sets each has a section, and a folder, of its own: errors in different units are not compared. What the studies vary
-    is drawn for all of them in one figure, a panel a data set.
+    Each data set has a section and a folder of its own, since errors in different units are not compared. A figure along an axis shows
+    all data sets, one panel each.
 
     Returns:
-        Full path (or URI) of ``index.html``; and the sections.
+        Full path (or URI) of ``index.html``, and the sections.
 
     Raises:
         UserError: a study was not run, or is named twice.
@@ -95,17 +95,17 @@ def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[Jo
 
 
 def joint_figures(store: Store, names: Sequence[str]) -> dict[str, Figure]:
-    """The figures of a joint page by name; of several data sets each section's as ``<data set>/<name>``.
+    """The figures of a joint page by name. With several data sets, a section's figures are named ``<data set>/<name>``.
 
     Raises:
         UserError, ProtocolMismatch: as ``write_joint_report``.
     """
     parts = read_sections(store, names)
-    found = {picture.name: picture.figure for picture in _along(store, parts)}
+    found = {one.name: one.figure for one in _axis_figures(store, parts)}
     for part in parts:
         prefix = f"{part.folder}/" if part.folder else ""
-        for picture in draw(store, part.rows, summarise(part.rows, list(part.study["axes"]))).made:
-            found[f"{prefix}{picture.name}"] = picture.figure
+        for one in draw_figures(store, part.rows, summarise(part.rows, list(part.study["axes"]))).figures:
+            found[f"{prefix}{one.name}"] = one.figure
     return found
 
 
@@ -116,16 +116,16 @@ def _read_study(store: Store, name: str) -> Mapping[str, Any]:
 
 
 def _joint_study(studies: Mapping[str, Mapping[str, Any]], dataset: str) -> dict[str, Any]:
-    """What the page is told of the studies, in the form of one."""
+    """The studies in the form of one."""
     axes: dict[str, list[Any]] = {}
     for study in studies.values():
         for path, values in (study.get("axes") or {}).items():
             axes[path] = list(dict.fromkeys([*axes.get(path, []), *values]))
-    told = dict.fromkeys(str(study["description"]).strip() for study in studies.values() if study.get("description"))
+    descriptions = dict.fromkeys(str(study["description"]).strip() for study in studies.values() if study.get("description"))
     references = {study.get("reference") for study in studies.values()}
     return {
         "name": " + ".join(studies) + (f": {dataset}" if dataset else ""),
-        "description": " ".join(told),
+        "description": " ".join(descriptions),
         "axes": axes,
         "several": list(studies),
         "base": _agreed([study.get("base") or {} for study in studies.values()]),
@@ -134,7 +134,7 @@ def _joint_study(studies: Mapping[str, Mapping[str, Any]], dataset: str) -> dict
 
 
 def _agreed(bases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Section → the fields that all the bases set alike."""
+    """Section → the fields that all bases set to the same value."""
     first, *others = bases
     return {
         section: {
@@ -147,13 +147,13 @@ def _agreed(bases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _searched(store: Store, name: str) -> list[str]:
-    """How a study's search went: what stands here is its selection."""
+    """How a study's search went; the joint table lists only the configuration that it selected."""
     found = read_search(store, name)
     return [] if found is None else [f"{name}, {sentence}" for sentence in search_content(found)["sentences"]]
 
 
-def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]]) -> list[Beside]:
-    """The published tables that the studies name, each once, beside the rows of the studies that name it."""
+def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]]) -> list[PaperComparison]:
+    """The published tables that the studies name, each compared with the rows of the studies that name it."""
     from stlab.papers import load_paper
     from stlab.study.spec import PaperSpec
 
@@ -164,53 +164,50 @@ def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]
             named.setdefault((spec.file, table, spec.dataset), []).append(name)
     here = {str(row["trial_id"]): row for row in part.rows}
     found = []
-    for (file, table, dataset), of in named.items():
+    for (file, table, dataset), naming in named.items():
         rows: dict[str, Row] = {}
         methods: dict[str, str] = {}
         axes: dict[str, None] = {}
-        for name in of:
+        for name in naming:
             own = part.own[name]
             mapped = paper_rows(specs[name], load_paper(file), table, dict.fromkeys(own.values()))
-            # By the study's own names: a trial that two studies share has the other's name on the page.
+            # The study's own names are used, since on the page a shared trial bears the other study's name.
             rows |= {trial_id: {**here[trial_id], "variant": variant} for trial_id, variant in own.items()}
             methods |= mapped
             axes |= dict.fromkeys(studies[name].get("axes") or {})
         paper = {"file": file, "table": table, "dataset": dataset, "rows": methods}
-        found += beside_paper(store, list(rows.values()), {"paper": paper}, list(axes))
+        found += compare_with_paper(store, list(rows.values()), {"paper": paper}, list(axes))
     return found
 
 
-def _along(store: Store, parts: Sequence[JointSection]) -> list[Picture]:
-    """A figure an axis, a panel a data set, where there are several."""
+def _axis_figures(store: Store, parts: Sequence[JointSection]) -> list[ReportFigure]:
+    """One figure for each axis that several data sets have, with a panel for each data set."""
     panels: dict[str, list[AxisPanel]] = {}
     for part in parts if len(parts) > 1 else ():
         lines = summarise(part.rows, list(part.study["axes"]))
         for path in numeric_axes(lines):
             if (panel := axis_panel(store, part.rows, lines, path)) is not None:
                 panels.setdefault(path, []).append(panel)
-    return [_picture(path, of) for path, of in panels.items() if len(of) > 1]
+    return [_axis_figure(path, several) for path, several in panels.items() if len(several) > 1]
 
 
-def _picture(path: str, panels: Sequence[AxisPanel]) -> Picture:
+def _axis_figure(path: str, panels: Sequence[AxisPanel]) -> ReportFigure:
     title = f"Along {axis_name(path)}, on {len(panels)} data sets"
-    return Picture(f"along_{path.replace('.', '_')}", title, axis_caption(path, panels), axis_figure(path, panels))
+    return ReportFigure(f"along_{path.replace('.', '_')}", title, axis_caption(path, panels), axis_figure(path, panels))
 
 
 def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSection]) -> str:
-    """The page over all data sets: what they have in one figure, then the sections' pages one after the other."""
+    """The page over all data sets: their common figures, then the sections' pages one after the other."""
     directory = JointDirectory(store, names)
-    pictures = _along(store, parts)
-    store.delete_folder(directory.report_path("figures"))
-    for picture in pictures:
-        for kind in ("png", "pdf"):
-            store.write(directory.report_path(f"figures/{picture.name}.{kind}"), render(picture.figure, kind))
-    told = []
+    figures = _axis_figures(store, parts)
+    write_figures(directory, figures)
+    sections_html = []
     for part in parts:
         page = store.read(JointDirectory(store, names, part.folder).report_path()).decode()
         main = _MAIN.search(page)
         assert main is not None
         body = _TITLE.sub(f"<h1>{part.folder}</h1>", main.group(1), count=1)
-        told.append({"id": part.folder, "main": body.replace('<figure id="', f'<figure id="{part.folder}-')})
-    content = {"name": " + ".join(names), "parts": told, "pictures": [inline(picture) for picture in pictures]}
+        sections_html.append({"id": part.folder, "main": body.replace('<figure id="', f'<figure id="{part.folder}-')})
+    content = {"name": " + ".join(names), "parts": sections_html, "figures": [embed_figure(one) for one in figures]}
     store.write(directory.report_path(), render_page("joint.html.j2", content).encode())
     return store.address(directory.report_path())

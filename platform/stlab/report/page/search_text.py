@@ -1,20 +1,20 @@
-"""What a search tried, in words and as a table for the page and the terminal."""
+"""A search as sentences and as a table, for the page and the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from stlab.report.figures.search import OBJECTIVES, Row, SearchResult, choice_words
+from stlab.report.figures.search import OBJECTIVES, Row, SearchResult, choice_text
 
 _LISTED = 10
 
 
 def search_content(found: SearchResult) -> dict[str, Any]:
-    """What the page's block on the search prints."""
+    """Everything that the page's section on the search prints."""
     return {
         "sentences": [sentence(found, branch) for branch in found.branches] or ["No trial has begun."],
-        "sealed": sealed(found),
+        "test_use": test_use(found),
         "objectives": [OBJECTIVES[name] for name in found.objectives],
         "fields": [path.rpartition(".")[2] for path in found.space],
         "has_branches": len(found.branches) > 1,
@@ -27,36 +27,36 @@ def sentence(found: SearchResult, branch: str) -> str:
     """How a branch's search went and what it selected."""
     mine = [row for row in found.rows if row["arm"] == branch]
     states = {state: sum(row["state"] == state for row in mine) for state in ("complete", "pruned", "fail", "running")}
-    words = {"complete": "finished", "pruned": "pruned", "fail": "failed", "running": "not done yet"}
-    told = ", ".join(f"{count} {words[state]}" for state, count in states.items() if count)
+    names = {"complete": "finished", "pruned": "pruned", "fail": "failed", "running": "not done yet"}
+    counts = ", ".join(f"{count} {names[state]}" for state, count in states.items() if count)
     distinct = len({row["trial_id"] for row in mine if row["trial_id"]})
-    twice = f"; {distinct} different ones, points that were chosen again are not trained again" if distinct < len(mine) else ""
+    repeated = f"; {distinct} are different, and a point that was chosen again was not trained again" if distinct < len(mine) else ""
     by = found.sampler + (f", {found.pruner} pruner" if found.pruner != "none" else "")
     chosen = next((row for row in mine if row["selected"]), None)
     result = "no trial finished, so nothing was selected"
     if chosen is not None:
         values = ", ".join(f"{k.rpartition('.')[2]}={_plain(v)}" for k, v in _params(found, chosen).items() if v is not None)
         result = f"selected #{chosen['number']} by {OBJECTIVES[found.objectives[0]]} {found.value(chosen):.4g}: {values}"
-    return f"{branch}: {len(mine)} trials by {by} ({told}{twice}); {result}."
+    return f"{branch}: {len(mine)} trials by {by} ({counts}{repeated}); {result}."
 
 
-def sealed(found: SearchResult) -> str:
-    """What of the search has seen the test segment."""
+def test_use(found: SearchResult) -> str:
+    """How the search used the test segment."""
     selected = [row for row in found.rows if row["selected"]]
-    plain = "Trials are compared on the validation segment alone."
+    text = "Trials are compared on the validation segment alone."
     if not selected:
-        plain += " Nothing was selected, so the search has not read the test segment."
+        text += " Nothing was selected, so the search has not read the test segment."
     elif not all(row["tested"] for row in selected):
-        plain += " The test segment is read once, at the end, by the selected configuration; that has not been done yet."
+        text += " The test segment is read once, at the end, by the selected configuration. This has not been done yet."
     else:
-        plain += " The test segment was read once, at the end, by the selected configuration: its figures stand in the table of results."
+        text += " The test segment was read once, at the end, by the selected configuration; the table of results lists its errors."
     more = [(branch, sum(bool(r["tested"]) for r in _distinct(found, branch))) for branch in found.branches]
     if beyond := [f"{count} configurations of '{branch}'" for branch, count in more if count > 1]:
-        plain += (
-            f" Of {', '.join(beyond)} test figures are there: the search went on after its selection was measured, or another study tested "
-            "its trials. The selection itself never read them."
+        text += (
+            f" Test errors exist for {', '.join(beyond)}, because the search went on after its selection was measured, or because another "
+            "study tested its trials. The selection itself never read them."
         )
-    return plain
+    return text
 
 
 def _distinct(found: SearchResult, branch: str) -> list[Row]:
@@ -74,7 +74,7 @@ def _params(found: SearchResult, row: Row) -> dict[str, Any]:
 
 def _line(found: SearchResult, row: Row) -> dict[str, Any]:
     return {
-        "arm": row["arm"],
+        "branch": row["arm"],
         "number": row["number"],
         "selected": row["selected"],
         "values": [f"{found.value(row, at):.5g}" for at in range(len(found.objectives))],
@@ -84,4 +84,4 @@ def _line(found: SearchResult, row: Row) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else choice_words(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else choice_text(str(value))

@@ -1,4 +1,4 @@
-"""What a table must say in words: the protocol, the limits of its figures, who beats the slot-of-week mean."""
+"""Text about results: formatted numbers, the protocol, caveats, and which variants beat the slot-of-week mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLOT_OF_WEEK = "the mean by slot of week"
 
 @dataclass(frozen=True)
 class ImageChannel:
-    """An image's channel in words: what a pixel (i, j) says of nodes i and j, and what 0 and 1 stand for."""
+    """A channel of an image for the reader: the meaning of a pixel (i, j) for nodes i and j, and of the values 0, 0.5 and 1."""
 
     title: str
     meaning: str
@@ -22,7 +22,7 @@ class ImageChannel:
     middle: str
     high: str
     is_distance: bool = False
-    """A bright pixel means unlike, not alike."""
+    """A bright pixel means that the nodes differ, not that they are alike."""
 
 
 _IMAGE_CHANNELS = {
@@ -44,13 +44,13 @@ _IMAGE_CHANNELS = {
 
 
 def image_channel(name: str) -> ImageChannel:
-    """A channel in the reader's words; one that is not known bears its own name, and bright means alike."""
+    """The description of a channel. An unknown channel goes by its own name, and a bright pixel means alike."""
     plain = name.replace("_", " ")
     return _IMAGE_CHANNELS.get(name) or ImageChannel(plain, f"the pixel of channel {plain}", "0", "0.5", "1")
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Decimals to print errors with: three for the field's usual sizes, fewer for large ones, more for small ones."""
+    """How many decimals errors are printed with: three at usual sizes, fewer for large and more for small errors."""
     largest = max((abs(value) for value in values), default=1.0)
     for limit, digits in ((0.1, 5), (1.0, 4), (100.0, 3), (1000.0, 2)):
         if largest < limit:
@@ -59,7 +59,7 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def number(interval: Interval | None, digits: int = 3, plus_minus: str = " ± ") -> str:
-    """``6.512 ± 0.041``; without an interval the mean alone, without a mean a dash."""
+    """``6.512 ± 0.041``; only the mean if there is no interval, and a dash if there is no mean."""
     if interval is None:
         return "–"
     half = "" if interval.half_width is None else f"{plus_minus}{interval.half_width:.{digits}f}"
@@ -91,7 +91,7 @@ def memory(size: float | None) -> str:
 
 
 def seeds(line: Summary) -> str:
-    """How many seeds stand behind a mean, and what became of the others: ``2 of 3 (1 failed)``."""
+    """The number of seeds behind a mean, and how the others ended: ``2 of 3 (1 failed)``."""
     lost = [
         f"{n} {what}" for n, what in ((line.failed, "failed"), (line.missing, "missing"), (line.pruned, "pruned")) if n
     ]
@@ -100,7 +100,7 @@ def seeds(line: Summary) -> str:
     )
 
 
-def protocol_words(protocol: Mapping[str, Any]) -> str:
+def protocol_text(protocol: Mapping[str, Any]) -> str:
     """The protocol fingerprint as one sentence, without its full stop."""
     if not protocol:
         return "protocol unknown: no trial has written its fingerprint"
@@ -131,35 +131,35 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def anchor_words(line: Summary) -> str:
-    """What variants are held against, in words."""
+def anchor_text(line: Summary) -> str:
+    """The name of the baseline that variants are compared with."""
     return SLOT_OF_WEEK if is_slot_of_week(line.variant) else f"the best baseline, {line.label}"
 
 
 @dataclass(frozen=True)
 class Caveat:
-    """A limit on what the figures mean: a word for the badge, a sentence for the reader."""
+    """A limit on what the results mean: a short text for the badge and a sentence for the reader."""
 
     badge: str
     sentence: str
 
 
 def caveats(rows: Sequence[Row], protocol: Mapping[str, Any]) -> list[Caveat]:
-    """What every table of these rows must say: generated data, random weights, a leak, a scale, what is missing."""
+    """The caveats of a table of these rows: generated data, random weights, a leak, a scale, or missing results."""
     trained = [row for row in rows if not row.get("baseline")]
     found: list[tuple[str, str]] = []
     if any(row.get("synthetic") for row in rows):
-        says = "The data were generated, not measured: this is no evidence about a real city."
+        says = "The data were generated, not measured, so the results are no evidence about a real city."
         found.append(("synthetic data", says))
     if random := list(dict.fromkeys(str(row.get("variant")) for row in trained if _random(row))):
         known = {row.get("variant") for row in trained if row.get("weights")}
         whose = "" if len(random) == len(known) else f" of {', '.join(random)}"
-        says = f"Frozen backbone weights{whose} are random: no statement about a pretrained backbone follows."
+        says = f"Frozen backbone weights{whose} are random, so the results say nothing about a pretrained backbone."
         found.append(("random weights", says))
     if any(row.get("leaks") for row in rows):
         unist = protocol.get("protocol") == "unist"
         later = "the scaler has seen the test segment" if unist else "gaps were interpolated"
-        says = f"Something later than the forecast is seen ({later}): not comparable with figures without a leak."
+        says = f"The protocol leaks ({later}), so the results are not comparable with results without a leak."
         found.append(("protocol leaks", says))
     if (scale := protocol.get("scale", 1.0)) != 1.0:
         found.append((f"errors × {scale:g}", f"All errors are multiplied by {scale:g}."))
@@ -171,14 +171,14 @@ def _incomplete(rows: Sequence[Row], trained: Sequence[Row]) -> list[tuple[str, 
     outcomes = [outcome(row) for row in rows]
     failed = outcomes.count("failed")
     if lacking := sum(one not in ("finished", "pruned", "failed") for one in outcomes) + failed:
-        says = f"Of {len(rows)} trials, baselines included, {failed} failed, {lacking - failed} did not run to the end"
+        says = f"Among {len(rows)} trials, baselines included, {failed} failed and {lacking - failed} did not run to the end"
         found.append(("incomplete", f"{says}; means are over the finished ones."))
     ran = [row for row in rows if outcome(row) == "finished"]
     if untested := sum(row.get("test_rmse") is None for row in ran):
         says = f"{untested} of {len(ran)} finished trials have not been measured on the test segment."
         found.append(("not all tested", says))
     if len({row.get("seed") for row in trained if outcome(row) == "finished"}) == 1:
-        found.append(("one seed", "One seed a variant: no intervals, and differences between variants may be chance."))
+        found.append(("one seed", "Each variant has one seed, so there are no intervals, and differences between variants may be chance."))
     return found
 
 
@@ -188,7 +188,7 @@ def _random(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a variant stands to the anchor (``statistics.anchor``): by RMSE (``beats``), and by MAE."""
+    """How a variant compares with the anchor (``statistics.summary.anchor``), by RMSE (``beats``) and by MAE."""
 
     label: str
     sentence: str
@@ -197,7 +197,7 @@ class Verdict:
 
 
 def verdicts(summaries: Sequence[Summary]) -> list[Verdict]:
-    """One sentence for each tested variant: whether it beats the anchor, and how clearly."""
+    """A sentence for each tested variant: whether it beats the anchor, and how clearly."""
     pairs = [(line, anchor(summaries, line)) for line in summaries if not line.baseline]
     return [_verdict(line, held) for line, held in pairs if line.test_rmse and held and held.test_rmse]
 
@@ -208,31 +208,31 @@ def _verdict(line: Summary, held: Summary) -> Verdict:
     bar = held.test_rmse.mean
     digits = decimals([bar, line.test_rmse.mean])
     beats = line.test_rmse.mean < bar
-    sentence = f"{'beats' if beats else 'does not beat'} {anchor_words(held)} (RMSE {bar:.{digits}f}): "
+    sentence = f"{'beats' if beats else 'does not beat'} {anchor_text(held)} (RMSE {bar:.{digits}f}): "
     sentence += number(line.test_rmse, digits)
     if line.test_rmse.half_width is None:
-        sentence += "; one seed, no interval"
+        sentence += "; one seed, so no interval"
     elif abs(line.test_rmse.mean - bar) <= line.test_rmse.half_width:
-        sentence += "; the interval holds the baseline, so the order is not settled"
+        sentence += "; the interval contains the baseline's error, so the order is not settled"
     beats_mae = beats
     if line.test_mae and held.test_mae:
         beats_mae = line.test_mae.mean < held.test_mae.mean
     if beats_mae != beats and line.test_mae and held.test_mae:
-        told = f"{line.test_mae.mean:.{digits}f} against {held.test_mae.mean:.{digits}f}"
-        sentence += f"; by MAE it {'beats it' if beats_mae else 'does not'} ({told})"
+        errors = f"{line.test_mae.mean:.{digits}f} against {held.test_mae.mean:.{digits}f}"
+        sentence += f"; by MAE it {'beats it' if beats_mae else 'does not'} ({errors})"
     return Verdict(line.label, sentence, beats, beats_mae)
 
 
 def headline(summaries: Sequence[Summary]) -> str:
-    """The verdict over all variants at once, or why there is none."""
+    """The verdict on all variants together, or the reason that there is none."""
     if not any(line.test_rmse for line in summaries if not line.baseline):
-        return "No variant has been measured on the test segment, so nothing can be said of the baselines."
+        return "No variant has been measured on the test segment, so none can be compared with the baselines."
     if not has_slot_of_week(summaries):
         some = any(line.baseline and is_slot_of_week(line.variant) for line in summaries)
-        where = "is there for some of these rows alone" if some else "is not among these results"
-        said = f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, {where}."
+        where = "exists for only some of these rows" if some else "is not among these results"
+        missing = f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, {where}."
         has_parts = any(line.baseline and line.axis_values for line in summaries)
-        return said + (_strongest_of_each(summaries) if has_parts else _strongest(summaries))
+        return missing + (_strongest_of_each(summaries) if has_parts else _strongest(summaries))
     found = verdicts(summaries)
     if not found:
         return f"{SLOT_OF_WEEK.capitalize()}, the baseline that counts, has no result."
@@ -254,19 +254,19 @@ def headline(summaries: Sequence[Summary]) -> str:
 
 
 def _strongest_of_each(summaries: Sequence[Summary]) -> str:
-    """Where an axis varies the data: which rows beat the best baseline on their own part of it, and which don't."""
+    """If an axis varies the data: which rows beat the best baseline on their own part of it, and which do not."""
     found = verdicts(summaries)
     lost = [verdict.label for verdict in found if not verdict.beats]
-    told = f"; not: {', '.join(lost)}" if lost else ""
-    return f" {len(found) - len(lost)} of {len(found)} rows beat the best baseline on their own data{told}."
+    others = f"; not: {', '.join(lost)}" if lost else ""
+    return f" {len(found) - len(lost)} of {len(found)} rows beat the best baseline on their own data{others}."
 
 
 def _strongest(summaries: Sequence[Summary]) -> str:
-    """Who beats the best baseline, where that is not the mean by slot of week; nothing where it is."""
+    """Which variants beat the best baseline; empty if that is the mean by slot of week."""
     best = next((line for line in summaries if line.baseline and line.test_rmse), None)
     if best is None or best.test_rmse is None or is_slot_of_week(best.variant):
         return ""
     won = [line.label for line in summaries if not line.baseline and best.label in line.beats]
     bar = best.test_rmse.mean
-    told = f"beaten by {', '.join(won)}" if won else "which no variant beats"
-    return f" The best baseline is {best.label} (RMSE {bar:.{decimals([bar])}f}), {told}."
+    result = f"beaten by {', '.join(won)}" if won else "which no variant beats"
+    return f" The best baseline is {best.label} (RMSE {bar:.{decimals([bar])}f}), {result}."

@@ -1,4 +1,4 @@
-"""What a trial's own files tell of the data it was trained on, and where that differs from what a paper prints of a data set."""
+"""Facts about a trial's data that its own files show, and their differences from the facts that a paper prints."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class SeenData:
-    """Data as the test forecasts tell it; None where they do not."""
+    """Facts about the data that the test forecasts show; a fact that they do not show is None."""
 
     shape: tuple[int, ...]
     """(H, W) of a grid, (N,) of sensors."""
     steps: int | None = None
-    """Length of the series; where only every n-th window was kept, up to n - 1 steps too short."""
+    """Length of the series. If only every n-th window was kept, it may be up to n - 1 steps too short."""
     slack: int = 0
     """That n - 1."""
     step_minutes: float | None = None
@@ -36,19 +36,19 @@ class SeenData:
 
 
 def seen_data(store: Store, row: Row) -> SeenData | None:
-    """From the kept forecasts of a tested trial; None without them."""
+    """The facts from the kept forecasts of a tested trial; None if none were kept."""
     try:
         table = store.read_table(f"trials/{row['trial_id']}/predictions.parquet", ["window", "horizon", "time"])
     except FileNotFoundError:
         return None
     protocol = json.loads(row.get("protocol") or "{}")
-    told = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW")}
-    shape = tuple(told["shape"])
+    metadata = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW")}
+    shape = tuple(metadata["shape"])
     shape = shape[-2:] if protocol.get("family") == "grid" else shape[:1]
     if isinstance(protocol.get("split"), str) or not table.num_rows:
-        return SeenData(shape)  # ready-made windows: their numbers are no steps of a series
+        return SeenData(shape)  # the numbers of ready-made windows are not steps of a series
     steps = max(table["window"].to_pylist()) + int(protocol["history"]) + int(protocol["horizon"])
-    slack = int(told.get("every_nth_window", 1)) - 1
+    slack = int(metadata.get("every_nth_window", 1)) - 1
     times = sorted({time for time in table["time"].to_pylist() if time is not None})
     if len(times) < 2:
         return SeenData(shape, steps, slack)
@@ -57,10 +57,10 @@ def seen_data(store: Store, row: Row) -> SeenData | None:
 
 
 def planned_data(dataset: Dataset) -> SeenData:
-    """The same of data that nothing has been trained on yet."""
+    """The facts from the data set itself, before anything has been trained on it."""
     shape = dataset.info.shape[-2:] if dataset.info.family == "grid" else dataset.info.shape[:1]
     test = dataset.windows("test")
-    if test.series is None:  # ready-made windows: their numbers are no steps of a series
+    if test.series is None:  # the numbers of ready-made windows are not steps of a series
         return SeenData(shape)
     steps, times = len(test.series), test.times(torch.arange(len(test)))
     if times is None:
@@ -73,7 +73,7 @@ def planned_data(dataset: Dataset) -> SeenData:
 
 
 def differences(facts: DatasetFacts, seen: SeenData) -> tuple[list[str], list[str]]:
-    """What differs from what is printed, and which printed facts cannot be told of ours. Dates may be a day apart."""
+    """The differences from the printed facts, and the printed facts that are unknown for our data. Dates may differ by a day."""
     found, unknown = [], []
     if facts.shape is not None and seen.shape != facts.shape:
         kind = "grid" if len(facts.shape) > 1 else "sensors"

@@ -1,7 +1,7 @@
-"""Our figures beside a paper's: which cell a row answers, whether the two compare, and what follows where they do.
+"""Our errors compared with a paper's: which cell corresponds to a row, whether the two are comparable, and the verdict if they are.
 
-A figure of a paper is one number without an interval. Where data, protocol and weights are the paper's as far as they are printed, it
-is held against the 95 % interval over our seeds; where they are not, both are shown, and why they do not compare.
+A value in a paper is one number without an interval. If data, protocol and weights are the paper's as far as it prints them, the value is
+compared with the 95 % interval over our seeds. Otherwise both are shown, with the reasons why they are not comparable.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a figure of ours and one of the paper do not compare."""
+    """A reason why a value of ours and one of the paper are not comparable."""
 
     kind: Kind
     text: str
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One metric of one row: theirs as printed, ours with its interval, and how they stand."""
+class ComparedValue:
+    """One metric of one row: the paper's value as printed, ours with its interval, and the verdict."""
 
     metric: str
     paper: str | None
@@ -53,24 +53,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of our table that is a row of the paper's."""
+    """A line of our table that corresponds to a row of the paper's."""
 
     label: str
     method: str
     train_ratio: float
     seeds: int
-    figures: tuple[Figure, ...]
+    compared: tuple[ComparedValue, ...]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A table of the paper beside the study's rows."""
+class PaperComparison:
+    """A table of the paper, compared with the study's rows."""
 
     paper: Paper
     table: str
     dataset: str | None
-    """The paper's name of the data set; None where ours is none of the paper's."""
+    """The paper's name of the data set; None if our data set is not in the paper."""
     our_dataset: str
     metrics: tuple[str, ...]
     entries: tuple[Entry, ...]
@@ -78,15 +78,15 @@ class Beside:
 
     @property
     def shared(self) -> tuple[Reason, ...]:
-        """Reasons that hold for every figure that is shown."""
-        figures = [figure for entry in self.entries for figure in entry.figures if figure.paper is not None]
-        return tuple(r for r in (figures[0].reasons if figures else ()) if all(r in figure.reasons for figure in figures))
+        """Reasons that apply to every value that is shown."""
+        values = [value for entry in self.entries for value in entry.compared if value.paper is not None]
+        return tuple(r for r in (values[0].reasons if values else ()) if all(r in value.reasons for value in values))
 
 
-def beside_paper(
+def compare_with_paper(
     store: Store, rows: Iterable[Row], study: Mapping[str, Any], axes: Sequence[str] | None = None
-) -> list[Beside]:
-    """Each table that the study's ``paper`` names, with the study's rows beside it; empty where it names none.
+) -> list[PaperComparison]:
+    """Compare the study's rows with each table that its ``paper`` names; empty if it names none.
 
     Args:
         rows: rows of ``trials.parquet``.
@@ -106,10 +106,10 @@ def beside_paper(
     dataset = spec.dataset or paper.find_dataset(name)
     first = next((row for row in by_id.values() if outcome(row) == "finished"), None)
     seen = seen_data(store, first) if first else None
-    return [_beside(paper, spec, table, dataset, name, lines, by_id, seen) for table in spec.tables]
+    return [_compare_table(paper, spec, table, dataset, name, lines, by_id, seen) for table in spec.tables]
 
 
-def _beside(
+def _compare_table(
     paper: Paper,
     spec: PaperSpec,
     table: str,
@@ -118,7 +118,7 @@ def _beside(
     lines: Sequence[Summary],
     rows: Mapping[str, Row],
     seen: SeenData | None,
-) -> Beside:
+) -> PaperComparison:
     mapping = paper_rows(spec, paper, table, dict.fromkeys(line.variant for line in lines))
     metrics = tuple(paper.metrics(table)) or ("rmse", "mae")
     entries = []
@@ -130,13 +130,13 @@ def _beside(
         entries.append(_entry(paper, table, dataset, name, line, method, row, seen, metrics))
     ratios = {entry.train_ratio for entry in entries} or {1.0}
     held = dataset if dataset in paper.datasets(table) else None
-    stands_in = any(reason.kind == "data" for entry in entries for figure in entry.figures for reason in figure.reasons)
+    stands_in = any(reason.kind == "data" for entry in entries for value in entry.compared for reason in value.reasons)
     cells = coverage(paper, table, mapping, held, ratios, is_paper_data=not stands_in)
-    return Beside(paper, table, held, name, metrics, tuple(entries), tuple(cells))
+    return PaperComparison(paper, table, held, name, metrics, tuple(entries), tuple(cells))
 
 
 def _any_row(rows: Mapping[str, Row], line: Summary) -> Row:
-    """The row of a line without a finished trial: its configuration is that of any of its seeds."""
+    """A row for a line without a finished trial; its seeds share the configuration."""
     return next((row for row in rows.values() if row.get("variant") == line.variant), {})
 
 
@@ -147,28 +147,28 @@ def _entry(
     ratio = float(line.axis_values.get("data.train_ratio") or row.get("param.data.train_ratio") or 1.0)
     reasons, notes = comparability(paper, dataset, name, method, row, seen)
     printed = paper.cell(table, method, dataset, ratio) if dataset is not None else {}
-    told = [*paper.notes(table, method, dataset if printed or not paper.has_numbers(table) else None), *notes]
-    figures = tuple(_figure(paper, table, metric, printed.get(metric), line, reasons) for metric in metrics)
-    return Entry(line.label, method, ratio, line.n, figures, tuple(dict.fromkeys(told)))
+    all_notes = [*paper.notes(table, method, dataset if printed or not paper.has_numbers(table) else None), *notes]
+    compared = tuple(_compared_value(paper, table, metric, printed.get(metric), line, reasons) for metric in metrics)
+    return Entry(line.label, method, ratio, line.n, compared, tuple(dict.fromkeys(all_notes)))
 
 
-def _figure(
+def _compared_value(
     paper: Paper, table: str, metric: str, printed: str | None, line: Summary, reasons: Sequence[Reason]
-) -> Figure:
+) -> ComparedValue:
     facts = paper.table(table)
     ours: Interval | None = getattr(line, _ERRORS[metric]) if metric in _ERRORS else None
     if facts.ours.get(metric) == "wall_minutes" and line.seconds is not None:
         ours = Interval(line.seconds / 60)
     if metric in facts.not_comparable or metric not in _ERRORS:
         reasons = [*reasons, Reason("meaning", facts.not_comparable.get(metric, "what it measures is not described"))]
-    return Figure(metric, printed, ours, verdict(printed, ours, reasons), tuple(reasons))
+    return ComparedValue(metric, printed, ours, verdict(printed, ours, reasons), tuple(reasons))
 
 
 def verdict(printed: str | None, ours: Interval | None, reasons: Sequence[Reason] = ()) -> Verdict:
-    """How our mean over seeds stands to a printed figure; lower is better.
+    """How our mean over seeds compares with a printed value; lower is better.
 
-    ``within``: the 95 % interval holds a value that is printed so: 1.06 stands for all from 1.055 to 1.065. ``better``, ``worse``: the
-    interval lies below or above all of them.
+    A printed value stands for every number that rounds to it: 1.06 stands for all from 1.055 to 1.065. ``within`` means that our 95 %
+    interval contains one of these, ``better`` and ``worse`` that it lies below or above all of them.
     """
     theirs = printed_range(printed)
     if theirs is None:
@@ -184,7 +184,7 @@ def verdict(printed: str | None, ours: Interval | None, reasons: Sequence[Reason
 
 
 def printed_range(text: str | None) -> tuple[float, float] | None:
-    """The values that are printed as ``text``; None where that is no number."""
+    """The range of numbers that round to ``text``; None if it is not a number."""
     try:
         value = Decimal(text or "")
     except InvalidOperation:
@@ -199,13 +199,13 @@ def printed_range(text: str | None) -> tuple[float, float] | None:
 def comparability(
     paper: Paper, dataset: str | None, name: str, method: str, row: Row, seen: SeenData | None
 ) -> tuple[list[Reason], list[str]]:
-    """Why a row of ours does not compare with a method's figures, and what else a reader should know.
+    """The reasons why a row of ours is not comparable with a method's values, and further notes for the reader.
 
     Args:
-        dataset: the paper's name of the data set; None where ours is none of the paper's.
+        dataset: the paper's name of the data set; None if our data set is not in the paper.
         name: our data set's name.
         row: a row of ``trials.parquet``.
-        seen: what the row's test forecasts tell of the data; None where there are none.
+        seen: the facts about the data that the row's test forecasts show; None if none were kept.
     """
     notes: list[str] = []
     reasons = [Reason("data", text) for text in _data_reasons(paper, dataset, name, row, seen, notes)]
@@ -214,7 +214,7 @@ def comparability(
     facts = paper.facts.datasets.get(dataset) if dataset is not None else None
     for path, theirs in facts.settings.items() if facts else ():
         ours = row.get(f"param.{path}")
-        if ours and ours != theirs:  # one that is switched off is the variant's doing
+        if ours and ours != theirs:  # a setting that is switched off is the variant's purpose
             notes.append(f"The paper sets {path} to {theirs} on {dataset}; this row has {ours}.")
     return reasons, notes
 
@@ -223,18 +223,18 @@ def _data_reasons(
     paper: Paper, dataset: str | None, name: str, row: Row, seen: SeenData | None, notes: list[str]
 ) -> list[str]:
     if row.get("synthetic"):
-        return ["ours was generated, not measured"]
+        return ["our data were generated, not measured"]
     if dataset is None:
-        return [f"{name or 'ours'} is none of the paper's data sets; if it is, say which: paper.dataset"]
+        return [f"{name or 'our data set'} is not one of the paper's data sets; if it is, set paper.dataset"]
     if seen is None:
-        return ["content unknown: no test forecasts were kept to tell it by"]
+        return ["the content of our data is unknown, because no test forecasts were kept"]
     found, unknown = differences(paper.facts.datasets[dataset], seen)
     if found:
-        return [f"another data set than {dataset}: {'; '.join(found)}"]
+        return [f"our data are not {dataset}: {'; '.join(found)}"]
     if unknown and row.get("leaks") and paper.find_dataset(name) == dataset:
-        notes.append(f"{name} is taken to be the paper's {dataset} by its name and size: ready-made windows tell no dates.")
+        notes.append(f"{name} is assumed to be the paper's {dataset} by its name and size, since ready-made windows have no dates.")
     elif unknown:
-        return [f"unknown content: {', '.join(unknown)} of ours cannot be told"]
+        return [f"the content of our data is unknown in {', '.join(unknown)}"]
     else:
         notes.append(f"{name} agrees with {dataset} in size, step and dates; the paper has no hash of its content.")
     return []
@@ -244,7 +244,7 @@ def _protocol_reasons(paper: Paper, dataset: str | None, method: str, row: Row) 
     printed = paper.facts.protocol
     ours = json.loads(row.get("protocol") or "{}")
     if not ours:
-        return ["ours is unknown: no trial has written its fingerprint"]
+        return ["our protocol is unknown, because no trial has written its fingerprint"]
     found = []
     for field in ("family", "history", "horizon"):
         theirs = getattr(printed, field)
@@ -255,11 +255,11 @@ def _protocol_reasons(paper: Paper, dataset: str | None, method: str, row: Row) 
     if printed.split and not ready_made and not _same_shares(split, printed.split):
         found.append(f"split is {_shares(split)}, the paper's {_shares(printed.split)}")
     if printed.mask is not None and ours.get("mask") != (None if printed.mask == "none" else printed.mask):
-        found.append(f"readings left out are {_mask(ours.get('mask'))}, the paper's {_mask(printed.mask)}")
+        found.append(f"missing readings are {_mask(ours.get('mask'))}, the paper's {_mask(printed.mask)}")
     if printed.leaks and not row.get("leaks"):
-        found.append(f"scaler leak: {printed.leak or 'the paper has seen the test segment'}; ours has not seen it")
+        found.append(f"the paper's scaler leaks: {printed.leak or 'it has seen the test segment'}; ours has not seen it")
     elif row.get("leaks") and not printed.leaks:
-        found.append("ours leaks: something later than the forecast is seen")
+        found.append("our protocol leaks values from after the forecast")
     scale = paper.facts.datasets[dataset].scale if dataset is not None else None
     if scale is not None and float(ours.get("scale", 1.0)) != scale:
         found.append(f"errors are times {ours.get('scale', 1.0):g}, the paper's times {scale:g} (data.scale)")
@@ -276,7 +276,7 @@ def _weights_reasons(paper: Paper, method: str, row: Row, notes: list[str]) -> l
     if weights in ("random", "none", "unknown"):
         found.append(f"frozen weights {weights}, the paper's pretrained")
     elif weights != "pretrained":
-        notes.append("Our frozen weights come from a file; they are taken to be the published ones.")
+        notes.append("Our frozen weights come from a file; they are assumed to be the published ones.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A study's test error along a numeric axis (λ, a rank, a share of the data), and where along it nothing can be told apart."""
+"""A study's test error along a numeric axis (λ, a rank, a share of the data), and the range that is not distinguishable from the best."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stlab.storage import Store, TrialDirectory
 _LAST = 3  # gradient norms are means over the last third of the epochs
 _NORM = "grad_norm."
 MIN_VALUES = 3
-"""A curve has at least so many values."""
+"""The least number of values of a curve."""
 
 
 @dataclass(frozen=True)
 class AxisPoint:
-    """Test RMSE at one value: of each seed, and their mean with its interval."""
+    """Test RMSE at one value, for each seed and as a mean with its interval."""
 
     value: float
     seeds: tuple[float, ...]
@@ -29,27 +29,30 @@ class AxisPoint:
 
 @dataclass(frozen=True)
 class AxisCurve:
-    """One variant along the axis, by ascending value.
-
-    ``best`` is the value with the lowest mean validation RMSE, so that the test segment chooses nothing. ``span`` is the run of values
-    around it whose test RMSE is not distinguishable from the best's (paired, Holm-corrected over the curve); None where nothing could be
-    compared. ``apart`` are all values that are distinguishable. ``lost`` are values of which no trial has a test error. ``norms``: loss
-    term → (value, gradient norm).
-    """
+    """One variant along the axis, by ascending value."""
 
     label: str
     points: tuple[AxisPoint, ...]
     best: float
+    """The value with the lowest mean validation RMSE; the test segment selects nothing."""
     span: tuple[float, float] | None
+    """The range around ``best`` whose test RMSE is not distinguishable from the best's (paired, Holm-corrected over the curve).
+
+    None if nothing could be compared.
+    """
     apart: tuple[float, ...]
+    """All values that are distinguishable from the best."""
     over: str
+    """The kind of pairs: seeds or window blocks."""
     lost: tuple[float, ...] = ()
+    """Planned values at which no trial has a test error."""
     norms: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """Loss term → (value, gradient norm)."""
 
 
 @dataclass(frozen=True)
 class AxisPanel:
-    """The curves of one data set, and the baseline they stand against: its name, and its test RMSE along the axis."""
+    """The curves of one data set, and their baseline: its name and its (value, test RMSE) along the axis."""
 
     title: str
     curves: tuple[AxisCurve, ...]
@@ -62,13 +65,13 @@ def numeric_axes(lines: Sequence[Summary]) -> list[str]:
     for line in lines:
         if not line.baseline:
             for path, value in line.axis_values.items():
-                if value is not None:  # a variant of another model, which has no such field
+                if value is not None:  # None: a variant whose model lacks the field
                     values.setdefault(path, set()).add(value)
     return [path for path, found in values.items() if len(found) >= MIN_VALUES and all(map(_is_number, found))]
 
 
 def axis_panel(store: Store, rows: Sequence[Row], lines: Sequence[Summary], path: str) -> AxisPanel | None:
-    """The curves along ``path``; None where no variant has been tested at three values."""
+    """The curves along ``path``; None if no variant has been tested at three values."""
     groups: dict[str, list[Summary]] = {}
     for line in lines:
         if not line.baseline and line.test_rmse and line.axis_values.get(path) is not None:
@@ -99,7 +102,7 @@ def _curve(store: Store, rows: Sequence[Row], group: Sequence[Summary], path: st
 
 
 def _lost(lines: Sequence[Summary], first: Summary, path: str) -> tuple[float, ...]:
-    """Values of the variant that were planned, and that no trial was tested at."""
+    """Planned values of the variant at which no trial was tested."""
     others = {name: value for name, value in first.axis_values.items() if name != path}
     own = [line for line in lines if not line.baseline and line.variant == first.variant and line.test_rmse is None]
     values = [line.axis_values[path] for line in own if {k: v for k, v in line.axis_values.items() if k != path} == others]
@@ -114,7 +117,7 @@ def _point(rows: Sequence[Row], line: Summary, path: str) -> AxisPoint:
 
 
 def _span(group: Sequence[Summary], best: Summary, differs: Mapping[str, bool], path: str) -> tuple[float, float]:
-    """Outward from the best value as long as no value can be told from it; one that cannot be compared ends it."""
+    """Extend the range outward from the best value, up to the first value that is distinguishable or cannot be compared."""
     at = [line is best for line in group].index(True)
     low = high = at
     while low > 0 and differs.get(group[low - 1].label) is False:
@@ -128,16 +131,16 @@ def _over(compared: Sequence[Comparison]) -> str:
     return compared[0].over if compared else "seeds"
 
 
-def _label(line: Summary, unsaid: Set[str]) -> str:
-    said = {name: value for name, value in line.axis_values.items() if name not in unsaid}
-    others = [f"{SYMBOLS.get(name, name.rpartition('.')[2])}={plain(value)}" for name, value in said.items()]
+def _label(line: Summary, hidden: Set[str]) -> str:
+    shown = {name: value for name, value in line.axis_values.items() if name not in hidden}
+    others = [f"{SYMBOLS.get(name, name.rpartition('.')[2])}={plain(value)}" for name, value in shown.items()]
     return " · ".join([line.variant, *others])
 
 
 def _anchor(
     lines: Sequence[Summary], group: Sequence[Summary], path: str
 ) -> tuple[str, tuple[tuple[float, float], ...]] | None:
-    """An axis of the data has a baseline at each value; any other, one for all."""
+    """Name and points of the baseline. An axis of the data has a baseline at each value, any other axis one for all values."""
     held = [(float(line.axis_values[path]), anchor(lines, line)) for line in group]
     found = [(value, one) for value, one in held if one is not None and one.test_rmse]
     if not found:
@@ -148,7 +151,7 @@ def _anchor(
 
 
 def _norms(store: Store, group: Sequence[Summary], path: str) -> dict[str, list[tuple[float, float]]]:
-    """Loss term → (value, gradient norm): the mean over seeds of the mean over each trial's last third of epochs."""
+    """Loss term → (value, gradient norm), where the norm is a mean over seeds and over each trial's last third of epochs."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in group:
         means: dict[str, list[float]] = {}

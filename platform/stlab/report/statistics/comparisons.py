@@ -1,7 +1,8 @@
-"""Which variants differ from the reference by more than chance: paired tests, corrected for how many there are.
+"""Paired tests of variants against the reference, corrected for the number of tests.
 
-Seeds pair: shared modules start from the same weights and the data come in the same order across variants, so what a seed does to all
-variants alike cancels in the difference. With one seed the pairs are blocks of test windows (``stlab.report.statistics.window_blocks``).
+Trials of the same seed are paired: shared modules start from the same weights, and the data come in the same order across variants, so an
+effect of the seed that all variants share cancels in the difference. With one seed, the pairs are blocks of test windows
+(``stlab.report.statistics.window_blocks``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stlab.report.statistics.window_blocks import block_differences, read_window
 from stlab.storage import Store, outcome, single_protocol, table_rows
 
 ALPHA = 1 - CONFIDENCE
-"""A difference is marked where its corrected p is below this."""
+"""A difference is marked if its corrected p is below this."""
 _ERRORS = ("rmse", "mae")
 
 
@@ -25,9 +26,9 @@ _ERRORS = ("rmse", "mae")
 class Paired:
     """Paired differences (line − reference, so below zero is better) and Student's t-test that their mean is zero.
 
-    ``low`` and ``high`` bound the 95 % interval of the mean; ``p`` is two-sided; ``p_holm`` is p after Holm's correction over its family;
-    ``d`` is Cohen's d_z (mean over standard deviation of the differences), ``g`` the same without its bias in small samples (Hedges 1981).
-    ``d`` and ``g`` are None where the differences do not vary, ``g`` also for two pairs.
+    ``low`` and ``high`` bound the 95 % interval of the mean. ``p`` is two-sided, and ``p_holm`` is p after Holm's correction over its
+    family. ``d`` is Cohen's d_z (mean over standard deviation of the differences); ``g`` is d_z without its bias in small samples
+    (Hedges 1981). Both are None if the differences do not vary, and ``g`` also for two pairs.
     """
 
     n: int
@@ -41,14 +42,14 @@ class Paired:
 
     @classmethod
     def of(cls, differences: Sequence[float]) -> Paired | None:
-        """None for fewer than two pairs. Supposes pairs that are independent and differences that are nearly normal."""
+        """The test; None for fewer than two pairs. It assumes independent pairs and nearly normal differences."""
         n = len(differences)
         if n < 2:
             return None
         mean = math.fsum(differences) / n
         sd = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1))
         if sd <= 1e-12 * max(map(abs, differences)):
-            # Nothing is random here: two figures that are the same, or that no seed changes. The latter is no evidence by this test.
+            # The differences do not vary: the errors are equal, or no seed changes their difference. A t-test says nothing about either.
             return cls(n, mean, mean, mean, p=1.0, d=None, g=None, p_holm=1.0)
         from scipy import stats
 
@@ -64,27 +65,27 @@ class Paired:
 
     @property
     def at_most(self) -> float:
-        """How large the difference is at the most, either way: the interval's end that is farther from zero."""
+        """An upper bound on the size of the difference: the interval's end that is farther from zero."""
         return max(abs(self.low), abs(self.high))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A line of the table beside its reference. ``rmse`` and ``mae`` are None with fewer than two pairs."""
+    """A line of the table compared with its reference. ``rmse`` and ``mae`` are None for fewer than two pairs."""
 
     label: str
     reference: str
-    over: Literal["seeds", "blocks"]
+    over: Literal["seeds", "window blocks"]
     lost: tuple[int, ...]
-    """Seeds that one of both has a result for, or neither: planned, but no pair."""
+    """Planned seeds that form no pair, because at least one of both lines has no result."""
     rmse: Paired | None
     mae: Paired | None
     family: int = 1
-    """How many comparisons p was corrected for."""
+    """The number of comparisons that p was corrected for."""
 
     @property
     def mark(self) -> str:
-        """An asterisk where the test RMSE is distinguishable from the reference's."""
+        """An asterisk if the test RMSE is distinguishable from the reference's, else empty."""
         return "*" if self.rmse is not None and self.rmse.differs else ""
 
 
@@ -104,12 +105,12 @@ def compare(
     study: Mapping[str, Any] | None = None,
     store: Store | None = None,
 ) -> list[Comparison]:
-    """Every line of a study's table beside its reference (``references``), Holm-corrected over the table, each error by itself.
+    """Compare every line of a study's table with its reference (``references``), Holm-corrected over the table for each error.
 
     Args:
         rows, axes: as for ``summarise``.
-        study: the resolved study as a mapping: names the reference, and the base's values of the axes.
-        store: where the trials lie; without it, one seed allows no comparison, as it is made over blocks of test windows.
+        study: the resolved study as a mapping; it names the reference and the base's values of the axes.
+        store: the store of the trials. A study of one seed is compared over blocks of test windows, which needs it.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
@@ -125,10 +126,10 @@ def compare(
 def compare_lines(
     rows: Sequence[Row], pairs: Sequence[tuple[Summary, Summary]], store: Store | None = None
 ) -> list[Comparison]:
-    """Pairs of a line and its reference as one family of comparisons; see ``compare``."""
+    """Compare each line with its reference, as one family of comparisons; see ``compare``."""
     trained = [row for row in rows if not row.get("baseline")]
     if len({row.get("seed") for row in trained}) == 1:
-        found = _over_blocks(rows, pairs, store)
+        found = _over_window_blocks(rows, pairs, store)
     else:
         planned = {int(row["seed"]) for row in trained if row.get("seed") is not None}
         by_id = {str(row.get("trial_id")): row for row in trained}
@@ -137,7 +138,7 @@ def compare_lines(
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with ``p_holm`` over all of them, RMSE and MAE each a family of its own."""
+    """The comparisons with ``p_holm`` over all of them; RMSE and MAE are separate families."""
     found = list(comparisons)
     for error in _ERRORS:
         tested = [(index, one) for index, c in enumerate(found) if (one := getattr(c, error)) is not None]
@@ -148,11 +149,12 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def references(lines: Sequence[Summary], study: Mapping[str, Any] | None = None) -> dict[str, Summary]:
-    """Label → the line it is held against, for each variant that has one.
+    """Label → the line that it is compared with, for each variant that has one.
 
-    That is the study's ``reference``, else the variant ``full``, else the first, at the same values of the axes. Where this leads to one
-    point of the reference's (its axes are another study's), all other lines are held against that point, its own others too. A study of
-    one variant is compared along its axes: with the point that has the base's values, else with the first.
+    The reference is the study's ``reference``, else the variant ``full``, else the first variant, at the same values of the axes. If only
+    one setting of the reference is ever used (because other studies have the axes), all lines are compared with that setting, other
+    settings of the reference included. A study of one variant is compared along its axes, with the setting that has the base's values or
+    else with the first.
 
     Raises:
         UserError: the study's reference is none of its variants.
@@ -183,7 +185,7 @@ def _same_point(lines: Sequence[Summary], values: Mapping[str, Any]) -> Summary 
 
 
 def _base_values(study: Mapping[str, Any], lines: Sequence[Summary]) -> dict[str, Any]:
-    """What the base says of the axes' fields."""
+    """The base's values of the axes' fields."""
     paths = lines[0].axis_values if lines else {}
     base: Mapping[str, Any] = study.get("base") or {}
     split = [(path, *path.partition(".")[::2]) for path in paths]
@@ -201,12 +203,12 @@ def _over_seeds(by_id: Mapping[str, Row], planned: set[int], line: Summary, refe
 
 
 def _by_seed(by_id: Mapping[str, Row], line: Summary) -> dict[int, Row]:
-    """The line's finished and tested trials by seed."""
+    """The finished and tested trials of a line, by seed."""
     own = [by_id[trial_id] for trial_id in line.trial_ids if trial_id in by_id and outcome(by_id[trial_id]) == "finished"]
     return {int(row["seed"]): row for row in own if row.get("test_rmse") is not None}
 
 
-def _over_blocks(
+def _over_window_blocks(
     rows: Sequence[Row], pairs: Sequence[tuple[Summary, Summary]], store: Store | None
 ) -> list[Comparison]:
     protocol = single_protocol(rows)
@@ -221,10 +223,10 @@ def _over_blocks(
         ours, theirs = errors.get(line.label), errors.get(reference.label)
         tests: dict[str, Paired | None] = dict.fromkeys(_ERRORS)
         if ours is not None and theirs is not None and least:
-            blocks = block_differences(ours, theirs, least)
-            tests = {error: Paired.of([scale * value for value in blocks[error]]) for error in _ERRORS}
+            by_error = block_differences(ours, theirs, least)
+            tests = {error: Paired.of([scale * value for value in by_error[error]]) for error in _ERRORS}
         lost = () if line.n and reference.n else tuple(_seeds(rows))
-        found.append(Comparison(line.label, reference.label, "blocks", lost, tests["rmse"], tests["mae"]))
+        found.append(Comparison(line.label, reference.label, "window blocks", lost, tests["rmse"], tests["mae"]))
     return found
 
 
@@ -233,7 +235,7 @@ def _seeds(rows: Sequence[Row]) -> list[int]:
 
 
 def _hedges(d: float, degrees: int) -> float | None:
-    """d times the exact factor that takes its bias away; it needs two degrees of freedom (Hedges 1981, Eq. 6e)."""
+    """d times the exact factor that removes its bias, which needs two degrees of freedom (Hedges 1981, Eq. 6e)."""
     if degrees < 2:
         return None
     gammas = math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2)

@@ -1,4 +1,4 @@
-"""From trials to what a table says of them: means over seeds, their intervals, and who beats which baseline."""
+"""From trials to the lines of a table: means over seeds, their intervals, and the baselines that each line beats."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the 
 Row = Mapping[str, Any]
 
 SYMBOLS = {"train.flow_loss_weight": "λ"}
-"""What papers call a field, by its dotted path."""
+"""Dotted path of a field → its symbol in papers."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds, its 95 % Student-t interval ``mean ± half_width`` and the sample standard deviation.
+    """A mean over seeds, its 95 % Student-t interval ``mean ± half_width``, and the sample standard deviation.
 
-    Both are None for one seed.
+    Interval and deviation are None for one seed.
     """
 
     mean: float
@@ -33,7 +33,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Interval | None:
-        """None where there are no values. The interval supposes seeds that are independent and nearly normal."""
+        """The interval; None if there are no values. It assumes independent seeds with nearly normal errors."""
         if not values:
             return None
         n = len(values)
@@ -58,7 +58,7 @@ class Summary:
     """Finished seeds; the means are over these."""
     failed: int
     missing: int
-    """Planned seeds without a result that did not fail either: not run, not done yet."""
+    """Planned seeds that have no result and did not fail, because they have not run or have not ended."""
     pruned: int
     test_rmse: Interval | None
     test_mae: Interval | None
@@ -82,7 +82,7 @@ class Summary:
 
     @property
     def rank_rmse(self) -> float:
-        """What lines are sorted by: mean test RMSE; infinite where there is none."""
+        """The mean test RMSE, by which lines are sorted; infinite if there is none."""
         return self.test_rmse.mean if self.test_rmse else math.inf
 
 
@@ -92,7 +92,7 @@ def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Su
     Failed, pruned and missing seeds are counted beside the finished ones; a mean is over finished seeds only.
 
     Args:
-        rows: rows of ``trials.parquet``; those of a search that were not selected are left out.
+        rows: rows of ``trials.parquet``; trials of a search that were not selected are left out.
         axes: dotted paths that the study varies. Unset: the ``param.*`` columns that differ within a variant.
 
     Raises:
@@ -112,19 +112,19 @@ def summarise(rows: Iterable[Row], axes: Sequence[str] | None = None) -> list[Su
     lines = []
     for group in groups.values():
         values = _axis_values(group[0], axes)
-        told = {path: value for path, value in values.items() if (str(group[0].get("variant")), path) not in fixed}
-        lines.append(_summary(group, values, [f"{names[path]}={plain(value)}" for path, value in told.items()]))
+        shown = {path: value for path, value in values.items() if (str(group[0].get("variant")), path) not in fixed}
+        lines.append(_summary(group, values, [f"{names[path]}={plain(value)}" for path, value in shown.items()]))
     variants = [line for line in lines if not line.baseline]
     baselines = sorted((line for line in lines if line.baseline), key=lambda line: line.rank_rmse)
     return [_with_beaten(line, baselines) for line in [*variants, *baselines]]
 
 
 def infer_axes(rows: Sequence[Row]) -> list[str]:
-    """Dotted paths of the configuration that differ between trials of one variant; resources are no axis."""
+    """Dotted paths of the configuration that differ between trials of one variant, resources excepted."""
     found: dict[str, None] = {}
     seen: dict[tuple[str, str], Any] = {}
     for row in rows:
-        # A trial that never started has no configuration; that says nothing of the axes.
+        # A trial that never started has no configuration, so it says nothing about the axes.
         if row.get("baseline") or not any(
             value is not None for name, value in row.items() if name.startswith("param.")
         ):
@@ -138,9 +138,9 @@ def infer_axes(rows: Sequence[Row]) -> list[str]:
 
 
 def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
-    """The baseline that counts: the mean by slot of the week; None without one.
+    """The mean by slot of the week, which is the baseline that counts; None if there is none.
 
-    Where an axis changes the data (few-shot ratios), it is the one at ``line``'s data.
+    If an axis changes the data (few-shot ratios), it is the one on ``line``'s data.
     """
     return next(
         (b for b in summaries if b.baseline and is_slot_of_week(b.variant) and (line is None or _same_data(line, b))),
@@ -149,15 +149,16 @@ def slot_of_week(summaries: Sequence[Summary], line: Summary | None = None) -> S
 
 
 def strongest_baseline(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
-    """The baseline with the lowest mean test RMSE, at ``line``'s data if one is given; None where none was tested."""
+    """The baseline with the lowest mean test RMSE, on ``line``'s data if one is given; None if none was tested."""
     tested = [b for b in summaries if b.baseline and b.test_rmse and (line is None or _same_data(line, b))]
     return min(tested, key=lambda b: b.rank_rmse, default=None)
 
 
 def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary | None:
-    """What a variant is held against: the mean by slot of week; where not every variant has one, the best baseline on its data.
+    """The baseline that a variant is compared with: the mean by slot of week, or else the best baseline on its data.
 
-    A series of few weeks has no mean by slot of week, and no more has the first part of a longer one.
+    The best baseline is used if some variant has no mean by slot of week. A series of a few weeks has none, nor has the first part of a
+    longer one.
     """
     if has_slot_of_week(summaries):
         return slot_of_week(summaries, line)
@@ -165,7 +166,7 @@ def anchor(summaries: Sequence[Summary], line: Summary | None = None) -> Summary
 
 
 def has_slot_of_week(summaries: Sequence[Summary]) -> bool:
-    """Whether every variant has the mean by slot of week among the baselines on its data."""
+    """Whether the baselines on every variant's data include the mean by slot of week."""
     baselines = [line for line in summaries if line.baseline]
     variants = [line for line in summaries if not line.baseline]
     return bool(variants) and all(slot_of_week(baselines, line) is not None for line in variants)
@@ -177,7 +178,7 @@ def is_slot_of_week(name: str) -> bool:
 
 
 def best_variant(summaries: Sequence[Summary]) -> Summary | None:
-    """The variant with the lowest mean test RMSE (validation RMSE where none was tested); None where none finished."""
+    """The variant with the lowest mean test RMSE, or validation RMSE if none was tested; None if none finished."""
     variants = [line for line in summaries if not line.baseline]
     tested = [line for line in variants if line.test_rmse]
     if tested:
@@ -190,13 +191,16 @@ def best_variant(summaries: Sequence[Summary]) -> Summary | None:
 
 
 def lowest_mae(summaries: Sequence[Summary]) -> Summary | None:
-    """The variant with the lowest mean test MAE; None where none was tested."""
+    """The variant with the lowest mean test MAE; None if none was tested."""
     tested = [(line.test_mae.mean, line) for line in summaries if not line.baseline and line.test_mae]
     return min(tested, key=lambda pair: pair[0])[1] if tested else None
 
 
 def _fixed(rows: Sequence[Row], axes: Sequence[str]) -> set[tuple[str, str]]:
-    """(variant, axis) of one value, along an axis on which another variant has several: of another study, it says nothing there."""
+    """(variant, axis) of variants that have one value on an axis on which another variant has several.
+
+    Such an axis belongs to another study, so the value is left out of the variant's label.
+    """
     seen: dict[str, dict[str, set[str]]] = {path: {} for path in axes}
     for row in rows:
         for path, value in {} if row.get("baseline") else _axis_values(row, axes).items():
@@ -245,12 +249,12 @@ def _with_beaten(line: Summary, baselines: Sequence[Summary]) -> Summary:
 
 
 def _same_data(line: Summary, baseline: Summary) -> bool:
-    """An axis of the data (few-shot ratios) has its own baselines: a line stands against those of its own data."""
+    """Whether a baseline is on the line's data. Each value of an axis of the data (few-shot ratios) has baselines of its own."""
     return all(line.axis_values.get(path, value) == value for path, value in baseline.axis_values.items())
 
 
 def _axis_values(row: Row, axes: Sequence[str]) -> dict[str, Any]:
-    """A baseline has no model to vary: only the axes of the data are its own."""
+    """The row's values on the axes. A baseline has no model, so only the axes of the data apply to it."""
     values = {path: row.get(f"param.{path}") for path in axes}
     if not row.get("baseline"):
         return values
@@ -258,20 +262,20 @@ def _axis_values(row: Row, axes: Sequence[str]) -> dict[str, Any]:
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """The symbol or the last segment of each dotted path, or all of it where two paths end alike."""
+    """The symbol or the last segment of each dotted path, or the whole path if two of them end alike."""
     paths = list(paths)
     last = [SYMBOLS.get(path, path.rsplit(".", 1)[-1]) for path in paths]
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
 
 
-def symbols_words(summaries: Sequence[Summary]) -> str:
-    """What the symbols in the labels stand for: ``λ: train.flow_loss_weight.``; empty where there are none."""
+def symbols_text(summaries: Sequence[Summary]) -> str:
+    """The meaning of the symbols in the labels, ``λ: train.flow_loss_weight.``; empty if there are none."""
     paths = dict.fromkeys(path for line in summaries for path in line.axis_values if f"{SYMBOLS.get(path)}=" in line.label)
     return "; ".join(f"{SYMBOLS[path]}: {path}" for path in paths) + ("." if paths else "")
 
 
 def plain(value: Any) -> str:
-    """A setting as a reader writes it: 0.5, not 0.500000."""
+    """A setting for the reader: 0.5, not 0.500000."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,7 +1,8 @@
-"""Errors of one trial by test window, and differences between two trials by block of windows.
+"""Errors of one trial by test window, and differences between two trials by window block.
 
-Neighbouring windows share most of their steps, so their errors are no independent pairs. Means over long, contiguous blocks nearly are:
-the method of batch means, whose interval holds with ten or so batches and gains little from more (Schmeiser 1982).
+Neighbouring windows share most of their steps, so their errors are not independent pairs. Means over long, contiguous blocks of windows
+are nearly independent. This is the method of batch means, whose interval is valid with about ten batches and gains little from more
+(Schmeiser 1982).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_BLOCKS = 10
-"""Blocks at the most: longer ones are less correlated. With 10 a false alarm stays near 5 % for AR(1) errors up to 0.9."""
+"""The largest number of window blocks; fewer and longer blocks are less correlated.
+
+With 10, the rate of false alarms stays near 5 % for AR(1) errors with a coefficient up to 0.9.
+"""
 
 
 @dataclass(frozen=True)
 class WindowErrors:
-    """Sums over the horizons and cells of each of n test windows, readings only, in the data's unit."""
+    """Sums over the horizons and cells of each of n test windows, in the data's unit; missing readings are left out."""
 
     window: np.ndarray  # (n,) int64: index in the series of the window's first step, ascending
     absolute: np.ndarray  # (n,) float64
@@ -34,7 +38,7 @@ class WindowErrors:
 
 
 def read_window_errors(store: Store, trial_id: str) -> WindowErrors | None:
-    """From the trial's kept forecasts; None where it has not been tested. Of a large test segment not all windows are kept."""
+    """The errors of a trial's kept forecasts; None if it has not been tested. A large test segment keeps only some windows."""
     import numpy as np
 
     kept = read_predictions(store, trial_id)
@@ -46,13 +50,14 @@ def read_window_errors(store: Store, trial_id: str) -> WindowErrors | None:
 
 
 def block_differences(ours: WindowErrors, theirs: WindowErrors, least: int) -> dict[str, list[float]]:
-    """Differences ours − theirs of ``rmse`` and ``mae`` by block of test windows; empty where the windows are not the same.
+    """Differences ours − theirs of ``rmse`` and ``mae`` by window block; empty if both have different windows.
 
-    A block's sum is divided by the mean count of readings of a block, so that the mean over blocks is the difference over all windows
-    exactly. For the RMSE it is that of the squared errors over the sum of both RMSE: RMSE_a − RMSE_b = (MSE_a − MSE_b) / (RMSE_a + RMSE_b).
+    A block's sum is divided by the mean number of readings in a block, so that the mean over blocks is exactly the difference over all
+    windows. For the RMSE, the difference of the squared errors is divided by the sum of both RMSE, since
+    RMSE_a − RMSE_b = (MSE_a − MSE_b) / (RMSE_a + RMSE_b).
 
     Args:
-        least: steps of a block at the least: history and horizon together, so that windows of blocks that are no neighbours share nothing.
+        least: the least number of steps in a block. It is history plus horizon, so that only windows of neighbouring blocks share steps.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Comparisons with the reference as a reader meets them: a cell, a sentence, the legend of the mark, a record."""
+"""Comparisons with the reference as text: table cells, sentences, the legend of the asterisk, and spreadsheet columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stlab.report.statistics.window_blocks import MAX_BLOCKS
 
 
 @dataclass(frozen=True)
-class Told:
-    """A comparison in plain words. ``verdict``: ``better``, ``worse`` or empty, where they cannot be told apart."""
+class ComparisonSentence:
+    """A comparison as a sentence. ``verdict`` is ``better``, ``worse``, or empty for lines that are not distinguishable."""
 
     label: str
     sentence: str
@@ -20,7 +20,7 @@ class Told:
 
 
 def signed(value: float, digits: int) -> str:
-    """``−0.311``; what rounds to zero has no sign."""
+    """``−0.311``; a number that rounds to zero has no sign."""
     text = f"{value:+.{digits}f}"
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
@@ -30,7 +30,7 @@ def probability(p: float) -> str:
 
 
 def cell(comparison: Comparison | None, digits: int, short: bool = False) -> str:
-    """``−0.311 [−0.521, −0.101], p=0.012*``; short: ``−0.311*``; a dash without two pairs."""
+    """``−0.311 [−0.521, −0.101], p=0.012*``, or ``−0.311*`` if ``short``; a dash if there are fewer than two pairs."""
     if comparison is None or comparison.rmse is None:
         return "–"
     found = comparison.rmse
@@ -41,46 +41,49 @@ def cell(comparison: Comparison | None, digits: int, short: bool = False) -> str
 
 
 def parts(comparison: Comparison | None, digits: int) -> tuple[str, str]:
-    """The cell in two lines: ``−0.311*`` and ``[−0.521, −0.101], p=0.012``; the second empty without two pairs."""
+    """The cell in two lines: ``−0.311*`` and ``[−0.521, −0.101], p=0.012``.
+
+    The second is empty if there are fewer than two pairs.
+    """
     short, long = cell(comparison, digits, short=True), cell(comparison, digits)
     return short, long.partition(" ")[2].removesuffix("*")
 
 
 def verdict(comparison: Comparison | None) -> str:
-    """``better`` or ``worse`` where the test RMSE is distinguishable from the reference's."""
+    """``better`` or ``worse`` if the test RMSE is distinguishable from the reference's, else empty."""
     if comparison is None or comparison.rmse is None or not comparison.rmse.differs:
         return ""
     return "better" if comparison.rmse.mean < 0 else "worse"
 
 
 def legend(comparisons: Sequence[Comparison], title: str, name: str) -> str:
-    """What the column of differences from ``name`` and its mark mean; empty where nothing was compared."""
+    """The sentences that explain the column of differences from ``name``; empty if nothing was compared."""
     tested = [one for one in comparisons if one.rmse is not None]
     if not tested:
         return ""
     family = max(one.family for one in tested)
     after = f", after Holm's correction over {family} comparisons" if family > 1 else ""
-    said = (
-        f"“{title}”: test RMSE less that of {name}, below zero is better, with its 95 % interval (Student t); * distinguishable from "
-        f"zero: paired t-test, two-sided p < 0.05{after}."
+    column = (
+        f"“{title}” is the test RMSE minus that of {name}, with its 95 % interval (Student t); below zero is better. An asterisk marks "
+        f"differences that are distinguishable from zero: paired t-test, two-sided p < 0.05{after}."
     )
-    return f"{said} {_pairs(tested)}"
+    return f"{column} {_pairs(tested)}"
 
 
 def _pairs(tested: Sequence[Comparison]) -> str:
     if tested[0].over == "seeds":
-        return "Pairs are seeds: they share initial weights and the order of the data."
+        return "Trials of the same seed are paired: they share initial weights and the order of the data."
     counts = sorted({one.rmse.n for one in tested if one.rmse})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"One seed: pairs are {number} blocks of test windows (at most {MAX_BLOCKS}, each as long as history and horizon together or "
-        "longer); this says nothing about other seeds."
+        f"There is one seed, so the pairs are {number} blocks of test windows (at most {MAX_BLOCKS}, each at least as long as history and "
+        "horizon together). This says nothing about other seeds."
     )
 
 
-def tell(comparisons: Sequence[Comparison], digits: int) -> list[Told]:
-    """A sentence for each comparison: distinguishable or not, and by how much at the most."""
-    return [Told(one.label, _sentence(one, digits), verdict(one)) for one in comparisons]
+def sentences(comparisons: Sequence[Comparison], digits: int) -> list[ComparisonSentence]:
+    """A sentence for each comparison: whether it is distinguishable, and how large the difference is at most."""
+    return [ComparisonSentence(one.label, _sentence(one, digits), verdict(one)) for one in comparisons]
 
 
 def _sentence(one: Comparison, digits: int) -> str:
@@ -90,16 +93,16 @@ def _sentence(one: Comparison, digits: int) -> str:
     found = one.rmse
     size = f"{abs(found.mean):.{digits}f}"
     span = f"95 % interval {signed(found.low, digits)} to {signed(found.high, digits)}"
-    told = f"{_evidence(one)}{lost}{_by_mae(one, digits)}"
+    evidence = f"{_evidence(one)}{lost}{_by_mae(one, digits)}"
     if found.differs:
         way = "lower" if found.mean < 0 else "higher"
-        return f"distinguishable from {one.reference}: its RMSE is {way} by {size} ({span}), at most {found.at_most:.{digits}f}; {told}"
+        return f"distinguishable from {one.reference}: its RMSE is {way} by {size} ({span}), at most {found.at_most:.{digits}f}; {evidence}"
     if found.d is None:
-        constant = "the figures are the same" if found.mean == 0 else f"the difference is {signed(found.mean, digits)} in every pair"
-        return f"{constant} as of {one.reference}: nothing varies that a test could weigh{lost}"
+        constant = "the errors are the same" if found.mean == 0 else f"the difference is {signed(found.mean, digits)} in every pair"
+        return f"not testable against {one.reference}: {constant}, so nothing varies that a test could use{lost}"
     largest = f"a difference, if there is one, is at most {found.at_most:.{digits}f} ({span})"
-    alone = "; the interval leaves out zero, but not after the correction" if found.low * found.high > 0 else ""
-    return f"not distinguishable from {one.reference}: {largest}{alone}; {told}"
+    alone = "; the interval excludes zero, but not after the correction" if found.low * found.high > 0 else ""
+    return f"not distinguishable from {one.reference}: {largest}{alone}; {evidence}"
 
 
 def _evidence(one: Comparison) -> str:
@@ -125,7 +128,7 @@ def _lost(one: Comparison) -> str:
 
 
 def record(comparison: Comparison | None) -> dict[str, Any]:
-    """The columns of a spreadsheet: differences in full precision, p before and after the correction, effect sizes."""
+    """Columns for a spreadsheet: differences in full precision, p before and after the correction, and effect sizes."""
     fields: dict[str, Any] = {"reference": None, "pairs_over": None, "distinguishable": None}
     if comparison is not None:
         marked = None if comparison.rmse is None else comparison.rmse.differs
@@ -135,3 +138,16 @@ def record(comparison: Comparison | None) -> dict[str, Any]:
         names = {"mean": "", "low": "_low", "high": "_high", "n": "_pairs", "p": "_p", "p_holm": "_p_holm", "d": "_dz", "g": "_g"}
         fields |= {f"diff_{error}{suffix}": getattr(found, name, None) for name, suffix in names.items()}
     return fields
+
+
+def reference_label(comparisons: Sequence[Comparison]) -> str:
+    """A short name for the reference, as the title of the column of differences uses it."""
+    names = list(dict.fromkeys(one.reference for one in comparisons))
+    if not names:
+        return "–"
+    variant, _, point = names[0].partition(" · ")
+    if len(names) > 1:  # one reference variant, taken at each setting of the axes
+        return variant
+    # A study of one variant is compared with one of its own settings, so the setting alone names the reference.
+    is_alone = all(one.label.partition(" · ")[0] == variant for one in comparisons)
+    return point if point and is_alone else names[0]

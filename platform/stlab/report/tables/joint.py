@@ -1,4 +1,4 @@
-"""Trials of several studies as the rows of one table: each trial once, on the same data only, under names that tell them apart."""
+"""Trials of several studies as the rows of one table for each data set; each trial appears once, under a unique name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NOT_COMPARED = ("param.resources.", "param.data.path", "param.train.checkpoint_
 
 @dataclass(frozen=True)
 class Section:
-    """What several studies have on one data set."""
+    """The trials of several studies on one data set."""
 
     folder: str
     """The data set as a folder's name."""
     rows: list[Row]
     own: Mapping[str, Mapping[str, str]]
-    """Study → its trials' ids → the variant they are in that study."""
+    """Study → trial id → the name of its variant in that study."""
     notes: list[str]
 
     @property
@@ -31,18 +31,19 @@ class Section:
 
 
 def sections(rows: Mapping[str, Sequence[Row]]) -> list[Section]:
-    """Study → its rows, as one table a data set; data sets of one name are told apart by their content's hash.
+    """One table for each data set, from a mapping study → rows.
 
-    Trials that studies share stand once, under the first one's name for them.
+    Data sets of the same name get the hash of their content as a suffix. A trial that studies share appears once, under the first
+    study's name for it.
 
     Raises:
         ProtocolMismatch: trials on the same data were made by different protocols; names the field.
     """
     found = []
-    for folder, of in _by_data(rows).items():
-        merged, notes = _merged(of)
+    for folder, by_study in _by_data(rows).items():
+        merged, notes = _merged(by_study)
         single_protocol(merged)
-        own = {study: {str(row["trial_id"]): str(row["variant"]) for row in mine} for study, mine in of.items()}
+        own = {study: {str(row["trial_id"]): str(row["variant"]) for row in mine} for study, mine in by_study.items()}
         found.append(Section(folder, merged, own, notes))
     return found
 
@@ -57,18 +58,18 @@ def _by_data(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, list[Row]
                 kinds.setdefault(key, {}).setdefault(study, []).append(row)
             else:
                 unnamed.setdefault(study, []).append(row)
-    for study, own in unnamed.items():  # trials that never began: of the data that their study's others are on
-        key = next((key for key, of in kinds.items() if study in of), next(iter(kinds), ("data", "")))
+    for study, own in unnamed.items():  # trials that never began belong to the data set of their study's other trials
+        key = next((key for key, by_study in kinds.items() if study in by_study), next(iter(kinds), ("data", "")))
         kinds.setdefault(key, {}).setdefault(study, []).extend(own)
     names = [name for name, _ in kinds]
     return {
-        re.sub(r"[^A-Za-z0-9_.-]+", "_", name if names.count(name) == 1 else f"{name}-{sha[:8]}"): of
-        for (name, sha), of in kinds.items()
+        re.sub(r"[^A-Za-z0-9_.-]+", "_", name if names.count(name) == 1 else f"{name}-{sha[:8]}"): by_study
+        for (name, sha), by_study in kinds.items()
     }
 
 
 def _merged(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row], list[str]]:
-    """All rows, each trial once, and notes on what was shared or renamed."""
+    """All rows, each trial once, and notes on shared trials."""
     seen: dict[str, str] = {}
     merged: list[Row] = []
     shared: dict[tuple[str, str], int] = {}
@@ -82,20 +83,20 @@ def _merged(rows: Mapping[str, Sequence[Row]]) -> tuple[list[Row], list[str]]:
                 continue
             merged.append({**row, "variant": labels[study, str(row["variant"])]})
     notes = [
-        f"{count} trial{' is' if count == 1 else 's are'} of both {one} and {other}, and stand{'s' if count == 1 else ''} here once, "
-        f"under the name{'' if count == 1 else 's'} of {one}."
+        f"{one} and {other} share {count} trial{'' if count == 1 else 's'}, which {'is' if count == 1 else 'are'} listed once, under the "
+        f"name{'' if count == 1 else 's'} that {one} gives."
         for (one, other), count in shared.items()
     ]
     return merged, notes
 
 
 def _labels(rows: Mapping[str, Sequence[Row]]) -> dict[tuple[str, str], str]:
-    """(study, variant) → its name here: the study's is added where another has a variant of the name that is something else."""
+    """(study, variant) → its name here. The study's name is added if an earlier study has a different variant of the same name."""
     settings: dict[str, dict[str, set[str]]] = {}
     for study, own in rows.items():
         for row in own:
-            of = settings.setdefault(str(row["variant"]), {}).setdefault(study, set())
-            of.add(str(row["trial_id"]) if row.get("baseline") else _settings(row))
+            known = settings.setdefault(str(row["variant"]), {}).setdefault(study, set())
+            known.add(str(row["trial_id"]) if row.get("baseline") else _settings(row))
     labels = {}
     for variant, by_study in settings.items():
         first: set[str] = set()

@@ -1,4 +1,4 @@
-"""How long MLflow has been silent."""
+"""The duration of the call to MLflow that is under way."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-class Watch:
-    """Knows since when a call is under way. One thread calls; others ask."""
+class CallTimer:
+    """Knows when the current call began. One thread makes calls; other threads read the time."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -30,21 +30,21 @@ class Watch:
         finally:
             self._since = None
 
-    def watched(self, client: MlflowClient) -> MlflowClient:
-        """The client, with every call of a method of it noted."""
-        return cast("MlflowClient", _Watched(client, self))
+    def timed(self, client: MlflowClient) -> MlflowClient:
+        """A client whose method calls are timed."""
+        return cast("MlflowClient", _TimedClient(client, self))
 
 
-class _Watched:
-    def __init__(self, client: MlflowClient, watch: Watch) -> None:
-        self._client, self._watch = client, watch
+class _TimedClient:
+    def __init__(self, client: MlflowClient, timer: CallTimer) -> None:
+        self._client, self._timer = client, timer
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self._watch.calling():
+            with self._timer.calling():
                 return method(*args, **kwargs)
 
         return call

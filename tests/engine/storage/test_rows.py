@@ -1,4 +1,4 @@
-"""Of a search, what stands for the study is what it selected: in `best`, in MLflow's means over seeds, in the tags."""
+"""A search contributes only its selected trials: to the best trial, to MLflow's means over seeds and to the tags."""
 
 from __future__ import annotations
 

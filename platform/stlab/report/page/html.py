@@ -1,0 +1,46 @@
+"""Parts that every HTML page of a report uses: the templates, and figures inside the page and beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from stlab.report.figures.study_figures import ReportFigure
+from stlab.report.figures.style import render
+from stlab.storage import StudyDirectory
+
+_FULL_WIDTH = 7.2
+"""Inches of a figure that fills the page. A narrower figure keeps its size, so that the type is equally large in all."""
+_MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """Fill a template of this package; a name that the content lacks is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("stlab", "report/page")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(content)
+
+
+def write_figures(directory: StudyDirectory, figures: Iterable[ReportFigure]) -> None:
+    """Write ``figures/*.png|pdf`` of a report; earlier figures are deleted."""
+    directory.store.delete_folder(directory.report_path("figures"))
+    for one in figures:
+        for kind in ("png", "pdf"):
+            directory.store.write(directory.report_path(f"figures/{one.name}.{kind}"), render(one.figure, kind))
+
+
+def embed_figure(one: ReportFigure) -> dict[str, str]:
+    """A figure for the template, as a data URI. An image keeps its ids and styles apart from those of other figures."""
+    content = base64.b64encode(render(one.figure, one.page_format)).decode()
+    return {
+        "name": one.name,
+        "title": one.title,
+        "caption": one.caption,
+        "share": f"{min(1.0, one.figure.get_figwidth() / _FULL_WIDTH):.2f}",
+        "source": f"data:{_MEDIA[one.page_format]};base64,{content}",
+    }
