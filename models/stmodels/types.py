@@ -44,7 +44,7 @@ class ModelInput(NamedTuple):
 
 
 class SeriesInfo(NamedTuple):
-    """What a model knows of its data before it sees any reading."""
+    """The facts that a model knows about its data before it sees any reading."""
 
     family: str  # "grid" or "sensors"
     shape: tuple[int, ...]  # S

@@ -36,7 +36,7 @@ class Cell:
     train_ratio: float
     state: State
     why: str
-    """What is missing; empty if nothing is."""
+    """The missing part; empty if nothing is missing."""
 
 
 def coverage(

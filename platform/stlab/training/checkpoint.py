@@ -43,12 +43,12 @@ class Progress:
     """A row an epoch, as in epochs.parquet."""
     peak_memory_bytes: int = 0
     notes: list[str] = field(default_factory=list)
-    """What the user should know of how it got here."""
+    """Notes for the user about the way to this point."""
 
 
 @dataclass
 class Midway:
-    """Where a trial stands within an epoch, between two optimiser steps."""
+    """The state of a trial within an epoch, between two optimiser steps."""
 
     seconds: float
     """Seconds that the epoch's steps have taken so far."""
@@ -87,7 +87,7 @@ class Midway:
 
 @dataclass
 class Restored:
-    """What a checkpoint holds besides the state of model and optimiser."""
+    """The content of a checkpoint besides the state of model and optimiser."""
 
     best: Weights
     progress: Progress
@@ -122,7 +122,7 @@ class Checkpoints:
         self.store = directory.store
         self.prefix = f"{directory.prefix}/checkpoint"
         self.note: str | None = None
-        """What the user should know of the last :meth:`restore`."""
+        """A note for the user about the last :meth:`restore`."""
         self._passed_over: list[str] = []
         """Folders that could not be used and still have the name of a checkpoint."""
 

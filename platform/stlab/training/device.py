@@ -1,4 +1,4 @@
-"""What a worker trains on, and with which arithmetic."""
+"""The device that a worker trains on, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def device_name(device: torch.device) -> str:
 
 
 def arithmetic(device: torch.device) -> str | None:
-    """What the last digits of a CPU's results follow from: the processor's maker, the instruction set that PyTorch uses, and
-    whose kernels compute large products. None on a GPU, whose name says it.
+    """The facts that decide the last digits of a CPU's results: the maker of the processor, the instruction set that PyTorch
+    uses, and the library that computes large products. None on a GPU, whose name says it.
     """
     if device.type != "cpu":
         return None

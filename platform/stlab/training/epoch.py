@@ -83,7 +83,7 @@ class EpochInProgress:
         return self.seconds_before + time.perf_counter() - self.started
 
     def midway(self, seconds: float) -> Midway:
-        """Where the epoch stands after so many seconds, gathered from all workers, so that :meth:`begin` can go on from there."""
+        """The state of the epoch after so many seconds, gathered from all workers, so that :meth:`begin` can go on from it."""
         read, waiting = self.log.contents()
         rows, states = zip(*gathered((waiting, random_state(self.device))), strict=True)
         return Midway(seconds, self.log.names, read, list(rows), self.term_norms, list(states))

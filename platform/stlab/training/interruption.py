@@ -1,4 +1,4 @@
-"""What interrupts training before its last epoch: a request to stop, or a search that has no more use for the trial.
+"""Interruptions of a training before its last epoch: a request to stop, or a search that has no more use for the trial.
 
 Between two steps, all workers of a trial decide alike whether to write a checkpoint and whether to stop.
 """
@@ -30,7 +30,7 @@ class TrialPruned(Exception):
 
 
 class Due(NamedTuple):
-    """What is to be done before the next step."""
+    """The things to do before the next step."""
 
     save: bool
     stop: bool
@@ -61,7 +61,7 @@ class Interruption:
         return time.monotonic() - self.saved_at >= self.seconds
 
     def due(self, now: bool = False) -> Due:
-        """What is due. All workers call this after the same steps.
+        """Tell the things that are due. All workers call this after the same steps.
 
         Args:
             now: whether to ask the other workers even if they were asked a moment ago.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def training_loss(terms: Mapping[str, Tensor], train: TrainSpec) -> Tensor:
-    """What is minimised: the weighted sum of a model's loss terms. This is the only place where λ meets the loss.
+    """The function that is minimised: the weighted sum of a model's loss terms. This is the only place where λ meets the loss.
 
     The weight of a term is ``train.<term>_loss_weight``, or 1 where the specification has no such field. The λ of ST-VFM is
     ``train.flow_loss_weight``.

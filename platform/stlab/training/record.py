@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 15
-_HANG_SECONDS = 10.0  # the other workers of a trial wait so much longer, so that the first one has time to write down what happened
+_HANG_SECONDS = 10.0  # the other workers wait longer by this, so that the first has time to write down the cause
 
 
 class TrialRecord:
-    """What this worker knows of a trial over all of its attempts. There is one attempt unless memory runs out.
+    """The knowledge of this worker about a trial, over all of its attempts. There is one attempt unless memory runs out.
 
     Args:
         report: called with a note where something was mended that the user should know of.
@@ -45,7 +45,7 @@ class TrialRecord:
         self.parts = 1
         """Number of parts into which a worker's share of a batch is divided."""
         self.notes: list[str] = []
-        """What the user should know of the trial, of this call alone."""
+        """Notes for the user from this call alone."""
         self.has_failed = False
         """Whether this worker has written a failure down."""
         self.batches: BatchPlan | None = None
@@ -71,7 +71,7 @@ class TrialRecord:
         self.report({"kind": "note", "text": text})
 
     def all_notes(self) -> list[str]:
-        """What the user should know of the trial, earlier calls included."""
+        """Notes for the user, those of earlier calls included."""
         return list(dict.fromkeys([*(self.loop.progress.notes if self.loop is not None else ()), *self.notes]))
 
     def set_aside_damaged(self) -> None:

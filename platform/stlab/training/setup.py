@@ -1,4 +1,4 @@
-"""What a trial is trained with."""
+"""The parts that a trial is trained with."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What stays the same from a trial's first step to its test."""
+    """The parts that stay the same from a trial's first step to its test."""
 
     model: Forecaster
     """On ``device``, with its initial weights drawn."""
     dataset: Dataset
     train: TrainSpec
     seed: int
-    """Of the data's order and of dropout."""
+    """The seed of the data's order and of dropout."""
     device: torch.device
     batches: BatchPlan
     precision: str = "fp32"

@@ -17,7 +17,7 @@ from stlab.training.setup import TrainingSetup
 
 
 class StepValues(NamedTuple):
-    """What a step says of itself, on the device. Nobody has waited for it."""
+    """The figures of a step, on the device. Nobody has waited for them."""
 
     logged: dict[str, Tensor]
     """``loss``, ``loss.<term>`` and ``grad_norm``. Losses are this worker's part of the batch's mean."""

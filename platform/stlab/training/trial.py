@@ -121,7 +121,7 @@ def _free_memory() -> None:
 
 
 class TrialTrainer:
-    """What one attempt at a trial is trained and tested with. Everything is built here, once."""
+    """One attempt at a trial, with everything that training and test need. It is built here, once."""
 
     def __init__(
         self, trial: TrialSpec, record: TrialRecord, watchdog: Watchdog, stop: Callable[[], bool] | None
@@ -249,7 +249,7 @@ def _drawn_model(trial: TrialSpec, dataset: Dataset, device: torch.device) -> Fo
 
 
 def _summary(progress: Progress, trial: TrialSpec) -> dict[str, Any]:
-    """What ``result.json`` says of a training."""
+    """The fields of ``result.json`` that describe a training."""
     rows, train = progress.rows, trial.train
     seconds = sum(row["seconds"] for row in rows)
     chosen = rows[progress.best_epoch - 1]

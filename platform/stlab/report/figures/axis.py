@@ -83,7 +83,7 @@ def axis_name(path: str) -> str:
 
 
 def axis_caption(path: str, panels: Sequence[AxisPanel]) -> str:
-    """What the figure shows, and what follows from it."""
+    """The content of the figure, and the conclusion from it."""
     several = [f"{panel.title}: " if len(panels) > 1 else "" for panel in panels]
     findings = [f"{where}{_finding(curve, path)}" for where, panel in zip(several, panels, strict=True) for curve in panel.curves]
     curves = [curve for panel in panels for curve in panel.curves]

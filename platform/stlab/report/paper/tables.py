@@ -220,7 +220,7 @@ def _matrix(paper: Paper, cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _missing(paper: Paper, cells: Sequence[Cell]) -> list[dict[str, str]]:
-    """What is missing: models by reason, and data sets with the names of their files."""
+    """The missing parts: models by reason, and data sets with the names of their files."""
     models: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.state == "no model":
