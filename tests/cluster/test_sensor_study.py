@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = (
     "data.path=PEMS99.npz", "data.start=2018-01-01", "data.step_minutes=60", "model.backbone=vilt_test", "model.weights=random",

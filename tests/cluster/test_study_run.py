@@ -175,6 +175,7 @@ def test_ui_answers_on_this_machine(ran: Any, server: int) -> None:
         assert json.load(answer)["experiment"]["name"] == "tiny"
 
 
+@pytest.mark.slow
 class TestChangedStudy:
     """One run that changes the study: a seed more and a variant that cannot be trained. What was there stays."""
 
