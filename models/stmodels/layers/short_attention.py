@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-_MOST_TOKENS = 8  # with more, one product for every sequence and head is faster (tests/benchmarks/)
+_MOST_TOKENS = 8  # with more, a product for every sequence and head is faster with AVX2 (tests/benchmarks/)
 
 
 def _dots(a_TRE: Tensor, b_TRE: Tensor) -> Tensor:
