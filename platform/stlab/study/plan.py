@@ -261,7 +261,8 @@ def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int
     """Distribute trials over as many packs as worker groups can run at once.
 
     The costliest trials are assigned first, each to the pack with the lowest cost so far, so that all packs end at about the same time.
-    Baselines take seconds and come first in their pack.
+    Baselines take seconds and come first in their pack. The cheapest trial follows, so that a study soon has a first trained row, and
+    then the others from the costliest on.
 
     Args:
         slots: the number of worker groups that the cluster can run at once, for each kind of resources.
@@ -272,5 +273,11 @@ def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int
         shares: list[list[PlannedTrial]] = [[] for _ in range(min(max(1, slots[resources]), len(alike)))]
         for trial in sorted(alike, key=lambda t: -t.cost):
             min(shares, key=lambda share: (sum(t.cost for t in share), len(share))).append(trial)
-        packs += [Pack(resources, tuple(sorted(share, key=lambda t: (not t.spec.baseline, -t.cost)))) for share in shares]
+        packs += [Pack(resources, tuple(_in_order(share))) for share in shares]
     return packs
+
+
+def _in_order(share: Sequence[PlannedTrial]) -> list[PlannedTrial]:
+    baselines = [trial for trial in share if trial.spec.baseline]
+    trained = sorted((trial for trial in share if not trial.spec.baseline), key=lambda trial: -trial.cost)
+    return [*baselines, *trained[-1:], *trained[:-1]]
