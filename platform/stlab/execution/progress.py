@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stlab.execution.events import Ended, Epochs, Event, Note, Planned, Resumed, SearchEvent, Started, TrialEvent
+from stlab.execution.events import Ended, Epochs, Event, Note, Planned, Resumed, SearchEvent
 from stlab.execution.run_study import Outcome
 from stlab.execution.time_left import TimeLeft
 from stlab.study.plan import Plan, PlannedTrial
@@ -20,6 +21,7 @@ from stlab.study.spec import SearchSpec
 # rich would take a string for markup: names and errors have brackets of their own, and a `[/…` in them would end the run. Everything
 # that is printed here with other people's words in it is therefore a Text.
 _FINISHED = ("✓", "green")
+_TIME_TOLD_SECONDS = 1.0  # a study of thousands of short trials has a line for each, and the estimate looks at all of them
 
 
 @dataclass
@@ -52,8 +54,8 @@ class TerminalProgress:
         self._running: dict[str, _Running] = {}
         self._done = 0.0
         self._total = 0
-        self._time_left: TimeLeft | None = None
-        """None where nothing tells how many trials there will be."""
+        self._time_left = TimeLeft([], 1)
+        self._time_told_at = float("-inf")
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         for note in plan.notes:
@@ -63,8 +65,7 @@ class TerminalProgress:
         self._done = self._total - len(todo)
         if plan.study.search is not None:
             self._begin_search(plan, plan.study.search, concurrency)
-        if plan.study.search is None or plan.study.search.max_trials:
-            self._time_left = TimeLeft(todo, concurrency, most=self._total - round(self._done))
+        self._time_left = TimeLeft(todo, concurrency, unplanned=self._unplanned(plan))
         there = f", {self._total - len(todo)} there already" if len(todo) < self._total else ""
         pace = f"; {concurrency} at a time" if todo else ""
         if plan.study.search is None:
@@ -75,8 +76,7 @@ class TerminalProgress:
 
     def _begin_search(self, plan: Plan, search: SearchSpec, concurrency: int) -> None:
         """The trials of a search are not known yet; their greatest number is, where ``max_trials`` gives it."""
-        # The selected configuration is measured, or trained with further seeds: each seed is one step.
-        self._total += len(plan.branches) * ((search.max_trials or 0) + len(plan.study.seeds))
+        self._total += self._unplanned(plan) or len(plan.branches) * len(plan.study.seeds)
         branches = "" if len(plan.branches) == 1 else f"{len(plan.branches)} searches of "
         limits = [f"at most {search.max_trials} trials" if search.max_trials else "trials"]
         limits += [f"{search.max_gpu_hours:g} device-hours"] if search.max_gpu_hours else []
@@ -85,33 +85,36 @@ class TerminalProgress:
         line = f"  {branches}{', '.join(limits)} by {search.sampler}{pace}."
         self.console.print(Text.assemble((plan.study.name, "bold"), line))
 
+    @staticmethod
+    def _unplanned(plan: Plan) -> int | None:
+        """The number of trials that a search may still plan; None where it has no limit."""
+        search = plan.study.search
+        if search is None:
+            return 0
+        # The selected configuration is measured, or trained with further seeds: each seed is one step.
+        return len(plan.branches) * (search.max_trials + len(plan.study.seeds)) if search.max_trials else None
+
     def _search_event(self, event: SearchEvent) -> None:
         if isinstance(event, Resumed):
             self._done += event.recorded
             if event.recorded:
-                if self._time_left is not None:
-                    self._time_left.most -= event.recorded
                 self.console.print(f"{event.recorded} trials of the search there already.", highlight=False)
         elif isinstance(event, Planned):
             self._todo[event.trial.trial_id] = event.trial
-            if self._time_left is not None:
-                self._time_left.add(event.trial)
             self._total = max(self._total, len(self._todo))
         elif event.is_old:
             self._done += 1
-            if self._time_left is not None:
-                self._time_left.ended(event.trial_id)
             label = self._todo[event.trial_id].label
             self.console.print(Text.assemble(_FINISHED, f" {self._done:>3.0f}/{self._total}  {label:<32} there already"))
 
     def event(self, event: Event) -> None:
+        self._time_left.event(event)
         if isinstance(event, SearchEvent):
             self._search_event(event)
             return
         trial = self._todo.get(event.trial_id)
         if trial is None:
             return
-        self._tell_time_left(event)
         running = self._running.setdefault(trial.trial_id, _Running(trial))
         if isinstance(event, Epochs) and event.rows:
             running.epoch, running.val_rmse = event.rows[-1]["epoch"], event.rows[-1]["val_rmse"]
@@ -122,16 +125,6 @@ class TerminalProgress:
             self._running.pop(trial.trial_id)
             self._done += 1
             self._print_ended(running, event.status)
-
-    def _tell_time_left(self, event: TrialEvent) -> None:
-        if self._time_left is None:
-            return
-        if isinstance(event, Started):
-            self._time_left.started(event.trial_id)
-        elif isinstance(event, Epochs):
-            self._time_left.epochs(event.trial_id, event.rows)
-        elif isinstance(event, Ended):
-            self._time_left.ended(event.trial_id)
 
     def end(self, outcome: Outcome) -> None:
         self.stop()
@@ -149,17 +142,20 @@ class TerminalProgress:
             else ""
         )
         words = "" if status == "finished" else f"{status}  "
-        left = None if self.console.is_terminal else self.seconds_left()  # a terminal shows it below
-        when = f"; about {duration(left)} left" if left else ""
-        line = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}{when}"
+        line = f" {self._done:>3.0f}/{self._total}  {running.trial.label:<32} {words}{detail}{self._time_told()}"
         self.console.print(Text.assemble(mark, line))
 
-    def seconds_left(self) -> float | None:
-        """The time left; None before the first epoch has ended, and in a search whose number of trials is open."""
-        return None if self._time_left is None else self._time_left.seconds()
+    def _time_told(self) -> str:
+        """The time left for a line of a log, at most once a second. A terminal shows it below the lines."""
+        now = time.monotonic()
+        if self.console.is_terminal or now - self._time_told_at < _TIME_TOLD_SECONDS:
+            return ""
+        self._time_told_at = now
+        left = self._time_left.seconds()
+        return f"; about {duration(left)} left" if left else ""
 
     def _render(self) -> Group:
-        left = self.seconds_left()
+        left = self._time_left.seconds()
         waiting = "first epoch" if self._running else "starting workers"
         head = Table.grid(padding=(0, 1))
         head.add_row(

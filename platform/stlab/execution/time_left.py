@@ -6,18 +6,36 @@ import heapq
 import json
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stlab.execution.events import Ended, Epochs, Event, Planned, Recorded, Resumed, Started
 from stlab.study.plan import PlannedTrial
+from stlab.study.spec import TrialSpec
 
 _RECENT_EPOCHS = 5  # the pace of a trial is the median of so many
+
+# Fields that change results but not the cost; trials that differ only in these have one shape.
+_NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
+_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
+
+
+def shape_of(spec: TrialSpec) -> str:
+    """The settings that the cost of a step depends on, as JSON: model, data, batch, arithmetic and resources.
+
+    Learning rate, λ and seed do not belong to them.
+    """
+    train = {name: value for name, value in spec.train.model_dump().items() if name not in _NO_COST}
+    resources = spec.resources.model_dump(exclude={"price_per_gpu_hour"})
+    return json.dumps([spec.model, spec.data.model_dump(mode="json"), train, resources], sort_keys=True, default=str)
 
 
 @dataclass
 class _Trial:
     planned: PlannedTrial
+    shape: str
     began_at: float | None = None
     told_at: float | None = None
     """The time of its last news."""
@@ -26,21 +44,17 @@ class _Trial:
     best_epoch: int = 0
     best_error: float = float("inf")
     epoch_seconds: list[float] = field(default_factory=list)
+    pace: float | None = None
+    """Seconds an epoch; None before the first has ended."""
 
-    @property
-    def max_epochs(self) -> int:
-        return self.planned.spec.train.max_epochs
-
-    @property
-    def pace(self) -> float | None:
-        """Seconds an epoch; None before the first has ended."""
-        return statistics.median(self.epoch_seconds[-_RECENT_EPOCHS:]) if self.epoch_seconds else None
-
-    @property
-    def shape(self) -> Hashable:
-        """Trials of one shape take equally long for an epoch."""
-        spec = self.planned.spec
-        return spec.data, json.dumps(spec.model, sort_keys=True), spec.train.batch_size, spec.resources.workers
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        select_by = f"val_{self.planned.spec.train.select_by}"
+        for row in rows:
+            self.epoch_seconds.append(float(row["seconds"]))
+            if row[select_by] < self.best_error:
+                self.best_error, self.best_epoch = row[select_by], row["epoch"]
+        self.epoch = rows[-1]["epoch"]
+        self.pace = statistics.median(self.epoch_seconds[-_RECENT_EPOCHS:])
 
 
 class TimeLeft:
@@ -51,96 +65,112 @@ class TimeLeft:
     shapes; but never fewer than its patience allows. The trials are then dealt to as many workers as the study has.
 
     Args:
-        trials: the trials that are left to train; a search adds its trials as it plans them.
+        trials: the trials that are left to train and known now.
         concurrency: how many trials run at once.
-        most: the number of trials of a search, of which only a few are planned yet.
+        unplanned: the number of trials that a search has yet to plan; None where nothing limits it.
         clock: gives the time in seconds.
     """
 
     def __init__(
-        self, trials: Iterable[PlannedTrial], concurrency: int, *, most: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        trials: Iterable[PlannedTrial],
+        concurrency: int,
+        *,
+        unplanned: int | None = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock, self._concurrency, self.most = clock, max(1, concurrency), most
-        self._trials = {trial.trial_id: _Trial(trial) for trial in trials}
+        self._clock, self._concurrency, self._unplanned = clock, max(1, concurrency), unplanned
+        self._trials: dict[str, _Trial] = {}
+        for trial in trials:
+            self._add(trial)
 
-    def add(self, trial: PlannedTrial) -> None:
-        """Take up a trial that a search has planned."""
-        self._trials.setdefault(trial.trial_id, _Trial(trial))
+    def _add(self, trial: PlannedTrial) -> None:
+        if trial.trial_id not in self._trials:
+            self._trials[trial.trial_id] = _Trial(trial, shape_of(trial.spec))
 
-    def started(self, trial_id: str) -> None:
-        """A trial began, or began again."""
-        if (trial := self._trials.get(trial_id)) is not None:
-            trial.began_at = trial.told_at = self._clock()
+    def event(self, event: Event) -> None:
+        """Take up an event of the study."""
+        if isinstance(event, Planned):
+            self._add(event.trial)
+            self._plan(1)
+        elif isinstance(event, Resumed):
+            self._plan(event.recorded)
+        elif (trial := self._trials.get(event.trial_id)) is not None:
+            now = self._clock()
+            if isinstance(event, Started):
+                trial.began_at, trial.told_at, trial.ended_at = now, now, None
+            elif isinstance(event, Epochs) and event.rows:
+                trial.told_at = now
+                trial.add(event.rows)
+            elif isinstance(event, Ended) or (isinstance(event, Recorded) and event.is_old):
+                trial.ended_at = now
 
-    def epochs(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Epochs of a trial ended; ``rows`` are those of ``epochs.parquet``."""
-        trial = self._trials.get(trial_id)
-        if trial is None or not rows:
-            return
-        trial.told_at = self._clock()
-        select_by = f"val_{trial.planned.spec.train.select_by}"
-        for row in rows:
-            trial.epoch_seconds.append(float(row["seconds"]))
-            if row[select_by] < trial.best_error:
-                trial.best_error, trial.best_epoch = row[select_by], row["epoch"]
-        trial.epoch = rows[-1]["epoch"]
-
-    def ended(self, trial_id: str) -> None:
-        """A trial ended, in whatever way."""
-        if (trial := self._trials.get(trial_id)) is not None:
-            trial.ended_at = self._clock()
+    def _plan(self, count: int) -> None:
+        if self._unplanned is not None:
+            self._unplanned = max(0, self._unplanned - count)
 
     def seconds(self) -> float | None:
-        """Seconds until all trials have ended; None before the first epoch has ended."""
-        ended = [trial for trial in self._trials.values() if trial.ended_at is not None]
-        if not any(trial.epoch_seconds for trial in self._trials.values()):
+        """Seconds until all trials have ended; None before the first epoch has ended, and in a search without a limit on its trials."""
+        trials = self._trials.values()
+        if self._unplanned is None or not any(trial.epoch for trial in trials):
             return None
-        overhead = self._overhead(ended)
-        whole = {trial_id: self._seconds(trial, ended) for trial_id, trial in self._trials.items()}
-        running, waiting = [], []
-        for trial_id, trial in self._trials.items():
+        rates = _Rates(trials)
+        running, waiting, begun = [], [], []
+        for trial in trials:
+            whole = rates.seconds(trial) + rates.overhead
+            if trial.epoch:
+                begun.append(whole)
             if trial.ended_at is not None:
                 continue
             if trial.told_at is None:
-                waiting.append(whole[trial_id] + overhead)
+                waiting.append(whole)
             else:
-                left = whole[trial_id] - self._pace(trial) * trial.epoch + overhead
+                left = whole - rates.pace(trial) * trial.epoch
                 running.append(max(0.0, left - (self._clock() - trial.told_at)))
-        begun = [whole[trial_id] + overhead for trial_id, trial in self._trials.items() if trial.epoch]
-        waiting += [statistics.mean(begun)] * max(0, self.most - len(self._trials))
+        waiting += [statistics.mean(begun)] * self._unplanned
         return _makespan(running, waiting, self._concurrency)
 
-    def _overhead(self, ended: Sequence[_Trial]) -> float:
-        """Seconds that a trial takes beside its epochs: to build its model, and to measure the test segment."""
-        beside = [t.ended_at - t.began_at - sum(t.epoch_seconds) for t in ended if t.ended_at is not None and t.began_at is not None]
-        return max(0.0, statistics.median(beside)) if beside else 0.0
 
-    def _seconds(self, trial: _Trial, ended: Sequence[_Trial]) -> float:
+class _Rates:
+    """What the trials so far tell of the others: seconds an epoch, numbers of epochs, and seconds beside the epochs."""
+
+    def __init__(self, trials: Iterable[_Trial]) -> None:
+        paces, epochs = defaultdict(list), defaultdict(list)
+        units, shares, beside = [], [], []
+        for trial in trials:
+            if trial.pace is not None:
+                paces[trial.shape].append(trial.pace)
+                if trial.planned.cost > 0:
+                    units.append(trial.pace / trial.planned.cost)
+            if trial.ended_at is not None and trial.epoch:
+                epochs[trial.shape].append(trial.epoch)
+                shares.append(trial.epoch / trial.planned.spec.train.max_epochs)
+            if trial.ended_at is not None and trial.began_at is not None:
+                beside.append(trial.ended_at - trial.began_at - sum(trial.epoch_seconds))
+        self._paces = {shape: statistics.mean(values) for shape, values in paces.items()}
+        self._epochs = {shape: statistics.mean(values) for shape, values in epochs.items()}
+        self._unit = statistics.mean(units) if units else 0.0
+        self._share = statistics.mean(shares) if shares else 1.0
+        self.overhead = max(0.0, statistics.median(beside)) if beside else 0.0
+        """Seconds that a trial takes to build its model, and to measure the test segment."""
+
+    def seconds(self, trial: _Trial) -> float:
         """Seconds for all epochs of a trial."""
-        return 0.0 if trial.planned.spec.baseline else self._pace(trial) * self._expected_epochs(trial, ended)
+        return 0.0 if trial.planned.spec.baseline else self.pace(trial) * self._expected_epochs(trial)
 
-    def _expected_epochs(self, trial: _Trial, ended: Sequence[_Trial]) -> float:
-        if trial.ended_at is not None:
-            return trial.epoch
-        trained = [other for other in ended if other.epoch]
-        alike = [other.epoch for other in trained if other.shape == trial.shape]
-        if alike:
-            expected = statistics.mean(alike)
-        else:
-            shares = [other.epoch / other.max_epochs for other in trained]
-            expected = trial.max_epochs * (statistics.mean(shares) if shares else 1.0)
-        earliest = trial.best_epoch + trial.planned.spec.train.patience
-        return min(float(trial.max_epochs), max(expected, earliest, trial.epoch + 1.0))
-
-    def _pace(self, trial: _Trial) -> float:
+    def pace(self, trial: _Trial) -> float:
         """Seconds an epoch: of the trial itself, of trials of its shape, or by the relative costs of the plan."""
         if trial.pace is not None:
             return trial.pace
-        others = [other for other in self._trials.values() if other.pace is not None]
-        if alike := [other.pace for other in others if other.pace is not None and other.shape == trial.shape]:
-            return statistics.mean(alike)
-        unit = [other.pace / other.planned.cost for other in others if other.pace is not None and other.planned.cost > 0]
-        return statistics.mean(unit) * trial.planned.cost if unit else 0.0
+        return self._paces.get(trial.shape, self._unit * trial.planned.cost)
+
+    def _expected_epochs(self, trial: _Trial) -> float:
+        if trial.ended_at is not None:
+            return trial.epoch
+        train = trial.planned.spec.train
+        expected = self._epochs.get(trial.shape, train.max_epochs * self._share)
+        earliest = trial.best_epoch + train.patience
+        return min(float(train.max_epochs), max(expected, earliest, trial.epoch + 1.0))
 
 
 def _makespan(running: Sequence[float], waiting: Sequence[float], workers: int) -> float:

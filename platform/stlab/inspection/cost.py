@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import heapq
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from stlab.data import Windows
 from stlab.errors import ResourceError
 from stlab.execution.preflight import build_model, threads_of
 from stlab.execution.run_search import histories, selected, state_of
+from stlab.execution.time_left import shape_of
 from stlab.storage import Store, TrialDirectory
 from stlab.study.plan import Plan, PlannedTrial, plan_point
 from stlab.study.spec import ResourcesSpec, TrialSpec
@@ -34,10 +34,6 @@ WARM_UP_STEPS = 2  # the first steps allocate, compile and choose kernels
 STEPS = 5
 _EVALUATED_BATCHES = 3
 _SEARCHED = "at the most"  # note of a placeholder for a trial that a search will choose
-
-# Fields that change results but not the cost; trials that differ only in these have one shape.
-_NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
-_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
 
 
 @dataclass(frozen=True)
@@ -113,16 +109,6 @@ class CostEstimate:
                 if name not in self.searched
             },
         }
-
-
-def shape_of(spec: TrialSpec) -> str:
-    """The settings that the cost of a step depends on, as JSON: model, data, batch, arithmetic and resources.
-
-    Learning rate, λ and seed do not belong to them.
-    """
-    train = {name: value for name, value in spec.train.model_dump().items() if name not in _NO_COST}
-    resources = spec.resources.model_dump(exclude={"price_per_gpu_hour"})
-    return json.dumps([spec.model, spec.data.model_dump(mode="json"), train, resources], sort_keys=True, default=str)
 
 
 def estimate_cost(

@@ -8,6 +8,8 @@ import heapq
 import numpy as np
 import pytest
 
+from stlab.execution import time_left
+from stlab.execution.events import Ended, Epochs, Planned, Started
 from stlab.execution.time_left import TimeLeft
 from stlab.study.plan import PlannedTrial
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
@@ -54,8 +56,8 @@ def study(draw: np.random.Generator, *, stops: bool) -> list[Trial]:
 def simulate(trials: list[Trial], workers: int, *, known: bool = True) -> list[tuple[float, float | None]]:
     """Run the trials; (time, time left as it is told then) after each event, and at last the time at which all has ended."""
     now = 0.0
-    most = 0 if known else len(trials)
-    left = TimeLeft([t.planned for t in trials] if known else [], workers, most=most, clock=lambda: now)
+    unplanned = 0 if known else len(trials)
+    left = TimeLeft([t.planned for t in trials] if known else [], workers, unplanned=unplanned, clock=lambda: now)
     waiting, agenda, told = list(trials), [], []
     order = iter(range(10**6))
 
@@ -71,13 +73,14 @@ def simulate(trials: list[Trial], workers: int, *, known: bool = True) -> list[t
         now, _, kind, epoch, trial = heapq.heappop(agenda)
         trial_id = trial.planned.trial_id
         if kind == "started":
-            left.add(trial.planned)
-            left.started(trial_id)
+            if not known:
+                left.event(Planned(trial.planned, 0))
+            left.event(Started(trial_id, 1))
         elif kind == "epochs":
             row = {"epoch": epoch, "seconds": trial.seconds[epoch - 1], "val_rmse": trial.errors[epoch - 1]}
-            left.epochs(trial_id, [{**row, "val_mae": row["val_rmse"]}])
+            left.event(Epochs(trial_id, [{**row, "val_mae": row["val_rmse"]}]))
         else:
-            left.ended(trial_id)
+            left.event(Ended(trial_id, "finished"))
             begin(now)
         told.append((now, left.seconds()))
     return told
@@ -116,9 +119,24 @@ def test_it_counts_down_between_two_epochs() -> None:
     now = 0.0
     (trial, *_) = study(np.random.default_rng(0), stops=False)
     left = TimeLeft([trial.planned], 1, clock=lambda: now)
-    left.started(trial.planned.trial_id)
+    left.event(Started(trial.planned.trial_id, 1))
     now = 10.0
-    left.epochs(trial.planned.trial_id, [{"epoch": 1, "seconds": 10.0, "val_rmse": 1.0, "val_mae": 1.0}])
+    left.event(Epochs(trial.planned.trial_id, [{"epoch": 1, "seconds": 10.0, "val_rmse": 1.0, "val_mae": 1.0}]))
     assert left.seconds() == pytest.approx(190)
     now = 14.0
     assert left.seconds() == pytest.approx(186)
+
+
+def test_an_open_search_has_no_end_that_could_be_told() -> None:
+    (trial, *_) = study(np.random.default_rng(0), stops=False)
+    left = TimeLeft([trial.planned], 1, unplanned=None)
+    left.event(Epochs(trial.planned.trial_id, [{"epoch": 1, "seconds": 10.0, "val_rmse": 1.0, "val_mae": 1.0}]))
+    assert left.seconds() is None
+
+
+def test_a_trial_is_described_once_however_often_the_time_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = []
+    monkeypatch.setattr(time_left, "shape_of", lambda spec: described.append(spec) or str(spec.model["width"]))
+    trials = study(np.random.default_rng(0), stops=True)
+    simulate(trials, 2)
+    assert len(described) == len(trials)

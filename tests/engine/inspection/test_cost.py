@@ -13,8 +13,9 @@ import torch
 
 from stlab.errors import ResourceError
 from stlab.execution.capacity import groups_here
+from stlab.execution.time_left import shape_of
 from stlab.inspection import cost as probe
-from stlab.inspection.cost import Measured, ToSearch, estimate_cost, measure, shape_of, write_cost_estimate
+from stlab.inspection.cost import Measured, ToSearch, estimate_cost, measure, write_cost_estimate
 from stlab.report.page.cost import cost_text, estimated_and_actual_cost, read_cost_estimates
 from stlab.storage import Store
 from stlab.study.plan import PlannedTrial
