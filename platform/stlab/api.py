@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -124,16 +125,14 @@ def run_observed(
     tracker = TrackingObserver(uri, store, spec.name) if uri else None
     observers = [observer for observer in (progress, tracker) if observer is not None]
     try:
-        outcome = run_study(spec, store.location, source=source, observers=observers, **options)
+        with contextlib.ExitStack() as display:
+            if progress:
+                display.callback(progress.stop)  # before anything else is printed
+            outcome = run_study(spec, store.location, source=source, observers=observers, **options)
     except (KeyboardInterrupt, UserError):
-        if progress:
-            progress.stop()
         if tracker:
             tracker.interrupt()
         raise
-    finally:
-        if progress:
-            progress.stop()
     return ObservedRun(outcome, uri, tracker.failure if tracker else None)
 
 

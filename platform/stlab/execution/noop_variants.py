@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stlab.errors import StudyError
-from stlab.execution.preflight import build_model, threads_of
+from stlab.execution.models import build_model, threads_of
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
 from stlab.training.loss import training_loss

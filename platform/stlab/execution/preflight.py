@@ -5,24 +5,19 @@ None of them asks Ray, which takes seconds to start; what only Ray knows is chec
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from stlab.catalog import create_model
-from stlab.errors import ModelError, ResourceError, StudyError
+from stlab.errors import ResourceError
+from stlab.execution.models import build_model
+from stlab.execution.noop_variants import refuse_noop_variants
 from stlab.search.space import Space
 from stlab.storage import single_protocol
 from stlab.study.plan import Plan, PlannedTrial, plan_point
-from stlab.study.spec import ResourcesSpec, TrialSpec
-from stlab.training.trial import dataset_for
-
-if TYPE_CHECKING:
-    from stmodels.base import Forecaster
+from stlab.study.spec import ResourcesSpec
 
 _CONNECT_SECONDS = 5.0
 
@@ -38,10 +33,6 @@ def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], is_searchi
     Raises:
         UserError: says what is wrong.
     """
-    from stlab.execution.noop_variants import (
-        refuse_noop_variants,  # which needs `build_model` and `threads_of` from here
-    )
-
     possible = [*trials, *(_corner_trials(plan) if is_searching else ())]
     if address is None:
         check_machine({trial.spec.resources for trial in possible})
@@ -126,28 +117,3 @@ def check_models(trials: Iterable[PlannedTrial]) -> None:
         if key not in seen:
             seen.add(key)
             build_model(trial.spec)
-
-
-def build_model(spec: TrialSpec) -> Forecaster:
-    """The model of a trial, as :func:`stlab.catalog.create_model` makes it.
-
-    Raises:
-        StudyError: it does not fit the data, or its weights cannot be had; names the variant.
-    """
-    try:
-        return create_model(spec.model, dataset_for(spec.data).info)
-    except ModelError as error:
-        raise StudyError(f"variant '{spec.variant}': {error}") from error
-
-
-@contextlib.contextmanager
-def threads_of(resources: ResourcesSpec) -> Iterator[None]:
-    """Compute with as many threads as a worker of a trial has; more would fight over the cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(resources.cpus)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

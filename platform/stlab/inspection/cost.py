@@ -16,7 +16,7 @@ import torch
 
 from stlab.data import Windows
 from stlab.errors import ResourceError
-from stlab.execution.preflight import build_model, threads_of
+from stlab.execution.models import build_model, threads_of
 from stlab.execution.run_search import histories, selected, state_of
 from stlab.execution.time_left import shape_of
 from stlab.storage import Store, TrialDirectory

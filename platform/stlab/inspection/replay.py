@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from stlab.catalog import create_config
 from stlab.errors import DataError, UserError
-from stlab.execution.preflight import check_machine, threads_of
+from stlab.execution.models import threads_of
+from stlab.execution.preflight import check_machine
 from stlab.inspection.status import find_trial
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.identity import absolute, code_hash, library_versions, trial_id

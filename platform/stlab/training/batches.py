@@ -1,4 +1,4 @@
-"""From a global batch to what goes through the model at once: all the arithmetic of batch sizes is here.
+"""A batch in the making: windows are gathered, shared out and divided here, and all the arithmetic of batch sizes is here.
 
 A global batch of ``train.batch_size`` windows is shared out among the workers of a trial. Each worker divides its share into parts,
 the micro-batches, so that they fit into memory; there is one part unless memory ran out. Neither changes what is trained: the weights

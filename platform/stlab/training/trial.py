@@ -213,7 +213,7 @@ class TrialTrainer:
         """Measure the selected weights on the test segment: once, after all selection."""
         setup, directory = self.setup, self.directory
         self.checkpoints.load_best(setup.model)
-        setup.model.fit(self._windows("train"))
+        setup.model.fit(self._windows("train"))  # no checkpoint holds what is fitted in closed form; other models fit nothing here
         windows = self._windows("test")
         kept = KeptPredictions(setup.dataset, windows)
         with self.watchdog.watching():
