@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 # Fixtures that several rooms share.
-pytest_plugins = ["tests.support.servers", "tests.support.ray_nodes", "tests.support.command_line", "tests.support.studies"]
+pytest_plugins = [
+    "tests.support.servers", "tests.support.ray_nodes", "tests.support.command_line", "tests.support.studies", "tests.support.watched_runs",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from tests.support.ray_nodes import Host, RayNodes
-from tests.support.watched_runs import EPOCHS, Runs, on_two_nodes, study_of
+from tests.support.watched_runs import Runs, on_two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -80,16 +79,14 @@ def cable() -> Iterator[Cable]:
 
 
 @pytest.fixture(scope="module")
-def runs(cable: Cable, study_text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """A cluster of the two hosts, a CPU each, and a run that nobody disturbed."""
+def runs(cable: Cable, long_text: str, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """A cluster of the two hosts, a CPU each."""
     hosts = [Host(a, ("ip", "netns", "exec", name)) for name, a in zip(cable.names, cable.addresses, strict=True)]
     nodes = RayNodes(Path(tempfile.mkdtemp(prefix="ray", dir="/tmp")), hosts=hosts)
-    few = study_of(study_text).replace(f"max_epochs: {EPOCHS}", "max_epochs: 6")
-    runs = Runs(tmp_path_factory.mktemp("network"), nodes, few)
+    runs = Runs(tmp_path_factory.mktemp("network"), nodes, long_text, undisturbed)
     try:
         nodes.add(variables=IMPATIENT)
         nodes.add(variables=IMPATIENT)
-        runs.ends_well(runs.start("undisturbed"), "undisturbed")
         yield runs
     finally:
         runs.end()
@@ -100,9 +97,7 @@ def test_two_workers_on_two_hosts_train_as_one(runs: Runs) -> None:
     run = runs.start("two", "resources.workers=2")
     on_two_nodes(runs, run, "two")
     runs.ends_well(run, "two")
-    columns = ["val_mae", "val_rmse", "test_mae", "test_rmse"]
-    rows = runs.trials("two")
-    pd.testing.assert_frame_equal(rows[columns], runs.trials("undisturbed").loc[rows.index, columns], rtol=1e-5)
+    runs.close_to_undisturbed("two", 1e-5)
     assert set(runs.attempts("two").values()) == {1}
 
 

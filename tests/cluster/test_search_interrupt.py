@@ -1,4 +1,7 @@
-"""A search whose driver is killed three times, at random moments, ends as one that was left alone: every trial once."""
+"""A search whose driver is killed, at a random moment, ends as one that was left alone: every trial once.
+
+Kills at all other moments are tried without Ray, in ``tests/engine``: ``search/test_search.py`` and ``execution/test_search_supply.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pytest
 
 from tests.support.trials import assert_went_on, saved_seconds
 
-TRIALS = 9
+TRIALS = 6
 SEARCH = f"""\
 name: searched
 base:
@@ -25,7 +28,7 @@ search:
   space:
     train.lr: {{float: [1.0e-4, 1.0e-2], log: true}}
     model.dropout: {{float: [0.0, 0.3]}}
-  startup_trials: 4
+  startup_trials: 3
   max_trials: {TRIALS}
 baselines: []
 """
@@ -43,27 +46,24 @@ def _results(storage: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in storage.glob("trials/*/result.json")}
 
 
-def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
+def test_a_search_that_is_killed_is_whole(stlab: Any, two_nodes: Any) -> None:
+    """Slow: Ray starts once, and two commands run on the cluster of all tests."""
     (stlab.folder / "searched.yaml").write_text(SEARCH)
     storage, seed = stlab.folder / "runs", random.randrange(2**32)
-    print(f"the moments of the kills are drawn from seed {seed}")
-    draw = random.Random(seed)
-    results: list[dict[str, int]] = []
-    saved: list[dict[str, list[float]]] = []
-    for kill in range(3):
-        log = stlab.folder / f"kill{kill}.log"
-        run = stlab.start("run", "searched.yaml", "--storage", "runs", log=log)
-        wanted, until = min(len(_numbers(storage)) + 1, TRIALS), time.monotonic() + 400
-        # A trial more has begun; at the last kill, some have ended too.
-        while (len(_numbers(storage)) < wanted or (kill == 2 and not _results(storage))) and run.poll() is None:
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0.0, 2.0))
-        run.kill()
-        assert run.wait(timeout=30) == -signal.SIGKILL, "it had ended before: more trials are needed"
-        results.append(_results(storage))
-        saved.append(saved_seconds(storage))
-        before = {entry["number"]: entry["trial_id"] for entry in _numbers(storage)}
+    print(f"the moment of the kill is drawn from seed {seed}")
+    log = stlab.folder / "killed.log"
+    run = stlab.start("run", "searched.yaml", "--storage", "runs", log=log)
+    until = time.monotonic() + 400
+    while not _results(storage) and run.poll() is None:
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+    time.sleep(random.Random(seed).uniform(0.0, 1.0))
+    run.kill()
+    assert run.wait(timeout=30) == -signal.SIGKILL, "it had ended before: more trials are needed"
+    stlab.wait_until_gone(60)
+    ended, saved = _results(storage), saved_seconds(storage)
+    before = {entry["number"]: entry["trial_id"] for entry in _numbers(storage)}
+    stlab.variables |= two_nodes.client | {"RAY_ADDRESS": two_nodes.address}
     answer = stlab("run", "searched.yaml", "--storage", "runs", timeout=900)
     assert answer.code == 0, answer
     entries = _numbers(storage)
@@ -72,9 +72,8 @@ def test_a_search_that_is_killed_three_times_is_whole(stlab: Any) -> None:
     assert all(entry["told"] for entry in entries), "the sampler's history is whole"
     assert {n: t for n, t in before.items() if entries[n]["trial_id"] != t} == {}, "what was begun keeps its number"
     after = _results(storage)
-    for kill, ended in enumerate(results):
-        assert {trial for trial, when in ended.items() if after[trial] != when} == set(), f"trained again after kill {kill}"
-    assert_went_on(storage, {trial: seconds for known in saved for trial, seconds in known.items()})
+    assert {trial for trial, when in ended.items() if after[trial] != when} == set(), "trained again"
+    assert_went_on(storage, saved)
     trials = {path.name for path in (storage / "trials").iterdir()}
     assert trials == {entry["trial_id"] for entry in entries}
     for trial in trials:

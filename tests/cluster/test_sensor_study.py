@@ -21,8 +21,9 @@ RUN = ("run", "st_vlm_ablation", "--storage", "runs", *(word for setting in SETT
 
 
 @pytest.fixture(scope="module")
-def ran(stlab: Any) -> Any:
+def ran(stlab_on_cluster: Any) -> Any:
     """The shipped study on a file in PEMS's layout: three channels, some readings missing (0), and one dead sensor."""
+    stlab = stlab_on_cluster
     draw = np.random.default_rng(0)
     steps, nodes = 24 * 21, 9
     day = 60 + 40 * np.sin(2 * np.pi * np.arange(steps) / 24)[:, None]

@@ -6,23 +6,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from tests.support.disks import disk, fill
 from tests.support.trials import assert_went_on, saved_seconds
+from tests.support.watched_runs import assert_undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 START_SECONDS = 300
 
 
-def test_a_full_disk_ends_the_study_and_once_there_is_room_the_same_command_goes_on(stlab: Any, study_text: str) -> None:
-    text = study_text.replace("max_epochs: 2", "max_epochs: 40, patience: 40").replace("seeds: [0, 1]", "seeds: [0]\nbaselines: []")
-    (stlab.folder / "tiny.yaml").write_text(text)
+def test_a_full_disk_ends_the_study_and_once_there_is_room_the_same_command_goes_on(
+    stlab_on_cluster: Any, long_text: str, undisturbed: Path
+) -> None:
+    """Slow: a study of 24 epochs, whose workers start twice."""
+    stlab = stlab_on_cluster
+    (stlab.folder / "long.yaml").write_text(long_text)
     with disk(stlab.folder / "disk", 64) as full:
         try:
-            command = ("run", "tiny.yaml", "--storage", "disk/runs")
+            command = ("run", "long.yaml", "--storage", "disk/runs")
             log = stlab.folder / "log"
             run = stlab.start(*command, log=log)
             until = time.monotonic() + START_SECONDS
@@ -42,16 +45,7 @@ def test_a_full_disk_ends_the_study_and_once_there_is_room_the_same_command_goes
             again = stlab(*command, timeout=600)
             assert again.code == 0, again
             assert_went_on(full / "runs", saved)
-            undisturbed = stlab("run", "tiny.yaml", "--storage", "undisturbed", timeout=600)
-            assert undisturbed.code == 0, undisturbed
-            assert set(_trials(full / "runs").status) == {"finished"}
-            assert set(_trials(full / "runs").epochs) == {40}
-            pd.testing.assert_frame_equal(_trials(full / "runs"), _trials(stlab.folder / "undisturbed"), check_exact=True)
+            assert_undisturbed(full / "runs", undisturbed)
         finally:
             stlab.end_leftovers()
             stlab.wait_until_gone(30)
-
-
-def _trials(storage: Path) -> pd.DataFrame:
-    columns = ["status", "test_mae", "test_rmse", "val_mae", "val_rmse", "best_epoch", "epochs"]
-    return pd.read_parquet(storage / "studies/tiny/results/trials.parquet").set_index("trial_id").sort_index()[columns]

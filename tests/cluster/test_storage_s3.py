@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -30,9 +30,9 @@ class Ran:
 
 
 @pytest.fixture(scope="module")
-def ran(stlab: Any, s3_server: Any, study_text: str, grid: dict[str, np.ndarray]) -> Any:
+def ran(stlab_on_cluster: Any, s3_server: Any, study_text: str, grid: dict[str, np.ndarray]) -> Any:
     """The command line with S3 in its environment, what it said of a first run, and what that left there and here."""
-    patch = pytest.MonkeyPatch()
+    stlab, patch = stlab_on_cluster, pytest.MonkeyPatch()
     for name, value in {**s3_server.environment, "XDG_CACHE_HOME": str(stlab.folder / "cache")}.items():
         patch.setenv(name, value)
     for bucket in ("data", "results"):
@@ -49,6 +49,13 @@ def ran(stlab: Any, s3_server: Any, study_text: str, grid: dict[str, np.ndarray]
 
 
 RUN = ("run", "tiny.yaml", "--storage", "s3://results/of/us")
+
+
+@pytest.fixture
+def here(ran: Ran, say: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The command line in the folder of the run, called in this process: nothing is left to train."""
+    monkeypatch.chdir(ran.stlab.folder)
+    return say
 
 
 def _written() -> dict[str, Any]:
@@ -83,24 +90,23 @@ def test_no_key_is_written_or_said(ran: Ran, s3_server: Any) -> None:
             assert secret.encode() not in client.get_object(Bucket="results", Key=name)["Body"].read(), name
 
 
-def test_a_second_run_trains_nothing(ran: Ran) -> None:
-    stlab = ran.stlab
+def test_a_second_run_trains_nothing(here: Callable[..., Any]) -> None:
     before = {name: when for name, when in _written().items() if "/trials/" in name}
-    answer = stlab(*RUN)
+    answer = here(*RUN)
     assert answer.code == 0, answer
     assert answer.out.startswith("tiny  3 trials, 3 there already.")
     assert {name: when for name, when in _written().items() if "/trials/" in name} == before
 
 
-def test_the_report_is_made_again_and_mlflow_brought_up_to_date(ran: Ran, s3_server: Any) -> None:
+def test_the_report_is_made_again_and_mlflow_brought_up_to_date(ran: Ran, here: Callable[..., Any], s3_server: Any) -> None:
     stlab = ran.stlab
     boto3.client("s3").delete_object(Bucket="results", Key="of/us/studies/tiny/report/index.html")
-    answer = stlab("report", "tiny", "--storage", "s3://results/of/us")
+    answer = here("report", "tiny", "--storage", "s3://results/of/us")
     assert answer.code == 0, answer
     assert "of/us/studies/tiny/report/index.html" in _written()
     uri = f"sqlite:///{stlab.folder}/mlflow.db"
     for _ in range(2):
-        answer = stlab("sync", "tiny", "--storage", "s3://results/of/us", "--tracking-uri", uri)
+        answer = here("sync", "tiny", "--storage", "s3://results/of/us", "--tracking-uri", uri)
         assert answer.code == 0, answer
     from mlflow.tracking import MlflowClient
 
@@ -115,10 +121,9 @@ def test_the_report_is_made_again_and_mlflow_brought_up_to_date(ran: Ran, s3_ser
     assert s3_server.secret_key.encode() not in everything
 
 
-def test_the_earlier_study_is_kept_where_it_is_changed(ran: Ran) -> None:
-    stlab = ran.stlab
-    assert stlab(*RUN, "--set", "name=other").code == 0  # of the same trials
-    answer = stlab(*RUN, "--set", "name=other", "--set", "description=changed", "--tracking-uri", f"http://me:{PASSWORD}@127.0.0.1:9")
+def test_the_earlier_study_is_kept_where_it_is_changed(here: Callable[..., Any]) -> None:
+    assert here(*RUN, "--set", "name=other").code == 0  # of the same trials
+    answer = here(*RUN, "--set", "name=other", "--set", "description=changed", "--tracking-uri", f"http://me:{PASSWORD}@127.0.0.1:9")
     assert answer.code == 0, answer
     kept = re.search(r"earlier results and report are kept in s3://results/(.*)\.", answer.out)
     assert kept, answer.out
@@ -130,18 +135,16 @@ def test_the_earlier_study_is_kept_where_it_is_changed(ran: Ran) -> None:
     assert not [name for name in _written() if PASSWORD.encode() in client.get_object(Bucket="results", Key=name)["Body"].read()]
 
 
-def test_a_bucket_that_is_not_there_is_said_before_anything_trains(ran: Ran) -> None:
-    stlab = ran.stlab
-    answer = stlab("run", "tiny.yaml", "--storage", "s3://nowhere/runs")
+def test_a_bucket_that_is_not_there_is_said_before_anything_trains(here: Callable[..., Any]) -> None:
+    answer = here("run", "tiny.yaml", "--storage", "s3://nowhere/runs")
     assert answer.code == 2
     assert "s3://nowhere/runs" in answer.err
     assert "There is no such bucket. Make it first" in answer.err
     assert "Traceback" not in answer.err
 
 
-def test_keys_in_a_uri_are_refused(ran: Ran, tmp_path: Path) -> None:
-    stlab = ran.stlab
-    answer = stlab("run", "tiny.yaml", "--storage", f"s3://AKIA:{PASSWORD}@results/runs")
+def test_keys_in_a_uri_are_refused(here: Callable[..., Any]) -> None:
+    answer = here("run", "tiny.yaml", "--storage", f"s3://AKIA:{PASSWORD}@results/runs")
     assert answer.code == 2
     assert "keys do not belong in a URI" in answer.err
     assert PASSWORD not in answer.out + answer.err

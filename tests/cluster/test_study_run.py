@@ -1,4 +1,7 @@
-"""One small study on real Ray, MLflow on sqlite and real files, run as a user runs it: what it leaves, says and does again."""
+"""One small study on real Ray, MLflow on sqlite and real files, run as a user runs it: what it leaves, says and does again.
+
+The first tests share one run, which is the only study on Ray that ``make test`` has; what commands make of it afterwards is slow.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def ran(stlab: Any, study_text: str) -> Any:
     """The command line in a folder where the study was run once, and what it said."""
-    (stlab.folder / "tiny.yaml").write_text(study_text)
+    (stlab.folder / "tiny.yaml").write_text(study_text.replace("seeds: [0, 1]", "seeds: [0]"))
     answer = stlab(*RUN, timeout=600)
     assert answer.code == 0, answer
     return stlab, answer
@@ -45,7 +48,7 @@ def test_every_trial_is_a_row(ran: Any) -> None:
     rows = _trials(ran[0].folder)
     assert set(rows.status) == {"finished"}
     trained = rows[~rows.baseline]
-    assert sorted(zip(trained.variant, trained.seed, strict=True)) == [("full", 0), ("full", 1), ("no flow", 0), ("no flow", 1)]
+    assert sorted(zip(trained.variant, trained.seed, strict=True)) == [("full", 0), ("no flow", 0)]
     assert set(rows[rows.baseline].variant) == BASELINES
     assert rows.trial_id.is_unique
     for column in ("val_mae", "val_rmse", "test_mae", "test_rmse", "wall_seconds"):
@@ -106,8 +109,8 @@ def _mlflow_runs(folder: Path) -> list[Any]:
 def test_the_terminal_ends_with_table_report_and_ui(ran: Any) -> None:
     stlab, answer = ran
     assert answer.err == ""
-    assert answer.out.startswith("tiny  10 trials; ")
-    assert len(re.findall(r"^✓ +\d+/10  ", answer.out, re.MULTILINE)) == 10
+    assert answer.out.startswith("tiny  8 trials; ")
+    assert len(re.findall(r"^✓ +\d+/8  ", answer.out, re.MULTILINE)) == 8
     *_, report, ui = answer.out.rstrip().splitlines()
     assert report.split() == ["report", str(stlab.folder / "runs/studies/tiny/report/index.html")]
     assert ui.startswith("MLflow ")
@@ -116,24 +119,26 @@ def test_the_terminal_ends_with_table_report_and_ui(ran: Any) -> None:
     assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE", "±"))
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing(ran: Any) -> None:
     stlab, first = ran
     before = _results(stlab.folder)
     answer = stlab(*RUN)
     assert answer.code == 0
-    assert answer.out.startswith("tiny  10 trials, 10 there already.")
+    assert answer.out.startswith("tiny  8 trials, 8 there already.")
     assert "✓" not in answer.out
     assert _results(stlab.folder) == before
     assert answer.out.rstrip().splitlines()[-2:] == first.out.rstrip().splitlines()[-2:]
 
 
+@pytest.mark.slow
 def test_plan_report_and_sync_of_what_is_there(ran: Any) -> None:
     stlab, _ = ran
     answer = stlab("plan", "tiny.yaml", "--storage", "runs", "--set", "seeds=[0,1,2]")
     assert answer.code == 0
-    assert answer.out.count("done") == 10
-    assert answer.out.rstrip().endswith("10 there already.")
-    assert "2 to do" in answer.out
+    assert answer.out.count("done") == 8
+    assert answer.out.rstrip().endswith("8 there already.")
+    assert "4 to do" in answer.out
     report = stlab.folder / "runs" / "studies" / "tiny" / "report" / "index.html"
     report.unlink()
     answer = stlab("report", "tiny", "--storage", "runs")
@@ -141,7 +146,7 @@ def test_plan_report_and_sync_of_what_is_there(ran: Any) -> None:
     assert report.is_file()
     before = {run.info.run_id: run.data.metrics for run in _mlflow_runs(stlab.folder)}
     for _ in range(2):
-        assert stlab("sync", "tiny", "--storage", "runs").out.startswith("10 trials in sqlite:///")
+        assert stlab("sync", "tiny", "--storage", "runs").out.startswith("8 trials in sqlite:///")
     assert {run.info.run_id: run.data.metrics for run in _mlflow_runs(stlab.folder)} == before
 
 
@@ -158,6 +163,7 @@ def server(ran: Any) -> Iterator[int]:
     process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_ui_answers_on_this_machine(ran: Any, server: int) -> None:
     until = time.monotonic() + 200
     while True:
@@ -180,29 +186,30 @@ class TestChangedStudy:
     """One run that changes the study: a seed more and a variant that cannot be trained. What was there stays."""
 
     @pytest.fixture(scope="class")
-    def changed(self, ran: Any) -> Any:
+    def changed(self, ran: Any, two_nodes: Any) -> Any:
         stlab, _ = ran
+        stlab.variables |= two_nodes.client | {"RAY_ADDRESS": two_nodes.address}
         before = _results(stlab.folder)
         text = (stlab.folder / "tiny.yaml").read_text()
         broken = text.replace("  full: {}\n", "  full: {}\n  broken: {train: {lr: 1.0e+18}}\n")
         (stlab.folder / "tiny.yaml").write_text(broken)
-        answer = stlab(*RUN, "--set", "seeds=[0,1,2]", timeout=600)
+        answer = stlab(*RUN, "--set", "seeds=[0,1]", timeout=600)
         return stlab, answer, before
 
     def test_only_what_is_new_is_trained(self, changed: Any) -> None:
         stlab, answer, before = changed
-        assert answer.out.startswith("tiny  15 trials, 10 there already; "), answer
+        assert answer.out.startswith("tiny  12 trials, 8 there already; "), answer
         after = _results(stlab.folder)
         assert {name: after[name] for name in before} == before
         rows = _trials(stlab.folder)
-        assert len(rows) == 15
-        assert list(rows[rows.status == "finished"].groupby("variant").size().loc[["full", "no flow"]]) == [3, 3]
+        assert len(rows) == 12
+        assert list(rows[rows.status == "finished"].groupby("variant").size().loc[["full", "no flow"]]) == [2, 2]
 
     def test_the_failure_is_named_and_the_rest_finished(self, changed: Any) -> None:
         stlab, answer, _ = changed
         assert answer.code == 1
         failed = _trials(stlab.folder).query("status == 'failed'")
-        assert list(failed.variant) == ["broken"] * 3
+        assert list(failed.variant) == ["broken"] * 2
         for row in failed.itertuples():
             assert re.search(rf"failed: broken, seed {row.seed} \({row.trial_id}\): .*", answer.out)
             assert re.search(r"at step \d+, learning rate \d\S*e\+1[78]$", row.error), row.error  # warm-up: below 1e18 yet
@@ -212,21 +219,21 @@ class TestChangedStudy:
         kept = re.search(r"earlier results and report are kept in (.*)\.", answer.out)
         assert kept, answer.out
         earlier = Path(kept[1])
-        assert len(pd.read_parquet(earlier / "results" / "trials.parquet")) == 10
+        assert len(pd.read_parquet(earlier / "results" / "trials.parquet")) == 8
         assert (earlier / "report" / "index.html").is_file()
 
     def test_failed_trials_run_again_on_request_alone(self, changed: Any) -> None:
         stlab, _, _ = changed
         before = _results(stlab.folder)
-        again = (*RUN, "--set", "seeds=[0,1,2]")
+        again = (*RUN, "--set", "seeds=[0,1]")
         answer = stlab(*again)
         assert answer.code == 1
-        assert answer.out.startswith("tiny  15 trials, 15 there already.")
+        assert answer.out.startswith("tiny  12 trials, 12 there already.")
         assert "--retry-failed" in answer.out
         assert _results(stlab.folder) == before
         answer = stlab(*again, "--retry-failed", timeout=600)
         assert answer.code == 1
-        assert answer.out.startswith("tiny  15 trials, 12 there already; ")
+        assert answer.out.startswith("tiny  12 trials, 10 there already; ")
         failed = set(_trials(stlab.folder).query("status == 'failed'").trial_id)
         after = _results(stlab.folder)
         touched = {name for name, when in after.items() if before.get(name) != when}

@@ -16,7 +16,7 @@ import sysconfig
 import threading
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.support.ray_nodes import new_cluster, running
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 600  # for a job, on a busy machine
@@ -35,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The two nodes, run by a Python that has stlab's dependencies and not stlab; the client's token is set."""
     folder = tmp_path_factory.mktemp("python")
     venv.create(folder, with_pip=False, symlinks=True)
@@ -50,11 +52,18 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         # An editable install leaves the shipped studies there, in a folder `stlab` without any code.
         assert subprocess.run([python, "-c", "import stlab.cli"], capture_output=True, cwd=folder).returncode == 1
         patch.setattr(sys, "executable", str(python))
-        nodes = request.getfixturevalue("two_nodes")
-        patch.undo()
-    os.environ["RAY_AUTH_TOKEN"] = nodes.token
-    yield nodes
-    del os.environ["RAY_AUTH_TOKEN"]
+        cluster = new_cluster(dashboard=True)
+        with running(cluster) as nodes:
+            patch.undo()
+            patch.setenv("RAY_AUTH_TOKEN", nodes.token)
+            yield nodes
+
+
+@pytest.fixture
+def here(stlab: Any, cluster: Any, say: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The command line called in this process, in the folder of all: for commands that only ask the cluster."""
+    monkeypatch.chdir(stlab.folder)
+    return say
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +97,7 @@ def test_what_looks_for_traces_finds_them(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*pwned*"))
 
 
-def test_a_submitted_study_runs_to_its_end(stlab: Any, cluster: Any, submit: Any, tmp_path: Path) -> None:
+def test_a_submitted_study_runs_to_its_end(stlab: Any, here: Any, cluster: Any, submit: Any, tmp_path: Path) -> None:
     from stlab.cli.cluster import _kilobytes
     from stlab.submission.package import package_folders, size
 
@@ -101,11 +110,11 @@ def test_a_submitted_study_runs_to_its_end(stlab: Any, cluster: Any, submit: Any
     rows = pd.read_parquet(stlab.folder / "runs/studies/sent/results/trials.parquet")
     assert set(rows.status) == {"finished"}
     assert set(rows["param.train.lr"]) == {1e-3}
-    there = stlab("status", "sent", "--storage", "runs", "--address", cluster.dashboard)
+    there = here("status", "sent", "--storage", "runs", "--address", cluster.dashboard)
     assert "sent: 2 trials: 2 finished" in there.out
     assert f"{job_id} succeeded" in there.out
-    assert "✓   2/2" in stlab("logs", "sent", "--address", cluster.dashboard).out
-    assert "no job runs 'sent'" in stlab("stop", "sent", "--address", cluster.dashboard).err
+    assert "✓   2/2" in here("logs", "sent", "--address", cluster.dashboard).out
+    assert "no job runs 'sent'" in here("stop", "sent", "--address", cluster.dashboard).err
     _holds_no_token(cluster, stlab.folder, job_id)
 
 
@@ -141,21 +150,21 @@ def _pwned(folder: Path) -> list[Path]:
     return list(folder.rglob("*pwned*"))
 
 
-def test_a_study_that_fails_ends_with_1_and_says_why(stlab: Any, submit: Any) -> None:
+def test_a_study_that_fails_ends_with_1_and_says_why(stlab: Any, here: Any, submit: Any) -> None:
     answer = stlab("submit", *submit("failing", "--set", "train.lr=1e30", "--set", "variants={full: {}}"), timeout=WAIT)
     assert answer.code == 1, answer
     assert "ended with exit code 1" in answer.out
-    state = stlab("status", "failing", "--storage", "runs")
+    state = here("status", "failing", "--storage", "runs")
     assert "1 failed" in state.out
     trial = next(line.split()[0] for line in state.out.splitlines() if " failed " in line and "full" in line)
     reason = json.loads((stlab.folder / "runs/trials" / trial / "failed.json").read_text())["reason"]
     assert re.search(r"(loss|RMSE) .*(nan|inf)\b.*step \d+.*learning rate", reason), reason
     assert f"failed: full, seed 0 ({trial}): {reason}\n" in answer.out
-    told = stlab("logs", trial[:6], "--storage", "runs")
+    told = here("logs", trial[:6], "--storage", "runs")
     assert f"\n{reason} (epoch 0)\n" in told.out
 
 
-def test_ctrl_c_leaves_the_job_and_stop_ends_it(stlab: Any, cluster: Any, submit: Any) -> None:
+def test_ctrl_c_leaves_the_job_and_stop_ends_it(stlab: Any, here: Any, cluster: Any, submit: Any) -> None:
     log = stlab.folder / "long.log"
     forever = ["--set", "train.max_epochs=5000", "--set", "train.patience=5000"]
     following = stlab.start("submit", *submit("long", *forever), log=log)
@@ -167,20 +176,20 @@ def test_ctrl_c_leaves_the_job_and_stop_ends_it(stlab: Any, cluster: Any, submit
     os.kill(following.pid, signal.SIGINT)
     assert following.wait(timeout=60) == 130
     assert f"stop long --address {cluster.dashboard}" in log.read_text()
-    state = stlab("status", "long", "--storage", "runs", "--address", cluster.dashboard)
+    state = here("status", "long", "--storage", "runs", "--address", cluster.dashboard)
     assert "running" in state.out
     assert " running, since" in state.out, state
-    stopped = stlab("stop", "long", "--address", cluster.dashboard, timeout=120)
+    stopped = here("stop", "long", "--address", cluster.dashboard)
     assert stopped.code == 0, stopped
     assert "What is trained stays" in stopped.out
-    assert "Interrupted. What is trained stays" in stlab("logs", "long", "--address", cluster.dashboard).out
+    assert "Interrupted. What is trained stays" in here("logs", "long", "--address", cluster.dashboard).out
     before = set((stlab.folder / "runs/trials").iterdir())
-    _copied_it_goes_on(stlab, cluster, next(line for line in stopped.out.splitlines() if line.startswith("go on ")))
+    _copied_it_goes_on(stlab, here, cluster, next(line for line in stopped.out.splitlines() if line.startswith("go on ")))
     assert set((stlab.folder / "runs/trials").iterdir()) <= before | _planned(stlab.folder, "long")
     assert not (stlab.folder / "runs/studies/long/earlier").exists()
 
 
-def _copied_it_goes_on(stlab: Any, cluster: Any, line: str) -> None:
+def _copied_it_goes_on(stlab: Any, here: Any, cluster: Any, line: str) -> None:
     """What `stop` says to go on with runs the same study, given the id of its job too."""
     words = shlex.split(line)
     assert [word for word in words if word.startswith("train.")] == ["train.max_epochs=5000", "train.patience=5000"]
@@ -188,11 +197,11 @@ def _copied_it_goes_on(stlab: Any, cluster: Any, line: str) -> None:
     assert again.code == 0, again
     job_id = next(line.split()[1] for line in again.out.splitlines() if line.startswith("job "))
     until = time.monotonic() + WAIT
-    while "at a time" not in (log := stlab("logs", job_id, "--address", cluster.dashboard).out):
+    while "at a time" not in (log := here("logs", job_id, "--address", cluster.dashboard).out):
         assert time.monotonic() < until, log
         time.sleep(1)
     assert "long  2 trials; " in log
-    stopped = stlab("stop", job_id, "--address", cluster.dashboard, timeout=120)
+    stopped = here("stop", job_id, "--address", cluster.dashboard)
     assert line in stopped.out, stopped
 
 
@@ -243,7 +252,7 @@ class Way:
 
 
 def test_a_way_that_is_cut_and_mended_loses_no_line_and_tells_none_twice(stlab: Any, cluster: Any) -> None:
-    job = "import time\nfor number in range(80): print('count', number, flush=True); time.sleep(0.5)"
+    job = "import time\nfor number in range(80): print('count', number, flush=True); time.sleep(0.2)"
     code = "import sys; from ray.job_submission import JobSubmissionClient as C; c = C(sys.argv[1]); "
     code += "c.submit_job(entrypoint=sys.argv[2], submission_id='counting')"
     ask = [sys.executable, "-c", code, cluster.dashboard, f"python -c {shlex.quote(job)}"]
@@ -256,7 +265,10 @@ def test_a_way_that_is_cut_and_mended_loses_no_line_and_tells_none_twice(stlab: 
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.2)
     way.cut()
-    time.sleep(8)
+    while "trying again" not in log.read_text():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    time.sleep(1)  # the job counts on
     there = log.read_text().count("count ")
     assert following.poll() is None, log.read_text()
     way.mend()
@@ -294,7 +306,7 @@ def test_a_token_that_does_not_fit_is_answered_with_what_mends_it(
         assert token is None or token not in answer.err
 
 
-def test_rays_own_command_runs_a_checkout(stlab: Any, cluster: Any) -> None:
+def test_rays_own_command_runs_a_checkout(stlab: Any, here: Any, cluster: Any) -> None:
     changes = ["seeds=[0]", "train.max_epochs=1", "variants={full: {}}", "baselines=[]", "name=plain"]
     words = [word for change in changes for word in ("--set", change)]
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard]
@@ -305,4 +317,4 @@ def test_rays_own_command_runs_a_checkout(stlab: Any, cluster: Any) -> None:
     )  # fmt: skip
     assert answer.returncode == 0, answer
     assert "✓   1/1" in answer.stdout
-    assert "plain: 1 trials: 1 finished" in stlab("status", "plain", "--storage", "runs").out
+    assert "plain: 1 trials: 1 finished" in here("status", "plain", "--storage", "runs").out

@@ -14,6 +14,12 @@ import pandas as pd
 import pytest
 import yaml
 
+from stlab.execution.run_study import plan_study
+from stlab.storage import Store, TrialDirectory, TrialStatus
+from stlab.study.file import parse
+from stlab.study.source import StudySource
+from stlab.training import run_trial
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SABOTAGE = '''\
@@ -34,12 +40,12 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 def start(config):
-    """The first worker that looks for the others does not find them."""
+    """The first worker that looks for the others does not find them, in the first group of either size."""
     init = config.dist.init_process_group
 
     def refused(*args, **kwargs):
         try:
-            os.close(os.open(os.environ["STLAB_TEST_REFUSED"], os.O_CREAT | os.O_EXCL))
+            os.close(os.open(f"{os.environ['STLAB_TEST_REFUSED']}{kwargs['world_size']}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return init(*args, **kwargs)
         raise RuntimeError("Gloo connectFullMesh failed with: Connection refused")
@@ -72,83 +78,107 @@ if any("default_worker.py" in word for word in sys.orig_argv):
     sys.meta_path.insert(0, Finder())
 '''
 BATCH = 64
+HANG_SECONDS = 8
+"""After which a step that has not ended counts as hanging: longer than one takes on a busy machine."""
+WIDTHS = {"bug": 5, "hang": 6, "memory": 7, "sound": 4}
+"""Hidden units, by which the sabotage knows a variant."""
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
-def ran(request: pytest.FixtureRequest, stlab: Any) -> tuple[int, Any, pd.DataFrame]:
-    """Workers a trial, what the command said, and the table of its study."""
-    workers: int = request.param
+def _study() -> dict[str, Any]:
+    """Every variant on one worker and on two; another learning rate makes other trials of the latter."""
+    return {
+        "name": "faults",
+        "base": {
+            "data": {"path": "net.npz", "family": "sensors"},
+            "model": {"name": "lstm"},
+            "train": {"max_epochs": 2, "warmup_epochs": 0, "batch_size": BATCH, "step_timeout": HANG_SECONDS},
+            "resources": {"gpus": 0, "infrastructure_retries": 0},
+        },
+        "variants": {
+            f"{name} {workers}": {"model": {"hidden": width}, "train": {"lr": 0.001 * workers}, "resources": {"workers": workers}}
+            for name, width in WIDTHS.items()
+            for workers in (1, 2)
+        },
+        "baselines": [],
+        "seeds": [0],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(stlab: Any) -> tuple[Any, pd.DataFrame]:
+    """What the command said, and the table of its study.
+
+    Slow: eight trials in groups that begin anew after each fault, on a Ray of their own, whose workers inherit the sabotage.
+    """
     folder: Path = stlab.folder
     steps = np.arange(400)
     wave = 50 + 10 * np.sin(2 * np.pi * steps / 24)[:, None] + np.random.default_rng(0).normal(0, 1, (len(steps), 4))
     hours = np.datetime64("2024-01-01", "s") + steps * np.timedelta64(3600, "s")
     np.savez(folder / "net.npz", data=wave[..., None].astype(np.float32), timestamps=hours)
-    (folder / "sabotage").mkdir(exist_ok=True)
+    (folder / "sabotage").mkdir()
     (folder / "sabotage" / "sitecustomize.py").write_text(SABOTAGE)
-    study = {
-        "name": f"faults{workers}",
-        "base": {
-            "data": {"path": "net.npz", "family": "sensors"},
-            "model": {"name": "lstm", "hidden": 4},
-            "train": {"max_epochs": 2, "warmup_epochs": 0, "batch_size": BATCH, "step_timeout": 20, "lr": 0.001},
-            "resources": {"workers": workers, "gpus": 0, "infrastructure_retries": 0},
-        },
-        "variants": {
-            "bug": {"model": {"hidden": 5}}, "hang": {"model": {"hidden": 6}}, "memory": {"model": {"hidden": 7}}, "sound": {},
-        },
-        "baselines": [],
-        "seeds": [0],
-    }  # fmt: skip
-    (folder / f"{study['name']}.yaml").write_text(yaml.safe_dump(study))
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [str(folder / "sabotage"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        patch.setenv("STLAB_TEST_REFUSED", str(folder / f"refused{workers}"))
-        answer = stlab("run", f"{study['name']}.yaml", "--storage", f"runs{workers}", timeout=900)
+    (folder / "faults.yaml").write_text(yaml.safe_dump(_study()))
+    paths = [str(folder / "sabotage"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    stlab.variables |= {"PYTHONPATH": os.pathsep.join(paths), "STLAB_TEST_REFUSED": str(folder / "refused")}
+    answer = stlab("run", "faults.yaml", "--storage", "runs", timeout=900)
     assert answer.code == 1, answer
-    table = pd.read_parquet(folder / f"runs{workers}" / "studies" / str(study["name"]) / "results" / "trials.parquet")
-    return workers, answer, table.set_index("variant")
+    table = pd.read_parquet(folder / "runs" / "studies" / "faults" / "results" / "trials.parquet")
+    return answer, table.set_index("variant")
 
 
-def test_the_study_ends_with_the_rest(ran: Any) -> None:
-    _, _, rows = ran
-    assert rows.status.to_dict() == {"bug": "failed", "hang": "failed", "memory": "finished", "sound": "finished"}, list(rows.error)
-    assert rows.loc[["memory", "sound"], "test_mae"].notna().all()
+workers_each = pytest.mark.parametrize("workers", [1, 2], ids=["one worker", "two workers"])
 
 
-def test_workers_that_do_not_find_each_other_are_started_anew(ran: Any, stlab: Any) -> None:
+@workers_each
+def test_the_study_ends_with_the_rest(ran: Any, workers: int) -> None:
+    _, rows = ran
+    expected = {"bug": "failed", "hang": "failed", "memory": "finished", "sound": "finished"}
+    assert {name: rows.status[f"{name} {workers}"] for name in WIDTHS} == expected, list(rows.error)
+    assert rows.loc[[f"memory {workers}", f"sound {workers}"], "test_mae"].notna().all()
+
+
+@workers_each
+def test_workers_that_do_not_find_each_other_are_started_anew(ran: Any, stlab: Any, workers: int) -> None:
     """What the first of them held of the cluster is free again: of two workers, it was all there is."""
-    workers, answer, _ = ran
+    answer, _ = ran
     assert (stlab.folder / f"refused{workers}").exists()
-    assert "pack 0" not in answer.out
+    assert "pack " not in answer.out
 
 
-def test_a_bug_is_told_with_the_end_of_its_log(ran: Any) -> None:
-    _, answer, rows = ran
-    assert rows.error["bug"] == "ZeroDivisionError: a bug [/home/user/model.py:5]"
-    assert rows.error["bug"] in answer.out
+@workers_each
+def test_a_bug_is_told_with_the_end_of_its_log(ran: Any, workers: int) -> None:
+    answer, rows = ran
+    assert rows.error[f"bug {workers}"] == "ZeroDivisionError: a bug [/home/user/model.py:5]"
+    assert rows.error[f"bug {workers}"] in answer.out
     assert 'raise ZeroDivisionError("a bug [/home/user/model.py:5]")' in answer.out
 
 
-def test_a_step_that_hangs_is_told_with_where(ran: Any) -> None:
-    workers, answer, rows = ran
-    assert "a step hung: in epoch 1, after step 2, none ended for 20 s (train.step_timeout)" in rows.error["hang"]
+@workers_each
+def test_a_step_that_hangs_is_told_with_where(ran: Any, workers: int) -> None:
+    answer, rows = ran
+    words = f"a step hung: in epoch 1, after step 2, none ended for {HANG_SECONDS} s (train.step_timeout)"
+    assert words in rows.error[f"hang {workers}"]
     if workers == 1:
         assert "time.sleep(1e4)" in answer.out, "the stack of what hangs; of two workers the first tells, which waits for the other"
 
 
-def test_a_lack_of_memory_is_met_with_smaller_parts_of_the_same_batch(ran: Any, stlab: Any) -> None:
-    """Halved more often than the infrastructure may fail; the figures are those of a run that had memory enough."""
-    workers, _, rows = ran
-    assert rows.micro_batch["memory"] == 2
-    assert "out of memory" in rows.notes["memory"]
-    enough = f"enough{workers}"
-    answer = stlab(
-        "run", f"faults{workers}.yaml", "--storage", enough, "--set", "variants={memory: {model: {hidden: 7}}}", timeout=600
-    )  # fmt: skip
-    assert answer.code == 0, answer
-    undivided = pd.read_parquet(stlab.folder / enough / "studies" / f"faults{workers}" / "results" / "trials.parquet").iloc[0]
-    assert undivided.micro_batch == BATCH / workers
-    assert rows.trial_id["memory"] == undivided.trial_id
+@workers_each
+def test_a_lack_of_memory_is_met_with_smaller_parts_of_the_same_batch(
+    ran: Any, stlab: Any, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halved more often than the infrastructure may fail; the figures are those of a run that had memory enough, in this process."""
+    _, rows = ran
+    row = rows.loc[f"memory {workers}"]
+    assert row.micro_batch == 2
+    assert "out of memory" in row.notes
+    assert rows.micro_batch[f"sound {workers}"] == BATCH / workers
+    monkeypatch.chdir(stlab.folder)
+    plan = plan_study(parse(StudySource.from_text(yaml.safe_dump(_study()))))
+    (trial,) = (trial for trial in plan.trials if trial.spec.variant == f"memory {workers}")
+    assert trial.trial_id == row.trial_id
+    enough = TrialDirectory(Store(tmp_path), trial.trial_id)
+    assert run_trial(trial.spec, trial.identity, enough, test=True) is TrialStatus.FINISHED
+    undivided = enough.row()
+    assert undivided["micro_batch"] == BATCH
     for column in ("val_mae", "val_rmse", "test_mae", "test_rmse"):
-        assert rows.loc["memory", column] == pytest.approx(undivided[column], rel=1e-5)
+        assert row[column] == pytest.approx(undivided[column], rel=1e-5)

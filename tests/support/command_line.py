@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ray_nodes import MARK, environment
+from tests.support.ray_nodes import MARK, RayNodes, environment
 
 
 @dataclass
@@ -31,6 +31,8 @@ class CommandLine:
 
     folder: Path
     marks: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    """What the commands have in their environment beside the usual."""
 
     def start(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
         """Start a command in a session of its own, as a terminal would."""
@@ -38,7 +40,7 @@ class CommandLine:
         self.marks.append(mark)
         target = log.open("w") if log else subprocess.PIPE
         return subprocess.Popen(
-            [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark), text=True,
+            [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark) | self.variables, text=True,
             start_new_session=True, stdout=target, stderr=subprocess.STDOUT if log else subprocess.PIPE,
             # Tests that run in the background ignore Ctrl-C, and would hand that down.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -91,6 +93,13 @@ def stlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     command_line = CommandLine(tmp_path_factory.mktemp("stlab"))
     yield command_line
     command_line.end_leftovers()
+
+
+@pytest.fixture(scope="module")
+def stlab_on_cluster(stlab: CommandLine, two_nodes: RayNodes) -> CommandLine:
+    """The command line whose studies run on the cluster that the tests share."""
+    stlab.variables |= two_nodes.client | {"RAY_ADDRESS": two_nodes.address}
+    return stlab
 
 
 @pytest.fixture

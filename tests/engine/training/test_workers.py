@@ -13,7 +13,7 @@ from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
 from stlab.training import run_trial
 
-LATE = 20  # seconds until a group is ended, on a cluster that has much to do
+LATE = 12  # seconds until a group is ended, on a cluster that has much to do
 
 WORKER = f"LATE = {LATE}" + """
 import os, signal, sys, time
@@ -121,7 +121,7 @@ def test_a_group_that_is_taken_apart_is_no_failure_of_the_trial(make_trial: Call
 @pytest.mark.timeout(300)
 def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     """The group is ended later than a step may take: the trial goes on with smaller batches all the same."""
-    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 4)
+    trial = make_trial(model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 3)
     assert _two_workers(tmp_path, trial, "hungry") == ["PeerLost", "NeedsSmallerBatches"]
     directory = TrialDirectory(Store(tmp_path / "runs"), "hungry")
     assert (directory.status(), directory.micro_batches()) == (TrialStatus.STARTED, 2)
@@ -132,7 +132,7 @@ def test_a_worker_that_waits_for_one_without_memory_does_not_hang(make_trial: Ca
 def test_nobody_hangs_while_the_first_writes_a_checkpoint(make_trial: Callable[..., TrialSpec], tmp_path: Path) -> None:
     """A slow store keeps the others' next step waiting longer than a step may take."""
     trial = make_trial(
-        model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 4, checkpoint_seconds=0.01, max_epochs=2
+        model={"name": "lstm", "hidden": 4}, data={"family": "sensors"}, step_timeout=LATE / 3, checkpoint_seconds=0.01, max_epochs=2
     )  # fmt: skip
     first, second = _two_workers(tmp_path, trial, "slow")
     assert first == "finished"
