@@ -34,7 +34,11 @@ class Assignment:
 
 
 class TrialQueue:
-    """Hands trials to worker groups, which are known by their numbers. A group takes a trial, and ends it, loses it, or hands it back.
+    """Hands trials to worker groups, which are known by their numbers.
+
+    A group calls ``admit``, then ``take`` for each trial until it answers None, then ``leave``. A trial that it has taken is over for
+    it with exactly one of: ``end`` (it has a result), ``hand_back`` (to whoever comes next, at no cost), ``defer`` (another study trains
+    it), ``worker_died`` and ``halt`` (the storage failed).
 
     Args:
         make_supply: makes the supply where the queue lives; it is given the function by which the supply emits events.

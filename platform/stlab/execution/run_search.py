@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from stlab.execution.events import Event
 from stlab.execution.supply import with_resources
-from stlab.search.history import Entry, History, Outcome, located, wall_seconds
+from stlab.search.history import Entry, EntryOutcome, History, located, wall_seconds
 from stlab.search.space import check_space, without_dead_fields
 from stlab.storage import Store, TrialDirectory
 from stlab.study.plan import Plan, PlannedTrial, SearchBranch
@@ -51,7 +51,7 @@ def is_over(history: History, wall: float) -> bool:
     return all(TrialDirectory(history.store, trial.trial_id).is_over() for trial in selected(history))
 
 
-def state_of(history: History) -> list[tuple[Entry, Outcome | None]]:
+def state_of(history: History) -> list[tuple[Entry, EntryOutcome | None]]:
     """Every entry with its outcome, which is None as long as its trial is left to run."""
     return [(entry, history.outcome(entry)) for entry in history.entries()]
 
@@ -91,7 +91,7 @@ def run(
         most = (search.max_trials or 10**6) * len(branches) + len(measured)
         groups += [resources] * min(ray.slots(resources), most)
     begin(len(groups))
-    return ray.run_search(SearchWork(study, branches, tuple(measured), tuple(groups)), store.location, listen)
+    return ray.run_branches(SearchWork(study, branches, tuple(measured), tuple(groups)), store.location, listen)
 
 
 def _decided(branch: SearchBranch, resources: ResourcesSpec) -> SearchBranch:

@@ -49,7 +49,10 @@ WAIT = Wait()
 
 
 class Supply(ABC):
-    """Decides what comes next. Nothing here knows what deaths and failures cost."""
+    """Decides what comes next. Nothing here knows what deaths and failures cost.
+
+    For each task that ``next`` gave, the queue calls ``put_back``, ``defer`` or ``ended`` once, and ``report`` as often as it likes before.
+    """
 
     groups: Sequence[ResourcesSpec]
     """The worker groups of the run: the resources that each has."""

@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EntryOutcome:
     """The outcome of an entry according to its trial directory."""
 
     state: State
@@ -92,23 +92,23 @@ class History:
     def directory(self, entry: Entry) -> TrialDirectory | None:
         return TrialDirectory(self.store, entry.trial_id) if entry.trial_id else None
 
-    def outcome(self, entry: Entry) -> Outcome | None:
+    def outcome(self, entry: Entry) -> EntryOutcome | None:
         """The outcome of an entry, or None if its trial has still to run. A trial that another study pruned is continued."""
         directory = self.directory(entry)
         if directory is None:
-            return Outcome(State.FAIL)
+            return EntryOutcome(State.FAIL)
         status = directory.status()
         if status is TrialStatus.FINISHED:
             result = directory.read("result.json") or {}
             values = tuple(float(result.get(name, math.nan)) for name in self.search.objectives)
             seconds = float(result.get("device_seconds", 0.0))
             if all(math.isfinite(value) for value in values):
-                return Outcome(State.COMPLETE, values, seconds)
-            return Outcome(State.FAIL, None, seconds)
+                return EntryOutcome(State.COMPLETE, values, seconds)
+            return EntryOutcome(State.FAIL, None, seconds)
         if status is TrialStatus.FAILED or (status is TrialStatus.PRUNED and self.search.pruner != "none"):
             workers = self.branch.template.spec.resources.workers
             seconds = sum(row["seconds"] for row in directory.read_epochs()) * workers
-            return Outcome(State.FAIL if status is TrialStatus.FAILED else State.PRUNED, None, seconds)
+            return EntryOutcome(State.FAIL if status is TrialStatus.FAILED else State.PRUNED, None, seconds)
         return None
 
     def intermediate(self, entry: Entry) -> dict[int, float]:
@@ -158,7 +158,7 @@ class History:
             and (search.max_wall is None or wall_seconds < search.max_wall * 3600)
         )
 
-    def device_seconds(self, outcomes: Mapping[str, Outcome]) -> float:
+    def device_seconds(self, outcomes: Mapping[str, EntryOutcome]) -> float:
         """Seconds of all trials times the GPUs of a worker (or its share of one). A trial that was chosen repeatedly counts once."""
         return sum(outcome.device_seconds for outcome in outcomes.values()) * (self.branch.template.spec.resources.gpus or 1.0)
 

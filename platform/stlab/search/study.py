@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from stlab.errors import StudyError, first_line
 from stlab.files import secrets_of, shown
-from stlab.search.history import Entry, History, Outcome, State
+from stlab.search.history import Entry, EntryOutcome, History, State
 from stlab.search.samplers import create_pruner, create_sampler, settle
 from stlab.search.space import as_params
 from stlab.storage import Store
@@ -39,7 +39,7 @@ class BranchSearch:
         self.search = self.history.search
         self.name = f"{study.name}/{branch.folder}"
         self.entries: list[Entry] = self.history.entries()
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, EntryOutcome] = {}
         """Trial id → the outcome of a trial of this branch."""
         self._trials: dict[int, optuna.Trial] = {}
         self._repeats = 0
@@ -133,7 +133,7 @@ class BranchSearch:
                 stop = trial.should_prune()
         return f"{self.search.pruner} pruner: worse than other trials after {rows[-1]['epoch']} epochs" if stop else None
 
-    def tell(self, number: int) -> Outcome:
+    def tell(self, number: int) -> EntryOutcome:
         """Tell the sampler the outcome from the trial's directory, and record that it knows."""
         entry = self.entries[number]
         outcome = self.history.outcome(entry)

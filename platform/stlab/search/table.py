@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stlab.search.history import Entry, History, Outcome, State
+from stlab.search.history import Entry, EntryOutcome, History, State
 from stlab.search.space import as_params
 from stlab.storage import Store
 from stlab.study.spec import StudySpec
@@ -24,7 +24,7 @@ class Tried:
     """A branch's entries with their outcomes, by number."""
 
     history: History
-    entries: Sequence[tuple[Entry, Outcome | None]]
+    entries: Sequence[tuple[Entry, EntryOutcome | None]]
     selected: int | None
 
 

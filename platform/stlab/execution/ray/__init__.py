@@ -21,13 +21,13 @@ for _name, _value in SETTINGS.items():
 if TYPE_CHECKING:
     from stlab.execution.ray.actor_lock import study_actor_lock
     from stlab.execution.ray.cluster import autoscaling_note, cluster_amounts, connection, slots, with_gpus
-    from stlab.execution.ray.sweep import Listener, run_packs, run_search
+    from stlab.execution.ray.sweep import Listener, run_branches, run_packs
 
 __all__ = [
-    "Listener", "autoscaling_note", "cluster_amounts", "connection", "run_packs", "run_search", "slots", "study_actor_lock", "with_gpus",
+    "Listener", "autoscaling_note", "cluster_amounts", "connection", "run_branches", "run_packs", "slots", "study_actor_lock", "with_gpus",
 ]  # fmt: skip
 _HOME = dict.fromkeys(("autoscaling_note", "cluster_amounts", "connection", "slots", "with_gpus"), "cluster")
-_HOME |= dict.fromkeys(("Listener", "run_packs", "run_search"), "sweep")
+_HOME |= dict.fromkeys(("Listener", "run_packs", "run_branches"), "sweep")
 _HOME["study_actor_lock"] = "actor_lock"
 
 

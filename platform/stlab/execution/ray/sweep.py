@@ -56,8 +56,8 @@ def run_packs(packs: Sequence[Pack], storage: str, study: str, listen: Listener)
     return _run(functools.partial(PackSupply, packs), [pack.resources for pack in packs], storage, study, listen)
 
 
-def run_search(work: SearchWork, storage: str, listen: Listener) -> list[str]:
-    """Run a search to its end, and measure what it selects; see :func:`run_packs`."""
+def run_branches(work: SearchWork, storage: str, listen: Listener) -> list[str]:
+    """Run the branches of a search to their end, and measure what they select; see :func:`run_packs`."""
     from stlab.execution.search_supply import SearchSupply
 
     return _run(functools.partial(SearchSupply, Store(storage), work), work.groups, storage, work.study.name, listen)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from stlab.report.figures.errors import MAX_LINES
+from stlab.report.figures.forecast_errors import MAX_LINES
 from stlab.report.figures.style import PALETTE, baseline_style, legend_label, line_style, paper_style
 from stlab.report.statistics.axis_curves import AxisCurve, AxisPanel
 from stlab.report.statistics.summary import SYMBOLS

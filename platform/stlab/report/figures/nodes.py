@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stlab.report.figures.errors import date_axis
+from stlab.report.figures.forecast_errors import date_axis
 from stlab.report.figures.style import MUTED, PALETTE, TRUTH, legend_label, paper_style
 from stlab.report.model_input import THRESHOLD, NodeChoice, WindowInput
 from stlab.report.page.text import image_channel

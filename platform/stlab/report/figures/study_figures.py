@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from stlab.report.figures import errors, nodes
+from stlab.report.figures import forecast_errors, nodes
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
 from stlab.report.figures.tradeoff import differing, tradeoff_caption, tradeoff_figure, tradeoffs
 from stlab.report.model_input import THRESHOLD, NodeChoice, WindowInput, choose_nodes, node_scores, read_model_input
@@ -87,7 +87,7 @@ def _shown(lines: Sequence[Summary]) -> list[Summary]:
     variants = [line for line in lines if not line.baseline and line.n]
     by_validation = sorted(variants, key=lambda line: line.val_rmse.mean if line.val_rmse else math.inf)
     first = {line.variant: line.label for line in reversed(by_validation)}
-    kept = sorted(variants, key=lambda line: (first[line.variant] != line.label, line.rank_rmse))[: errors.MAX_LINES]
+    kept = sorted(variants, key=lambda line: (first[line.variant] != line.label, line.rank_rmse))[: forecast_errors.MAX_LINES]
     return [line for line in variants if line in kept]
 
 
@@ -121,7 +121,7 @@ def _horizon(store: Store, lines: Sequence[Summary], found: FigureSet) -> None:
                 f"RMSE by steps ahead on the {segment} segment: the mean over seeds, with a band from the lowest to the highest "
                 f"seed. Dashed lines are baselines; the table lists the weaker ones.{_only_best(lines, shown)}"
             )
-            figure = errors.horizon_figure(kept, segment)
+            figure = forecast_errors.horizon_figure(kept, segment)
             found.figures.append(ReportFigure("rmse_by_horizon", "Error by horizon", caption, figure))
             return
     found.left_out.append("No errors by horizon: no variant has been measured on the test segment.")
@@ -140,7 +140,7 @@ def _costs(rows: Sequence[Row], lines: Sequence[Summary], found: FigureSet) -> N
     found.figures.append(ReportFigure("tradeoff", "Accuracy and cost", text, tradeoff_figure(points)))
 
 
-def _horizon_line(store: Store, line: Summary, segment: str) -> errors.HorizonLine:
+def _horizon_line(store: Store, line: Summary, segment: str) -> forecast_errors.HorizonLine:
     seeds: list[Mapping[int, float]] = []
     for trial_id in line.trial_ids:
         table = TrialDirectory(store, trial_id).read_horizon()
@@ -148,7 +148,7 @@ def _horizon_line(store: Store, line: Summary, segment: str) -> errors.HorizonLi
             steps := {r["horizon"]: r["rmse"] for r in table.to_pylist() if r["segment"] == segment}
         ):
             seeds.append(steps)
-    return errors.HorizonLine(line.label, line.baseline, seeds)
+    return forecast_errors.HorizonLine(line.label, line.baseline, seeds)
 
 
 def _learning(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: FigureSet) -> None:
@@ -159,7 +159,7 @@ def _learning(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found
         epochs = {trial_id: points for trial_id, points in epochs.items() if points}
         if epochs:
             curves.append(
-                errors.Curve(line.label, list(epochs.values()), [best_epoch[trial_id] for trial_id in epochs])
+                forecast_errors.Curve(line.label, list(epochs.values()), [best_epoch[trial_id] for trial_id in epochs])
             )
     if not curves:
         found.left_out.append("No learning curves: no finished trial has kept its epochs.")
@@ -171,7 +171,7 @@ def _learning(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found
         f"marks each seed's best epoch.{f' The dashed line is {reference[0]}.' if reference else ''}{_only_best(lines, _shown(lines))}"
     )
     found.figures.append(
-        ReportFigure("learning_curves", "Learning curves", caption, errors.learning_curves(curves, reference))
+        ReportFigure("learning_curves", "Learning curves", caption, forecast_errors.learning_curves(curves, reference))
     )
 
 
@@ -193,7 +193,7 @@ def _forecasts(store: Store, rows: Sequence[Row], lines: Sequence[Summary], foun
             f"{name} (its best seed by validation error) beside the truth, for the test window with the largest total "
             f"truth; channel {forecasts.busiest_cell()[0] + 1}. Truth and forecast share one colour scale."
         )
-        figure = errors.forecast_maps(forecasts)
+        figure = forecast_errors.forecast_maps(forecasts)
         found.figures.append(ReportFigure("forecast_maps", "Forecast and truth", caption, figure, "png"))
     else:
         found.left_out.append("No maps: the data are not on a grid.")
@@ -211,9 +211,9 @@ def _busiest_series(
     caption = f"The series with the largest mean truth ({cell}) on the test segment: truth, {name}"
     lacking = held.label if held else "a baseline"
     caption += f", and {baseline[0]}." if baseline else f"; {lacking} has no forecasts to show."
-    if len(forecasts.window) > errors.MAX_SERIES_WINDOWS:
-        caption += f" The figure shows the first {errors.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."
-    figure = errors.busy_series((label, forecasts), baseline)
+    if len(forecasts.window) > forecast_errors.MAX_SERIES_WINDOWS:
+        caption += f" The figure shows the first {forecast_errors.MAX_SERIES_WINDOWS} of {len(forecasts.window)} windows."
+    figure = forecast_errors.busy_series((label, forecasts), baseline)
     title = "A busy cell" if forecasts.is_grid else "A busy node"
     found.figures.append(ReportFigure("busiest_series", title, caption, figure))
 
