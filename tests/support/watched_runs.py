@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-EPOCHS = 12
+EPOCHS = 16
+"""So many that a trial can be held in its middle before it ends: an epoch takes a third of a second."""
 WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
 
 WATCHED = """\
