@@ -69,6 +69,7 @@ def run(
 
     Raises:
         UserError: the study, its data, weights or resources, or the URI of MLflow cannot be used; nothing was trained.
+        StorageError: the storage is full or away; what is trained stays, and the same call goes on from there.
     """
     source = _source(study, overrides or {})
     spec = parse(source)
@@ -112,8 +113,7 @@ def run_observed(
     """Run a study with its observers: the progress on ``console``, if there is one, and MLflow, as :func:`run` and ``stlab run`` do.
 
     Raises:
-        UserError: as ``run_study``; a full disk, say. MLflow shows the study as interrupted.
-        KeyboardInterrupt: Ctrl-C; likewise.
+        UserError, StorageError, KeyboardInterrupt: as ``run_study``. After any error MLflow shows the study as interrupted.
     """
     from stlab.execution.progress import TerminalProgress
     from stlab.execution.run_study import run_study
@@ -129,7 +129,7 @@ def run_observed(
             if progress:
                 display.callback(progress.stop)  # before anything else is printed
             outcome = run_study(spec, store.location, source=source, observers=observers, **options)
-    except (KeyboardInterrupt, UserError):
+    except BaseException:
         if tracker:
             tracker.interrupt()
         raise

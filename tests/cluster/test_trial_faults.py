@@ -142,7 +142,7 @@ def test_workers_that_do_not_find_each_other_are_started_anew(ran: Any, stlab: A
     """What the first of them held of the cluster is free again: of two workers, it was all there is."""
     answer, _ = ran
     assert (stlab.folder / f"refused{workers}").exists()
-    assert "pack " not in answer.out
+    assert "worker group " not in answer.out
 
 
 @workers_each

@@ -124,7 +124,7 @@ class Attempts:
         """The attempt did not begin, as another study trains the trial at this moment."""
         self._tally(trial).kills = ()
 
-    def given_up(self, trial: Hashable, budget: Budget) -> str | None:
+    def why_given_up(self, trial: Hashable, budget: Budget) -> str | None:
         """Why it is not to be run again, where its workers died too often; None otherwise.
 
         Deaths for want of memory do not count against the budget, because each time the trial needs less.

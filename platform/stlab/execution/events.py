@@ -87,7 +87,7 @@ def from_training(trial_id: str, report: Mapping[str, Any]) -> Epochs | Note:
 
 
 class Observer(Protocol):
-    """An observer of a study. All calls come from one thread; a slow observer delays nobody's training."""
+    """An observer of a study. Calls never overlap, though several threads make them. A slow observer delays nobody's training."""
 
     def begin(self, plan: Plan, todo: Sequence[PlannedTrial], concurrency: int) -> None:
         """The plan is made; ``todo`` are the trials that are left to train, ``concurrency`` of them at a time."""

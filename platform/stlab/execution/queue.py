@@ -15,7 +15,7 @@ from stlab.execution.capacity import Quota, needs, quota_of
 from stlab.execution.events import Ended, Event, Started
 from stlab.execution.supply import Emit, Supply, Task, Wait
 
-_DEATHS_WITHOUT_TRIAL = 3  # in a row; a group that dies more often before it has a trial never will have one
+_DEATHS_WITHOUT_TRIAL = 3  # in a row; a group that dies more often before it has a trial will never have one
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Assignment:
 class TrialQueue:
     """Hands trials to worker groups, which are known by their numbers.
 
-    A group calls ``admit``, then ``take`` for each trial until it answers None, then ``leave``. A trial that it has taken is over for
-    it with exactly one of: ``end`` (it has a result), ``hand_back`` (to whoever comes next, at no cost), ``defer`` (another study trains
-    it), ``worker_died`` and ``halt`` (the storage failed).
+    A group calls ``admit``, then ``take`` for each trial until it answers None, then ``leave``. For each trial that it has taken, exactly
+    one of these is called: ``end`` (it has a result), ``hand_back`` (to whoever comes next, at no cost), ``defer`` (another study trains
+    it), ``worker_died``, or ``halt`` (the storage failed).
 
     Args:
         make_supply: makes the supply where the queue lives; it is given the function by which the supply emits events.
@@ -82,9 +82,10 @@ class TrialQueue:
         if task is None or isinstance(task, Wait):
             return task
         self._running[group] = task
+        self._deaths_without_trial[group] = 0
         self._attempts.begin(task.key, kills)
         assignment = self._assignment(group, task)
-        if (task.key, assignment.attempt) not in self._started:
+        if assignment.given_up is None and (task.key, assignment.attempt) not in self._started:
             self._started.add((task.key, assignment.attempt))
             self.emit(Started(task.trial_id, assignment.attempt))
         return assignment
@@ -97,7 +98,7 @@ class TrialQueue:
             needs_less_memory=attempts.ran_out_of_memory(key),
             # A worker that lost another of its group may have recorded that as an error of the trial's.
             failed_before=attempts.has_failed(key) or (self._has_several_workers[group] and attempts.has_died(key)),
-            given_up=attempts.given_up(key, self._budgets[group]),
+            given_up=attempts.why_given_up(key, self._budgets[group]),
         )
 
     def report(self, group: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -107,12 +108,11 @@ class TrialQueue:
 
     def end(self, group: int, status: str) -> None:
         """The group's trial ended with ``status``; a failed one is run again as far as its budget goes."""
-        self._deaths_without_trial[group] = 0
         if group not in self._running:
             return
         task = self._running.pop(group)
         budget = self._budgets[group]
-        is_given_up = self._attempts.given_up(task.key, budget) is not None
+        is_given_up = self._attempts.why_given_up(task.key, budget) is not None
         self._attempts.left(task.key)
         if status == "failed" and not is_given_up and self._attempts.failed(task.key, budget):
             self._supply.put_back(group, task)
@@ -147,7 +147,7 @@ class TrialQueue:
         if group in self._running:
             task = self._running.pop(group)
             self._attempts.died(task.key, cause, of_memory=of_memory)
-            self._supply.put_back(group, task)
+            self._supply.put_back(group, task)  # `take` decides whether it has died too often
             return True
         self._deaths_without_trial[group] += 1
         return self._deaths_without_trial[group] <= _DEATHS_WITHOUT_TRIAL

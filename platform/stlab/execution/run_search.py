@@ -75,7 +75,7 @@ def run(
     Returns:
         Errors outside of any trial.
     """
-    from stlab.execution import ray
+    from stlab.execution import ray as cluster
     from stlab.execution.search_supply import SearchWork
     from stlab.search.study import check_storage
 
@@ -84,14 +84,14 @@ def run(
     if search.storage is not None:
         check_storage(search.storage, [f"{plan.study.name}/{branch.folder}" for branch in plan.branches])
     study = plan.study.model_copy(update={"search": search})
-    branches = tuple(_decided(branch, ray.with_gpus(branch.template.spec.resources)) for branch in plan.branches)
+    branches = tuple(_decided(branch, cluster.with_gpus(branch.template.spec.resources)) for branch in plan.branches)
     groups: list[ResourcesSpec] = []
     wanted = [branch.template.spec.resources for branch in branches] + [trial.spec.resources for trial in measured]
     for resources in dict.fromkeys(wanted):
         most = (search.max_trials or 10**6) * len(branches) + len(measured)
-        groups += [resources] * min(ray.slots(resources), most)
+        groups += [resources] * min(cluster.slots(resources), most)
     begin(len(groups))
-    return ray.run_branches(SearchWork(study, branches, tuple(measured), tuple(groups)), store.location, listen)
+    return cluster.run_branches(SearchWork(study, branches, tuple(measured), tuple(groups)), store.location, listen)
 
 
 def _decided(branch: SearchBranch, resources: ResourcesSpec) -> SearchBranch:

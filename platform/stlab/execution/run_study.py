@@ -58,6 +58,7 @@ def run_study(
 
     Raises:
         UserError: the study, its data, its weights or its resources cannot be used, or it is being run already; nothing was trained.
+        StorageError: the storage is full or away; what is trained stays, and the same call goes on from there.
         KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
     """
     plan = plan_study(study, source)
@@ -103,13 +104,13 @@ def _locked(plan: Plan, store: Store, address: str | None, retry_failed: bool) -
     name, owner = plan.study.name, LockOwner.this_process()
     with contextlib.ExitStack() as stack:
         stack.enter_context(study_lock(store, name, owner))
-        # Whether a search has trials left is not known before another search's entries are set aside, so it may always train.
+        # What a search has left is known only after `_prepare`, so assume that it trains.
         may_train = bool(plan.branches) or retry_failed or bool(_left(plan, store))
         if address is not None and may_train:
-            from stlab.execution import ray
+            from stlab.execution import ray as cluster
 
-            stack.enter_context(ray.connection(address))
-            stack.enter_context(ray.study_actor_lock(store, name, owner))
+            stack.enter_context(cluster.connection(address))
+            stack.enter_context(cluster.study_actor_lock(store, name, owner))
         yield
 
 
@@ -138,18 +139,18 @@ def _train(
     Returns:
         The folder that an earlier study of this name was moved to, and errors outside of trials.
     """
-    from stlab.execution import ray  # takes seconds, so the study is checked before
+    from stlab.execution import ray as cluster  # takes seconds, so the study is checked before
 
-    with ray.connection(None) if address is None else contextlib.nullcontext():
-        decided = {resources: ray.with_gpus(resources) for resources in {trial.spec.resources for trial in trials}}
+    with cluster.connection(None) if address is None else contextlib.nullcontext():
+        decided = {resources: cluster.with_gpus(resources) for resources in {trial.spec.resources for trial in trials}}
         trials = [with_resources(trial, decided[trial.spec.resources]) for trial in trials]
-        packs = make_packs(trials, {resources: ray.slots(resources) for resources in set(decided.values())})
+        packs = make_packs(trials, {resources: cluster.slots(resources) for resources in set(decided.values())})
         kept = write_study(plan, store)
-        begin, listen = _callbacks(plan, trials, ray.autoscaling_note(), observers)
+        begin, listen = _callbacks(plan, trials, cluster.autoscaling_note(), observers)
         if is_searching:
             return kept, run_search.run(plan, trials, store, begin, listen)
         begin(len(packs))
-        return kept, ray.run_packs(packs, store.location, plan.study.name, listen)
+        return kept, cluster.run_packs(packs, store.location, plan.study.name, listen)
 
 
 def _callbacks(

@@ -17,7 +17,7 @@ Emit = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A trial that is to be trained, and how. The only route by which its specification reaches a worker."""
+    """A trial to train, and how. Workers get the specification only through this."""
 
     trial: PlannedTrial
     """Its resources are decided."""
@@ -52,6 +52,7 @@ class Supply(ABC):
     """Decides what comes next. Nothing here knows what deaths and failures cost.
 
     For each task that ``next`` gave, the queue calls ``put_back``, ``defer`` or ``ended`` once, and ``report`` as often as it likes before.
+    A run that is halted calls nothing more.
     """
 
     groups: Sequence[ResourcesSpec]
@@ -63,7 +64,7 @@ class Supply(ABC):
 
     @abstractmethod
     def put_back(self, group: int, task: Task) -> None:
-        """The group did not end the task: whichever group comes next takes it, before all others."""
+        """The group did not end the task. It comes before all others that the group may take, for this group or for one that helps out."""
 
     @abstractmethod
     def defer(self, group: int, task: Task) -> None:

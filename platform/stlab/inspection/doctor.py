@@ -142,13 +142,13 @@ def ray_checks(address: str | None) -> Iterator[Check]:
 
 
 def _cluster(address: str, here: str) -> Iterator[Check]:
-    from stlab.execution import ray
+    from stlab.execution import ray as cluster
     from stlab.execution.preflight import check_address
 
     try:
         check_address(address)
-        with ray.connection(address):
-            amounts, grows = ray.cluster_amounts(), ray.autoscaling_note()
+        with cluster.connection(address):
+            amounts, grows = cluster.cluster_amounts(), cluster.autoscaling_note()
     except UserError as error:
         yield Check(False, "Ray", str(error))
         return

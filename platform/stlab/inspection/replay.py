@@ -99,7 +99,7 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="stlab-replay-") as scratch, threads_of(spec.resources):
         again = TrialDirectory(Store(scratch), directory.trial_id)
         parts = directory.micro_batches()
-        status = run_trial(spec, identity, again, test=directory.is_tested(), report=report, micro_batches=parts)
+        status = run_trial(spec, identity, again, test=directory.is_tested(), report=report, parts=parts)
         conditions = tuple(_conditions(spec, trial, directory, again))
         failure = again.read("failed.json") or {}
         if status is not TrialStatus.FINISHED or (directory.is_tested() and not again.is_tested()):

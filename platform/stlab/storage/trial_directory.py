@@ -20,10 +20,15 @@ class TrialStatus(StrEnum):
     """The status of a trial according to the files in its directory."""
 
     NEW = "new"
+    """Nobody has begun it."""
     STARTED = "started"
+    """It has begun and has no end: it is being trained, or goes on from its last checkpoint."""
     FINISHED = "finished"
+    """It is trained, and its weights are selected."""
     FAILED = "failed"
+    """It ended with an error of its own, or its workers died too often."""
     PRUNED = "pruned"
+    """Its search ended it early."""
 
 
 _ENDS = {"result.json": TrialStatus.FINISHED, "pruned.json": TrialStatus.PRUNED, "failed.json": TrialStatus.FAILED}
@@ -32,7 +37,10 @@ _BESIDE = {"result.json": ("epochs.parquet",), "test.json": ("horizon.parquet", 
 
 
 class TrialDirectory:
-    """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result. The README's tour shows the layout."""
+    """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result.
+
+    "Files left behind" in ``platform/README.md`` shows the layout.
+    """
 
     def __init__(self, store: Store, trial_id: str) -> None:
         self.store = store

@@ -149,7 +149,7 @@ class Loop:
             self._save(epoch.midway(trained_seconds))
             raise
         if not math.isfinite(errors["rmse"]):
-            # A step's loss is taken before its update. What the last update broke shows only here, and might be selected otherwise.
+            # A loss is taken before its update, so damage by the last update shows here first; unchecked, those weights could be selected.
             message = (
                 f"the validation RMSE is {errors['rmse']} after step {self.steps}, learning rate {self._last_learning_rate():.3g}"
             )
@@ -165,11 +165,11 @@ class Loop:
         return rate
 
     def _report_epochs(self, rows: Sequence[dict[str, Any]]) -> str | None:
-        """Report epochs, those of a restored checkpoint at first; the reason to stop that the first worker is given."""
+        """Report epochs, first those of a restored checkpoint. Returns the reason to stop, and None on all workers but the first."""
         return self.report({"kind": "epochs", "rows": rows}) if rows and self.is_first_worker else None
 
     def _prune_if(self, reason: str | None) -> None:
-        """Raise TrialPruned on all workers if the first one was given a reason to."""
+        """Raise TrialPruned on all workers if the first one was given a reason to stop."""
         if not self.prunable:
             return
         box = [reason]

@@ -51,7 +51,7 @@ def run_trial(
     prunable: bool = False,
     stop: Callable[[], bool] | None = None,
     on_hang: Callable[[bool], None] | None = None,
-    micro_batches: int = 1,
+    parts: int = 1,
 ) -> TrialStatus:
     """Train one trial, resuming from the last checkpoint in its directory, and measure it on the test segment if asked.
 
@@ -65,13 +65,13 @@ def run_trial(
         test: whether a study reports this trial on the test segment.
         report: called on the first worker with ``{"kind": "epochs", "rows": [...]}`` as epochs end, and with
             ``{"kind": "note", "text": ...}`` where something was mended that the user should know of.
-        prunable: whether the trial stops early when ``report`` answers why it should. A trial that was pruned before is then left as
-            it is, and is trained to its end otherwise.
+        prunable: if true, a reason that ``report`` returns stops the trial, and a trial that was pruned before is left as it is. If
+            false, a pruned trial is trained to its end.
         stop: asked between steps. Once it says yes on any worker, a checkpoint is written and STARTED is returned.
-        on_hang: called on every worker, in a thread of its own, when no step ended for ``train.step_timeout``, with whether this
-            worker has written that down. It may end the process. Without it the trial ends when the step does.
-        micro_batches: divide a worker's share of a batch into at least so many parts, because it was killed for want of memory. The
-            number that the directory has (:meth:`TrialDirectory.micro_batches`) holds if it is larger, so ask for twice that.
+        on_hang: called as ``on_hang(is_recorded)`` on every worker, in a thread of its own, when no step ended within
+            ``train.step_timeout``. It may end the process. Without it the trial ends when the step does.
+        parts: the least number of parts that a worker's share of a batch is divided into. A larger number in the directory
+            (:meth:`TrialDirectory.micro_batches`) wins; after a death for want of memory, pass twice that number.
 
     Raises:
         StorageError: the directory cannot be read or written; the trial stays as it last was.
@@ -84,7 +84,7 @@ def run_trial(
         return over
     record = TrialRecord(trial, directory, report, on_hang)
     record.set_aside_damaged()
-    record.divide(micro_batches)
+    record.divide(parts)
     trainer: TrialTrainer | None
     while True:
         try:
@@ -137,7 +137,13 @@ class TrialTrainer:
         record.check_division(self.setup.batches)
 
     def has_selected(self, for_test: bool) -> bool:
-        """Whether the trial has been trained. For a test, its selected weights must be whole, too."""
+        """Whether the trial has been trained. For a test, its selected weights must be whole, too.
+
+        The first worker decides for all, because it alone tests, and because the others may see its files later.
+        """
+        return agreed(self._has_selected(for_test) if self.record.is_first_worker else False)
+
+    def _has_selected(self, for_test: bool) -> bool:
         if self.directory.status() is not TrialStatus.FINISHED:
             return False
         if not for_test:
@@ -147,8 +153,7 @@ class TrialTrainer:
         except (FileNotFoundError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            if self.record.is_first_worker:
-                self.record.note(f"the selected weights cannot be used ({error}): taken from the last checkpoint again")
+            self.record.note(f"the selected weights cannot be used ({error}): taken from the last checkpoint again")
             # They may have been loaded in part.
             setup = self.setup
             self.setup = dataclasses.replace(setup, model=_drawn_model(self.trial, setup.dataset, setup.device))

@@ -47,10 +47,11 @@ def test_the_end_of_a_run_shows_errors_as_they_are(text: str, study: Path, tmp_p
         directory.write_trial({**trial.spec.model_dump(mode="json"), **trial.identity})
         directory.write_failure({"reason": text, "log_tail": [text]})
     rows = [trial_row(trial, store) for trial in plan.trials]
-    outcome = Outcome(plan, rows, f"{store.location}/report", kept="[/kept]", troubles=[f"pack 0: {text}"])
+    outcome = Outcome(plan, rows, f"{store.location}/report", kept="[/kept]", troubles=[f"worker group 0: {text}"])
     _say_outcome(console_for_output(), outcome, store.location, "sqlite:///x", text)
     told = capsys.readouterr().out
-    for line in (f"): {text}", f"    {text}", f"pack 0: {text}", f"MLflow is behind: {text} Later", f"report   {store.location}/report"):
+    troubles = (f"worker group 0: {text}", f"MLflow is behind: {text} Later")
+    for line in (f"): {text}", f"    {text}", *troubles, f"report   {store.location}/report"):
         assert line in told, line
     assert f"failed: {VARIANT}, seed 0" in told
 

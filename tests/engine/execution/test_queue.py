@@ -77,6 +77,25 @@ def test_deaths_are_counted_until_the_trial_is_given_up_by_name() -> None:
     assert take(queue).task.trial_id == "b", "a trial that is given up is not run again for its own sake"
 
 
+def test_a_trial_that_is_given_up_is_not_announced_as_started() -> None:
+    queue = queue_of("a", resources=ResourcesSpec(gpus=0, infrastructure_retries=1))
+    for _ in range(2):
+        take(queue)
+        queue.worker_died(0, "killed")
+    assert take(queue).given_up is not None
+    queue.end(0, "failed")
+    assert [type(event) for event in queue.drain()] == [Started, Started, Ended]
+
+
+def test_only_deaths_in_a_row_before_any_trial_end_a_group() -> None:
+    queue = queue_of("a", resources=ResourcesSpec(gpus=0, infrastructure_retries=100))
+    for _ in range(4):
+        assert queue.worker_died(0, "died while it started")
+        take(queue)
+        assert queue.worker_died(0, "died with a trial")
+    assert [queue.worker_died(0, "died while it started") for _ in range(4)] == [True, True, True, False]
+
+
 def test_errors_of_its_own_have_a_budget_of_their_own() -> None:
     queue = queue_of("a", resources=ResourcesSpec(gpus=0, infrastructure_retries=1, trial_retries=2))
     take(queue)

@@ -210,12 +210,12 @@ def test_without_memory_for_one_window_it_fails_alone_by_name(
 
 def test_the_caller_asks_for_smaller_batches_after_a_kill(make_trial: MakeTrial, tmp_path: Path) -> None:
     trial = make_trial(max_epochs=1)
-    directory, status = run(trial, tmp_path / "asked", micro_batches=2)
+    directory, status = run(trial, tmp_path / "asked", parts=2)
     assert status is TrialStatus.FINISHED
     result = directory.read("result.json") or {}
     assert (result["micro_batch"], directory.micro_batches()) == (16, 2)
     assert result["notes"] == ["killed for want of memory: batches are divided into 2 parts"]
-    directory, status = run(trial, tmp_path / "one window", micro_batches=64)
+    directory, status = run(trial, tmp_path / "one window", parts=64)
     assert status is TrialStatus.FAILED
     assert "with 1 window at a time, of a batch of 32" in (directory.read("failed.json") or {})["reason"]
     # With more memory, another time, it goes on; what nobody can be asked for is not on record.

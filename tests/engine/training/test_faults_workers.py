@@ -44,7 +44,7 @@ def work(rank, world, folder, dropout, missing):
         if rank == 0:
             said.append(store.names("trials/stopped/checkpoint")[-1])
     said.append(run_trial(trial, {}, TrialDirectory(store, "stopped"), test=True).value)
-    run_trial(TrialSpec.model_validate_json(missing), {}, TrialDirectory(store, "divided"), test=True, micro_batches=3)
+    run_trial(TrialSpec.model_validate_json(missing), {}, TrialDirectory(store, "divided"), test=True, parts=3)
     if rank == 0:
         print(json.dumps(said))
     dist.barrier()

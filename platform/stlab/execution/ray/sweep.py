@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
+_NO_NEWS_SECONDS = 10.0  # before the queue is asked again after it could not be reached
 _ADMISSION_SECONDS = 1.0  # between two questions of a worker group that the study's quota keeps out
 _PATIENCE_SECONDS = 6 * 3600  # a worker waits so long for the others: the first alone measures the test segment
 _NO_LIMIT = -1  # of restarts: the queue counts them, for each trial
@@ -86,7 +87,7 @@ def _run(
         results = tuner.fit()
     if (reason := ray.get(queue.halted.remote())) is not None:
         raise StorageError(f"the study ended before its time: {reason}")
-    return [f"pack {index}: {last_line(error)}" for index, error in enumerate(results.errors)]
+    return [f"worker group {group}: {last_line(result.error)}" for group, result in enumerate(results) if result.error is not None]
 
 
 def _scratch(storage: str) -> str:
@@ -106,9 +107,12 @@ def _listening(queue: Any, listen: Listener) -> Iterator[None]:
         while not stop.wait(_POLL_SECONDS):
             try:
                 listen(ray.get(queue.drain.remote()))
-            except ray.exceptions.RayError as error:
-                logger.warning("no news from the workers: %s", error)
+            except ray.exceptions.ActorDiedError as error:
+                logger.warning("no more news from the workers: %s", error)
                 return
+            except ray.exceptions.RayError as error:
+                logger.warning("no news from the workers for now: %s", error)
+                stop.wait(_NO_NEWS_SECONDS)
 
     thread = threading.Thread(target=poll, name="stlab-events", daemon=True)
     thread.start()

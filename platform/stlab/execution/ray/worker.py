@@ -22,13 +22,13 @@ from stlab.execution.queue import Assignment
 from stlab.execution.ray.actor_lock import actor_lock
 from stlab.execution.ray.preemption import Preempted, is_preempted
 from stlab.execution.supply import WAIT, Wait
-from stlab.storage import Store, TrialDirectory
+from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.spec import ResourcesSpec
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.5  # between two questions of a worker group that has nothing to do
-_OTHERS_SECONDS = 10.0  # for a worker of the group that is gone: why it went should be known before this one misses it
+_OTHERS_SECONDS = 10.0  # before a missing worker is reported, so that the controller sees that worker's own error first
 _LAST_WORDS_SECONDS = 5.0  # to tell the queue of a hung trial
 
 
@@ -150,7 +150,7 @@ class _Worker:
             # The others may look at the directory before the lead has written that the trial is done.
             status = agreed(self._train(taken, directory))
         self.locked.close()
-        if status == "started":
+        if status == TrialStatus.STARTED:  # a preemption: the trial has a checkpoint and no end
             if self.is_lead:
                 ray.get(self.queue.hand_back.remote(self.group))
             raise Preempted(f"preempted while it trained {taken.task.trial_id}")
@@ -180,11 +180,11 @@ class _Worker:
             prunable=task.prunable,
             stop=self._is_to_stop,
             on_hang=self._end_process,
-            micro_batches=parts,
+            parts=parts,
         ).value  # fmt: skip
 
     def _is_to_stop(self) -> bool:
-        """Asked between steps. The queue hears of a preemption at once: whatever that does to the trial is no failure of the trial's."""
+        """Asked between steps. The queue hears of a preemption at once, so that a death after it is not counted."""
         preempted = is_preempted()
         if preempted and not self.has_announced_preemption:
             self.has_announced_preemption = True
