@@ -87,7 +87,8 @@ def _run(
         results = tuner.fit()
     if (reason := ray.get(queue.halted.remote())) is not None:
         raise StorageError(f"the study ended before its time: {reason}")
-    return [f"worker group {group}: {last_line(result.error)}" for group, result in enumerate(results) if result.error is not None]
+    errors = {group: results[group].error for group in range(len(results))}
+    return [f"worker group {group}: {last_line(error)}" for group, error in errors.items() if error is not None]
 
 
 def _scratch(storage: str) -> str:
