@@ -48,23 +48,6 @@ def tidy(runs: Runs) -> Iterator[None]:
             runs.nodes.kill(node)
 
 
-def test_a_worker_that_is_killed_and_another_that_is_told_to_go(runs: Runs) -> None:
-    """Slow: 24 epochs on two workers, which start three times. Each of the two goes on from where it was, with others."""
-    run = runs.in_the_middle("workers", 2, "train.checkpoint_seconds=0.5")
-    (killed, failed), (told, preempted) = runs.trained_by("workers").items()
-    at = time.time()
-    os.kill(killed, signal.SIGKILL)
-    os.kill(told, signal.SIGTERM)
-    runs.go_on()
-    runs.wait_for(lambda: told not in runs.nodes.trainers(), run, "workers")
-    assert time.time() - at < GRACE_SECONDS
-    assert runs.left_with_a_checkpoint("workers", preempted, at)
-    runs.ends_well(run, "workers")
-    runs.same_as_undisturbed("workers")
-    runs.went_on("workers", disturbed=1)
-    assert runs.attempts("workers") == {failed: 2, preempted: 1}, "a preemption is no failure"
-
-
 def test_a_driver_whose_study_is_run_twice_and_that_is_killed(runs: Runs) -> None:
     """Slow: three drivers start. Another is refused while the first lives; what the first leaves is no loss."""
     run = runs.in_the_middle("driver", 2)
@@ -99,26 +82,32 @@ def test_a_name_on_the_cluster_where_the_storage_has_no_locks(runs: Runs) -> Non
     assert out == "held\n", err
 
 
-def test_a_node_with_two_trials_that_is_killed_and_another_that_is_told_to_go(runs: Runs) -> None:
-    """Slow: six trials on five workers of four nodes, on two cores. More trials than groups: those that start late have one too."""
+def test_workers_and_nodes_that_die_or_are_told_to_go(runs: Runs) -> None:
+    """A node with two trials loses its power, a worker is killed, a node is drained and a worker gets SIGTERM, all at once.
+
+    Slow: six trials, of which five start on two cores at the same time. As there are more trials than groups, those that start late
+    have one too.
+    """
     lost, leaving = runs.nodes.add(2), runs.nodes.add(1)
-    run = runs.in_the_middle("nodes", 5, "seeds=[0, 1, 2]")
-    assert len(runs.nodes.trainers(lost)) == 2
-    trained = runs.trained_by("nodes")
-    (preempted,) = (trained[pid] for pid in runs.nodes.trainers(leaving))
-    failed = {trained[pid] for pid in runs.nodes.trainers(lost)}
-    told = time.time()
+    run = runs.in_the_middle("faults", 5, "seeds=[0, 1, 2]", "train.checkpoint_seconds=0.5")
+    trained = runs.trained_by("faults")
+    (killed,), (told,), (drained,) = (runs.nodes.trainers(node) for node in (*runs.nodes.nodes[:2], leaving))
+    failed = {trained[pid] for pid in (*runs.nodes.trainers(lost), killed)}
+    assert len(failed) == 3
+    at = time.time()
     leaving.terminate()  # as Kubernetes does: Ray drains the node for 30 s
     runs.nodes.kill(lost)
+    os.kill(killed, signal.SIGKILL)
+    os.kill(told, signal.SIGTERM)
     runs.go_on()
-    runs.wait_for(lambda: leaving.poll() is not None or not runs.nodes.trainers(leaving), run, "nodes")
-    assert time.time() - told < GRACE_SECONDS
-    assert runs.left_with_a_checkpoint("nodes", preempted, told)
-    runs.ends_well(run, "nodes")
-    runs.same_as_undisturbed("nodes")
-    runs.went_on("nodes", disturbed=2)
-    assert {trial for trial, attempts in runs.attempts("nodes").items() if attempts > 1} == failed
-    assert sorted(runs.attempts("nodes").values()) == [1, 1, 1, 1, 2, 2]
+    runs.wait_for(lambda: not {told, drained} & set(runs.nodes.trainers()), run, "faults")
+    assert time.time() - at < GRACE_SECONDS
+    assert all(runs.left_with_a_checkpoint("faults", trained[pid], at) for pid in (told, drained))
+    runs.ends_well(run, "faults")
+    runs.same_as_undisturbed("faults")
+    runs.went_on("faults", disturbed=3)
+    assert {trial for trial, attempts in runs.attempts("faults").items() if attempts > 1} == failed, "a preemption is no failure"
+    assert sorted(runs.attempts("faults").values()) == [1, 1, 1, 2, 2, 2]
 
 
 def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs, undisturbed: Path) -> None:

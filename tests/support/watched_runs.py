@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-EPOCHS = 16
+EPOCHS = 12
 """So many that a trial can be held in its middle before it ends: an epoch takes a third of a second."""
 WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
 

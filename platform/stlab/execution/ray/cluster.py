@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A sliver of a resource that every head has, for actors that must outlive all other nodes."""
+_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # a process for each group that asks whether a node is drained
 _STARTS = 4  # tries to start Ray on this machine
 _WAITING = 16  # groups beyond those that fit now, on a cluster whose limits are unknown; each has two processes on the head
 _MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; a group without one would keep its GPUs and wait
@@ -44,12 +45,25 @@ def connection(address: str | None) -> Iterator[None]:
         options["include_dashboard"] = True  # it brings job submission; without it a sweep over Train can hang
     else:
         options["runtime_env"] = {"env_vars": _settings()}
+    with _environment(_ONE_MACHINE if address == "local" else {}):
+        try:
+            _start(address, options)
+            yield
+        finally:
+            _autoscaler_limits.cache_clear()
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables that are set for the block where the user has not set them; Ray's processes inherit them."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        _start(address, options)
         yield
     finally:
-        _autoscaler_limits.cache_clear()
-        ray.shutdown()
+        for name in added:
+            del os.environ[name]
 
 
 def _settings() -> dict[str, str]:
