@@ -1,89 +1,42 @@
-"""The models by name, with their configurations and classes. No other module imports model classes.
+"""The models by name. No other module imports a model's configuration.
 
-A new model needs a frozen dataclass as its configuration (with ``inert``, ``components``, ``files``, ``relative_cost`` and ``check``), a
-:class:`~stmodels.base.Forecaster` that is built from it and a :class:`~stmodels.types.SeriesInfo`, and a line in ``MODELS``.
+A new model needs a :class:`~stmodels.config.ModelConfig`, a :class:`~stmodels.base.Forecaster` that is built from it, and a line in
+``MODELS``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-from collections.abc import Callable
+import importlib
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from stlab.errors import ModelError
 from stlab.files import is_uri, local_copy, shown
-from stmodels.baselines.config import BASELINES, BaselineConfig
+from stmodels.baselines.config import BASELINES
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError, WeightsError
-from stmodels.series.config import LSTMConfig
-from stmodels.st_vfm.config import STVFMConfig
-from stmodels.st_vlm.config import STVLMConfig
 
 if TYPE_CHECKING:
     from stmodels.base import Forecaster
     from stmodels.types import SeriesInfo
 
-
-class ModelConfig(Protocol):
-    """The interface of every model's configuration."""
-
-    name: str
-
-    def inert(self) -> set[str]:
-        """Dotted fields, of the whole trial, that cannot change a number under this configuration."""
-
-    def components(self) -> dict[str, dict[str, Any]]:
-        """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
-
-    def files(self) -> list[str]:
-        """Files whose content changes the numbers."""
-
-    def relative_cost(self) -> float:
-        """Rough cost of a training step relative to other configurations of this model. It orders the work."""
-
-    def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError if the model cannot run on that data."""
-
-
-def _st_vfm(config: Any, info: SeriesInfo) -> Forecaster:
-    from stmodels.st_vfm.model import STVFM
-
-    return STVFM(config, info)
-
-
-def _st_vlm(config: Any, info: SeriesInfo) -> Forecaster:
-    from stmodels.st_vlm.model import STVLM
-
-    return STVLM(config, info)
-
-
-def _lstm(config: Any, info: SeriesInfo) -> Forecaster:
-    from stmodels.series.lstm import LSTMForecaster
-
-    return LSTMForecaster(config, info)
-
-
-def _baseline(config: Any, info: SeriesInfo) -> Forecaster:
-    from stmodels.baselines.model import Baseline
-
-    return Baseline(config, info)
-
-
-MODELS: dict[str, tuple[type[Any], Callable[[Any, SeriesInfo], Forecaster]]] = {
-    "st_vfm": (STVFMConfig, _st_vfm),
-    "st_vlm": (STVLMConfig, _st_vlm),
-    "lstm": (LSTMConfig, _lstm),
-    **dict.fromkeys(BASELINES, (BaselineConfig, _baseline)),
+MODELS: dict[str, str] = {
+    "st_vfm": "stmodels.st_vfm.config:STVFMConfig",
+    "st_vlm": "stmodels.st_vlm.config:STVLMConfig",
+    "lstm": "stmodels.series.config:LSTMConfig",
+    **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
+"""Name → the class of its configuration, as ``package.module:Class``."""
 
 
-def trainable_models() -> dict[str, type[Any]]:
+def trainable_models() -> dict[str, type[ModelConfig]]:
     """The models that the base of a study may name, with their configuration classes."""
-    return {name: config for name, (config, _) in MODELS.items() if name not in BASELINES}
+    return {name: config_class(name) for name in MODELS if name not in BASELINES}
 
 
-def config_class(name: str) -> type[Any]:
+def config_class(name: str) -> type[ModelConfig]:
     """The configuration class of a model.
 
     Raises:
@@ -93,18 +46,19 @@ def config_class(name: str) -> type[Any]:
         near = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ModelError(f"model.name={name}: there is no such model.{hint} Known: {', '.join(MODELS)}.")
-    return MODELS[name][0]
+    module, _, found = MODELS[name].partition(":")
+    config: type[ModelConfig] = getattr(importlib.import_module(module), found)
+    return config
 
 
 def create_config(values: dict[str, Any]) -> ModelConfig:
     """The configuration of a resolved trial, as the type of its model."""
-    config: ModelConfig = config_class(values["name"])(**values)
-    return config
+    return config_class(values["name"])(**values)
 
 
 def config_values(config: ModelConfig) -> dict[str, Any]:
     """A configuration as plain values, with defaults filled in."""
-    return dataclasses.asdict(config)  # type: ignore[call-overload, no-any-return]
+    return asdict(config)
 
 
 def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
@@ -116,7 +70,7 @@ def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
     remote = [path for path in create_config(values).files() if is_uri(path)]
     local = {name: str(weights_file(value, f"model.{name}")) for name, value in values.items() if value in remote}
     try:
-        return MODELS[values["name"]][1](create_config(values | local), info)
+        return create_config(values | local).build(info)
     except (ConfigError, WeightsError) as error:
         raise ModelError(str(error)) from error
 

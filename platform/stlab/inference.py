@@ -20,14 +20,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from stlab.catalog import create_model
+from stlab.catalog import create_config, create_model
 from stlab.data import Dataset
 from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.protocol.season import season_by_slot, slot_of_week
 from stlab.errors import DataError, ModelError, UserError
 from stlab.storage import Store, TrialDirectory
-from stlab.study.identity import code_hash
+from stlab.study.identity import source_digests
 from stlab.study.spec import DataSpec
 from stlab.training.checkpoint import Checkpoints
 from stlab.training.device import autocast_for
@@ -231,7 +231,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     if trial["model"]["name"] in _COPY_THE_PAST:
         name = trial["model"]["name"]
         raise UserError(f"trial {trial_id}: {name} copies readings from before the history, which a stand-alone forecaster does not have.")
-    if not str(trial.get("code_version", "")).endswith(f"+{code_hash()[:10]}"):
+    if trial.get("code") != source_digests(create_config(trial["model"])):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
     spec = DataSpec(**trial["data"])
     dataset = dataset_for(spec)

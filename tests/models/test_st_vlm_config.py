@@ -68,7 +68,7 @@ def test_the_channels_are_the_volumes() -> None:
 
 
 def test_what_cannot_matter() -> None:
-    assert {"train.flow_loss_weight", "model.weights_seed"} <= STVLMConfig().inert()
+    assert "model.weights_seed" in STVLMConfig().inert()
     assert "model.lora_alpha" in STVLMConfig(lora_rank=0).inert()
     assert {"model.channels", "model.lag"} <= STVLMConfig(fusion="none").inert()
     assert {"model.tokenizer", "model.subject"} <= STVLMConfig(prompt="none").inert()

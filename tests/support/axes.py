@@ -11,7 +11,7 @@ from stlab.storage import Store, TrialDirectory
 
 LAMBDAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 MEANS = (7.9, 7.12, 7.1, 7.0, 7.01, 7.05, 8.4)
-PATH = "train.flow_loss_weight"
+PATH = "model.flow_weight"
 
 
 def lambda_study(store: Store, seeds: int = 4, variants: tuple[str, ...] = ("full",), path: str = PATH) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ base:
 search:
   space:
     train.lr: {float: [1.0e-5, 1.0e-1], log: true}
-    train.flow_loss_weight: {float: [0.0, 2.0]}
+    model.flow_weight: {float: [0.0, 2.0]}
   startup_trials: 5
   max_trials: 25
 baselines: []
@@ -47,7 +47,7 @@ def searching(store: Store, plan: Plan) -> BranchSearch:
 
 def value_of(point: dict[str, Any]) -> tuple[float, float]:
     """A quadratic bowl around lr 1e-3, λ 0.5; the second objective falls as the first grows."""
-    error = (math.log10(point.get("train.lr", 1e-3)) + 3) ** 2 + (point.get("train.flow_loss_weight", 0.5) - 0.5) ** 2
+    error = (math.log10(point.get("train.lr", 1e-3)) + 3) ** 2 + (point.get("model.flow_weight", 0.5) - 0.5) ** 2
     return error, 10.0 / (1.0 + error)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,24 +18,16 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
+class BaselineConfig(ModelConfig):
     """Configuration of a reference forecast, which has no field but its name."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by pydantic, never written
+    MODEL = "stmodels.baselines.model:Baseline"
 
     name: Baseline
 
     def inert(self) -> set[str]:
         """All fields of training, since a reference forecast is not trained."""
         return {"train"}
-
-    def components(self) -> dict[str, dict[str, Any]]:
-        """A reference forecast has no parts to leave out."""
-        return {}
-
-    def files(self) -> list[str]:
-        """No files beside the data."""
-        return []
 
     def relative_cost(self) -> float:
         """Seconds at most."""

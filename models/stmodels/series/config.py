@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMConfig:
+class LSTMConfig(ModelConfig):
     """Configuration of the LSTM, an encoder-decoder that sees one node at a time and has the same weights for all nodes."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+    MODEL = "stmodels.series.lstm:LSTMForecaster"
 
     name: Literal["lstm"] = "lstm"
     """The model."""
@@ -31,17 +32,9 @@ class LSTMConfig:
             if getattr(self, field) < 1:
                 raise ConfigError(f"model.{field} must be at least 1, it is {getattr(self, field)}")
 
-    def inert(self) -> set[str]:
-        """The weight of the flow loss, since the LSTM has no flow branch."""
-        return {"train.flow_loss_weight"}
-
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
         return {"time_of_day": {"model.time_of_day": False}}
-
-    def files(self) -> list[str]:
-        """No files beside the data."""
-        return []
 
     def relative_cost(self) -> float:
         """Multiplications per step, relative to one layer of 64 units."""

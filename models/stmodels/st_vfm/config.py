@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from stmodels.config import KEEPS_COST, ModelConfig
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ _DEFAULT_RANKS = {"adapter": 64, "lora": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class STVFMConfig:
+class STVFMConfig(ModelConfig):
     """Configuration of ST-VFM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+    MODEL = "stmodels.st_vfm.model:STVFM"
 
     name: Literal["st_vfm"] = "st_vfm"
     """The model."""
@@ -53,6 +54,8 @@ class STVFMConfig:
     """Bottleneck width of the adapters (64 if unset) or rank of LoRA (8 if unset)."""
     flow: bool = True
     """The second branch, on the ST flow (Eq. 4), with its auxiliary forecast."""
+    flow_weight: Annotated[float, KEEPS_COST] = 0.5
+    """λ of Eq. 11, the weight of the loss of that forecast."""
     cross_prompt_layers: int = 2
     """Number of layers of bilateral cross-prompt coordination (Eq. 9-10). The paper uses 1 on BikeNYC and TaxiNYC."""
     prompts: int | Literal["all"] = 16
@@ -72,6 +75,8 @@ class STVFMConfig:
             raise ConfigError(
                 f"model.temporal_heads={self.temporal_heads} must divide model.temporal_width={self.temporal_width}"
             )
+        if not 0 <= self.flow_weight < float("inf"):
+            raise ConfigError(f"model.flow_weight must be 0 or more, it is {self.flow_weight}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout must lie in [0, 1), it is {self.dropout}")
         if self.cross_prompt_layers < 0:
@@ -96,12 +101,16 @@ class STVFMConfig:
         if self.rank is None and self.peft != "none":
             object.__setattr__(self, "rank", _DEFAULT_RANKS[self.peft])
 
+    def loss_weights(self) -> dict[str, float]:
+        """λ of the flow's loss; this is where it comes from."""
+        return {"flow": self.flow_weight}
+
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration. They are not part of a trial's id."""
         return {
             field
             for field, has_no_effect in {
-                "train.flow_loss_weight": not self.flow,
+                "model.flow_weight": not self.flow,
                 "model.rank": self.peft == "none",
                 "model.prompts": self.cross_prompt_layers == 0,
                 "model.weights_seed": self.weights != "random",
@@ -119,7 +128,7 @@ class STVFMConfig:
             "temporal_context": {"model.temporal_context": False},
             "peft": {"model.peft": "none"},
             "flow": {"model.flow": False, "model.cross_prompt_layers": 0},
-            "flow_loss": {"train.flow_loss_weight": 0.0},
+            "flow_loss": {"model.flow_weight": 0.0},
             "cross_prompts": {"model.cross_prompt_layers": 0},
             "decoder": {"model.decoder": "mlp"},
             "use_cls": {"model.use_cls": False},

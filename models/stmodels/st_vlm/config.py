@@ -6,6 +6,7 @@ import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ _PLACEHOLDERS = ("subject", "nodes", "history", "horizon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class STVLMConfig:
+class STVLMConfig(ModelConfig):
     """Configuration of ST-VLM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
-    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+    MODEL = "stmodels.st_vlm.model:STVLM"
 
     name: Literal["st_vlm"] = "st_vlm"
     """The model."""
@@ -115,7 +116,6 @@ class STVLMConfig:
         return {
             field
             for field, has_no_effect in {
-                "train.flow_loss_weight": True,
                 "model.weights_seed": self.weights != "random",
                 "model.channels": no_image,
                 "model.lag": no_image or "cross_correlation" not in self.channels,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stlab.catalog import create_config
 from stlab.errors import StudyError
 from stlab.execution.models import build_model, threads_of
 from stlab.study.plan import Plan, PlannedTrial
@@ -86,7 +87,8 @@ def effect_of(spec: TrialSpec) -> Effect:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(spec.seed, "switches"))  # dropout draws alike
         model.train()
-        training_loss(model.loss_terms(model(batch), batch), spec.train).backward()  # type: ignore[no-untyped-call]
+        weights = create_config(spec.model).loss_weights()
+        training_loss(model.loss_terms(model(batch), batch), weights).backward()  # type: ignore[no-untyped-call]
     return Effect(
         {name: parameter.shape for name, parameter in model.named_parameters()},
         forecast,

@@ -11,25 +11,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stlab.catalog import config_class
 from stlab.execution.events import Ended, Epochs, Event, Planned, Recorded, Resumed, Started
 from stlab.study.plan import PlannedTrial
-from stlab.study.spec import TrialSpec
+from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
+from stmodels.config import KEEPS_COST, marked
 
 _RECENT_EPOCHS = 5  # the pace of a trial is the median of so many
-
-# Fields that change results but not the cost; trials that differ only in these have one shape.
-_NO_COST = {"lr", "min_lr", "weight_decay", "flow_loss_weight", "clip_norm", "schedule", "plateau_factor", "plateau_patience"}
-_NO_COST |= {"warmup_epochs", "max_epochs", "patience", "select_by", "checkpoint_seconds", "step_timeout"}
 
 
 def shape_of(spec: TrialSpec) -> str:
     """The settings that the cost of a step depends on, as JSON: model, data, batch, arithmetic and resources.
 
-    Learning rate, λ and seed do not belong to them.
+    Fields that are annotated with ``KEEPS_COST``, such as the learning rate, do not belong to them, and neither does the seed.
     """
-    train = {name: value for name, value in spec.train.model_dump().items() if name not in _NO_COST}
-    resources = spec.resources.model_dump(exclude={"price_per_gpu_hour"})
-    return json.dumps([spec.model, spec.data.model_dump(mode="json"), train, resources], sort_keys=True, default=str)
+    sections = (
+        (spec.model, config_class(spec.model["name"])),
+        (spec.data.model_dump(mode="json"), DataSpec),
+        (spec.train.model_dump(mode="json"), TrainSpec),
+        (spec.resources.model_dump(mode="json"), ResourcesSpec),
+    )
+    shape = [{name: value for name, value in values.items() if name not in marked(owner, KEEPS_COST)} for values, owner in sections]
+    return json.dumps(shape, sort_keys=True, default=str)
 
 
 @dataclass

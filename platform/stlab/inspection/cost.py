@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from stlab.catalog import create_config
 from stlab.data import Windows
 from stlab.errors import ResourceError
 from stlab.execution.models import build_model, threads_of
@@ -184,7 +185,8 @@ def _measure(spec: TrialSpec) -> Measured:
     initialise(model, spec.seed)
     plan = BatchPlan.of(spec.train, dataset)
     precision = pick_precision(spec.train.precision, device)
-    setup = TrainingSetup(model.to(device), dataset, spec.train, spec.seed, device, plan, precision)
+    weights = create_config(spec.model).loss_weights()
+    setup = TrainingSetup(model.to(device), dataset, spec.train, spec.seed, device, plan, weights, precision)
     windows = dataset.windows("train", device)
     step = OptimiserStep(setup, make_optimiser(setup), windows)
     step_seconds = _step_seconds(step, windows, spec)

@@ -17,11 +17,11 @@ from stlab.execution.models import threads_of
 from stlab.execution.preflight import check_machine
 from stlab.inspection.status import find_trial
 from stlab.storage import Store, TrialDirectory, TrialStatus
-from stlab.study.identity import absolute, code_hash, library_versions, trial_id
+from stlab.study.aliases import trial_with_current_fields
+from stlab.study.identity import absolute, code_version, library_versions, source_digests, trial_id
 from stlab.study.spec import DataSpec, TrialSpec
 from stlab.training import run_trial
 from stlab.training.trial import dataset_for
-from stlab.version import __version__
 
 TOLERANCE = 1e-6
 """Relative difference. Float32 sums differ by this much when their order changes."""
@@ -136,11 +136,12 @@ def _finished(directory: TrialDirectory) -> dict[str, Any]:
 
 def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | None) -> TrialSpec:
     try:
-        spec = TrialSpec(**{name: value for name, value in trial.items() if name in TrialSpec.model_fields})
+        current = trial_with_current_fields(trial)
+        spec = TrialSpec(**{name: value for name, value in current.items() if name in TrialSpec.model_fields})
         create_config(spec.model)
     except (ValidationError, TypeError, ValueError) as error:
         raise UserError(
-            f"trial {directory.trial_id} was made by stlab {trial.get('code_version')}. This is {_code()}, which cannot read its "
+            f"trial {directory.trial_id} was made by stlab {trial.get('code_version')}. This is {code_version()}, which cannot read its "
             f"record: {' '.join(str(error).split())}. Replay it with that version."
         ) from error
     if data_path is None:
@@ -161,15 +162,21 @@ def _check_data(directory: TrialDirectory, trial: Mapping[str, Any], spec: Trial
         )
 
 
-def _code() -> str:
-    return f"{__version__}+{code_hash()[:10]}"
+def _codes(trial: Mapping[str, Any], spec: TrialSpec) -> tuple[str, str]:
+    """The code of a trial then and now: its version, and which files of it have changed."""
+    then, now = trial.get("code"), source_digests(create_config(spec.model))
+    version = str(trial.get("code_version"))
+    if not isinstance(then, dict):  # a record from before files were told apart
+        return version, code_version()
+    changed = sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file))
+    return version, f"{code_version()}, other code in {', '.join(changed)}" if changed else version
 
 
 def _conditions(
     spec: TrialSpec, trial: Mapping[str, Any], directory: TrialDirectory, again: TrialDirectory
 ) -> list[Condition]:
     then, now = directory.read("result.json") or {}, again.read("result.json") or {}
-    code = Condition("code", str(trial.get("code_version")), _code())
+    code = Condition("code", *_codes(trial, spec))
     found = [code]
     identical = trial_id(spec, create_config(spec.model), trial["data_sha256"]) == directory.trial_id
     if not code.differs and not identical:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pydantic
 
-from stlab.catalog import ModelConfig, config_class, config_values
+from stlab.catalog import config_class, config_values
 from stlab.storage.schema import flatten
 from stlab.study.errors import Problem, problem, study_error
 from stlab.study.source import StudySource, did_you_mean, flatten_overrides
 from stlab.study.spec import StudySpec
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
 
 FULL = "full"

@@ -7,37 +7,56 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from stlab.catalog import ModelConfig, weights_file
-from stlab.study.spec import TrialSpec
+from stlab.catalog import weights_file
+from stlab.study import sources
+from stlab.study.spec import DataSpec, TrainSpec, TrialSpec
+from stlab.version import __version__
+from stmodels.config import KEEPS_NUMBERS, ModelConfig, marked
 
-# Fields that cannot change a number, or change it only through the content of the data, which is hashed by itself: the path of the
-# data, the origin of its timestamps, the network beside it, the interval of checkpoints, and the time limit of a step.
-_NO_PART_OF_IT = {
-    "data.path",
-    "data.start",
-    "data.step_minutes",
-    "data.node_ids",
-    "data.distances",
-    "train.checkpoint_seconds",
-    "train.step_timeout",
-}
 _LENGTH = 16
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
+_TRAINING = ("stlab.training.trial", "stlab.data")
+_EVALUATION = ("stlab.training.metrics", "stlab.data")  # a model that is not trained goes through no more than this
+_FOLLOWED = {"training", "data"}  # of stlab, beside all of stmodels
+_NOT_NUMERIC = {
+    "stlab.data.formats",  # the content that a format gives is hashed by itself
+    "stlab.training.interruption",
+    "stlab.training.memory",
+    "stlab.training.model_input",
+    "stlab.training.record",
+    "stlab.training.watchdog",
+}
 
 
-@functools.cache
-def code_hash() -> str:
-    """Hash of the sources that compute the numbers: the models, the training and the data."""
+def roots() -> dict[str, Path]:
+    """The packages whose files count."""
     import stlab
     import stmodels
 
-    engine = Path(stlab.__file__).parent
-    digest = hashlib.sha256()
-    for folder in (Path(stmodels.__file__).parent, engine / "training", engine / "data"):
-        _add_files(digest, folder, "*.py")
-    return digest.hexdigest()
+    return {"stlab": Path(stlab.__file__).parent, "stmodels": Path(stmodels.__file__).parent}
+
+
+def source_digests(config: ModelConfig) -> dict[str, str]:
+    """The files that a trial of this model computes with: file → digest of its code."""
+    module, model = type(config).__module__, config.MODEL.rpartition(":")[0]
+    is_trained = "train" not in config.inert()
+    entries = (module, *filter(None, [model]), *(_TRAINING if is_trained else _EVALUATION))
+    return dict(_digests(entries))
+
+
+def code_version() -> str:
+    """stlab's version, and a hash of the files that every training computes with. Those of the models do not belong to it."""
+    return f"{__version__}+{_hash(_digests(_TRAINING))[:10]}"
+
+
+def _digests(entries: tuple[str, ...]) -> dict[str, str]:
+    places = roots()
+    parts = {path.stem for path in places["stlab"].iterdir()} - _FOLLOWED
+    return sources.digests(entries, places, {*_NOT_NUMERIC, *(f"stlab.{part}" for part in parts)})
 
 
 @functools.cache
@@ -47,27 +66,40 @@ def library_versions() -> dict[str, str]:
 
 
 def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
-    """The id of a resolved trial.
+    """The id of a resolved trial: the hash of :func:`document`.
 
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
     """
-    without = config.inert() | spec.train.inert() | _NO_PART_OF_IT
+    return _hash(document(spec, config, data_sha256))[:_LENGTH]
+
+
+def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str, Any]:
+    """Everything that changes a trial's numbers: its fields by dotted path, its seed, its data, and the code that it runs.
+
+    Raises:
+        ModelError: a file that the model names (weights, a tokenizer) does not exist.
+    """
+    sections = (
+        ("data", spec.data.model_dump(mode="json"), DataSpec),
+        ("model", spec.model, type(config)),
+        ("train", spec.train.model_dump(mode="json"), TrainSpec),
+    )
+    without = config.inert() | spec.train.inert()
     fields = {
         f"{section}.{name}": value
-        for section, values in (
-            ("data", spec.data.model_dump(mode="json")),
-            ("model", spec.model),
-            ("train", spec.train.model_dump(mode="json")),
-        )
+        for section, values, owner in sections
         for name, value in values.items()
-        if section not in without and f"{section}.{name}" not in without
+        if section not in without and f"{section}.{name}" not in without and name not in marked(owner, KEEPS_NUMBERS)
     }
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]
         fields |= dict.fromkeys(naming, content_hash(path, " = ".join(naming)))
-    document = {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": code_hash()}
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:_LENGTH]
+    return {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": source_digests(config)}
+
+
+def _hash(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def content_hash(path: str, field: str) -> str:
@@ -75,7 +107,9 @@ def content_hash(path: str, field: str) -> str:
     place = weights_file(path, field)
     digest = hashlib.sha256()
     if place.is_dir():
-        _add_files(digest, place, "*")
+        for file in sorted(p for p in place.rglob("*") if p.is_file()):
+            digest.update(f"{place.name}/{file.relative_to(place).as_posix()}\n".encode())
+            digest.update(file.read_bytes())
     else:
         digest.update(place.read_bytes())
     return digest.hexdigest()
@@ -84,9 +118,3 @@ def content_hash(path: str, field: str) -> str:
 def absolute(path: str) -> str:
     """The absolute path, which does not depend on the working directory. URIs and generated data are returned unchanged."""
     return path if ":" in path else str(Path(path).expanduser().absolute())
-
-
-def _add_files(digest: hashlib._Hash, folder: Path, pattern: str) -> None:
-    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
-        digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode())
-        digest.update(path.read_bytes())

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from stlab.catalog import create_config
 from stlab.study.ablate import with_ablation
+from stlab.study.aliases import current
 from stlab.study.errors import Problem, problem, study_error
-from stlab.study.identity import code_hash, library_versions, trial_id
+from stlab.study.identity import code_version, library_versions, source_digests, trial_id
 from stlab.study.paper import paper_problems
 from stlab.study.plan_checks import bad_overrides, duplicate_variants, ineffective_axes, misfits, unknown_reference
 from stlab.study.resolve import resolve
 from stlab.study.source import StudySource, flatten_overrides
 from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrialSpec
-from stlab.version import __version__
 from stmodels.baselines.config import BASELINES
 from stmodels.errors import ConfigError
 
@@ -143,6 +143,7 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
         raise study_error(problems)
 
     baselines, notes = _baselines(study, specs, facts_of, source)
+    notes += [f"{path} is {current(path)} now. The old name goes on working." for path in (source.former_paths if source else ())]
     if study.search is not None:
         return Plan(study, tuple(baselines), tuple(notes), tuple(_branches(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
@@ -184,7 +185,8 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "leaks": facts.leaks,
         "protocol": json.dumps(facts.protocol, sort_keys=True),
         "data_sha256": facts.sha256,
-        "code_version": f"{__version__}+{code_hash()[:10]}",
+        "code_version": code_version(),
+        "code": source_digests(config),
         "weights": spec.model.get("weights", "none"),
         "libraries": library_versions(),
     }

@@ -9,10 +9,11 @@ import pydantic
 
 from stlab.catalog import config_class, config_values
 from stlab.errors import ModelError
-from stlab.study.errors import Problem, explain, problem
+from stlab.study.errors import Problem, explain, field_names, problem
 from stlab.study.identity import absolute
-from stlab.study.source import StudySource
+from stlab.study.source import StudySource, flatten_overrides
 from stlab.study.spec import FAMILY_DEFAULTS, DataSpec, ResourcesSpec, StudySpec, TrainSpec
+from stmodels.config import ModelConfig
 
 
 def resolve(
@@ -34,6 +35,8 @@ def resolve(
         model = config_class(values["model"]["name"])
     except ModelError as error:
         return {}, [problem(str(error), ("name",), source, section="model", variant=variant)]
+    if values["model"]["name"] != study.base.model["name"]:
+        values["model"] = _known(values["model"], model, flatten_overrides(study.variants.get(variant, {})))
     owners: dict[str, Any] = {"data": DataSpec, "model": model, "train": TrainSpec, "resources": ResourcesSpec}
     sections: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -62,6 +65,16 @@ def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[st
         section, _, name = path.partition(".")
         merged[section][name] = value
     return merged
+
+
+def _known(values: Mapping[str, Any], model: type[ModelConfig], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a variant's model without those of the base's model, which an axis or a search may set: they change nothing here.
+
+    Args:
+        own: what the variant itself sets, by dotted path. A wrong field there is an error.
+    """
+    declared = field_names(model)
+    return {name: value for name, value in values.items() if name in declared or f"model.{name}" in own}
 
 
 def _located(section: Any) -> Any:

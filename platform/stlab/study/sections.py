@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from stmodels.config import KEEPS_COST, KEEPS_NUMBERS
+
 Family = Literal["grid", "sensors"]
 
 # The defaults of each family: steps of history and horizon, split, and the value that marks a missing reading.
@@ -29,7 +31,7 @@ class Spec(BaseModel):
 class DataSpec(Spec):
     """The series, how it is cut into windows, and the protocol."""
 
-    path: str
+    path: Annotated[str, KEEPS_NUMBERS]
     """Path or URI of the data. Grid: `.npz` or UniST's `.json`; sensors: `.npz`, `.h5`, `.csv`, `.parquet`, or a grid. `synthetic:city` is
     generated."""
     family: Family = "grid"
@@ -54,13 +56,13 @@ class DataSpec(Spec):
     """Reported errors are multiplied by this factor (Crowd and Cellular are reported ×10³)."""
     channel: int = Field(default=0, ge=0)
     """Sensors: index, from 0, of the channel that is forecast. All channels of a grid are forecast together."""
-    start: str | None = None
+    start: Annotated[str | None, KEEPS_NUMBERS] = None
     """Time of the first step (ISO, 2018-01-01T00:00), for a file without timestamps. stlab knows that of PEMS03, 04, 07 and 08."""
-    step_minutes: float | None = Field(default=None, gt=0.0)
+    step_minutes: Annotated[float | None, KEEPS_NUMBERS] = Field(default=None, gt=0.0)
     """Length of a step in minutes. It goes together with `start`."""
-    node_ids: str | None = None
+    node_ids: Annotated[str | None, KEEPS_NUMBERS] = None
     """Sensors: a text file with one node id per line, in the order of the data (PEMS03.txt)."""
-    distances: str | None = None
+    distances: Annotated[str | None, KEEPS_NUMBERS] = None
     """Sensors: a CSV file with the columns `from,to,cost` (or `distance`) and one edge per line. Nodes are named by id, or by index from 0
     if the data has no ids."""
 
@@ -112,43 +114,41 @@ class DataSpec(Spec):
 class TrainSpec(Spec):
     """How a trial is trained."""
 
-    flow_loss_weight: float = Field(default=0.5, ge=0.0)
-    """λ of Eq. 11, the weight of the auxiliary flow loss."""
-    max_epochs: int = Field(default=200, ge=1)
+    max_epochs: Annotated[int, KEEPS_COST] = Field(default=200, ge=1)
     """Maximum number of epochs."""
     batch_size: int | None = Field(default=None, ge=1)
     """Windows per optimiser step, summed over all workers. Unset: 32 for sensors; for a grid 64 where H+W is below 32, 32 where it is
     below 48, and 16 otherwise."""
-    lr: float = Field(default=3e-4, gt=0.0)
+    lr: Annotated[float, KEEPS_COST] = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
-    schedule: Literal["cosine", "plateau"] = "cosine"
+    schedule: Annotated[Literal["cosine", "plateau"], KEEPS_COST] = "cosine"
     """Learning rate after the warm-up. `cosine`: it falls from lr to min_lr at max_epochs. `plateau`: it is reduced whenever the validation
     error stops improving."""
-    min_lr: float = Field(default=1e-5, ge=0.0)
+    min_lr: Annotated[float, KEEPS_COST] = Field(default=1e-5, ge=0.0)
     """Learning rate at the end of the cosine schedule, and the lower limit of the plateau schedule."""
-    warmup_epochs: int = Field(default=5, ge=0)
+    warmup_epochs: Annotated[int, KEEPS_COST] = Field(default=5, ge=0)
     """Number of epochs of linear warm-up before the schedule."""
-    plateau_factor: float = Field(default=0.5, gt=0.0, lt=1.0)
+    plateau_factor: Annotated[float, KEEPS_COST] = Field(default=0.5, gt=0.0, lt=1.0)
     """`schedule: plateau` multiplies the learning rate by this factor."""
-    plateau_patience: int = Field(default=10, ge=0)
+    plateau_patience: Annotated[int, KEEPS_COST] = Field(default=10, ge=0)
     """`schedule: plateau` reduces the learning rate after more than this number of epochs without a validation error 0.01 % below the
     best."""
-    weight_decay: float = Field(default=1e-6, ge=0.0)
+    weight_decay: Annotated[float, KEEPS_COST] = Field(default=1e-6, ge=0.0)
     """Decoupled weight decay of AdamW. With 0, AdamW is Adam."""
-    clip_norm: float = Field(default=1.0, gt=0.0)
+    clip_norm: Annotated[float, KEEPS_COST] = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this global norm. UniST uses 0.05."""
-    patience: int = Field(default=20, ge=1)
+    patience: Annotated[int, KEEPS_COST] = Field(default=20, ge=1)
     """Training stops after this number of epochs without a better validation error."""
-    select_by: Literal["rmse", "mae"] = "rmse"
+    select_by: Annotated[Literal["rmse", "mae"], KEEPS_COST] = "rmse"
     """The validation error that early stopping, the choice of the checkpoint and `schedule: plateau` use."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16`: autocast to bfloat16. `auto`: bf16 on a GPU that supports it, and fp32 on CPUs, so that a result does not depend on the model
     of the CPU."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    checkpoint_seconds: float = Field(default=30.0, ge=0.0)
+    checkpoint_seconds: Annotated[float, KEEPS_NUMBERS, KEEPS_COST] = Field(default=30.0, ge=0.0)
     """Seconds between checkpoints, which are written between two steps. 0: only at the end of every epoch."""
-    step_timeout: float | None = Field(default=None, gt=0.0)
+    step_timeout: Annotated[float | None, KEEPS_NUMBERS, KEEPS_COST] = Field(default=None, gt=0.0)
     """Seconds that a training step or a validation batch may take. After that the trial fails and says where it hung. Unset: no limit. The
     first step takes longer than the others, minutes with `compile`, so the limit must leave room for it."""
 
@@ -174,5 +174,5 @@ class ResourcesSpec(Spec):
     """How often a trial is resumed after its workers or their node died. Announced preemptions do not count."""
     trial_retries: int = Field(default=0, ge=0)
     """How often a trial that failed by its own error is resumed from its last checkpoint within the same run."""
-    price_per_gpu_hour: float | None = Field(default=None, ge=0.0)
+    price_per_gpu_hour: Annotated[float | None, KEEPS_COST] = Field(default=None, ge=0.0)
     """Price of a GPU-hour in any currency. `stlab plan --probe` and the report then state the cost of a study."""

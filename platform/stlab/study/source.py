@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 import yaml
 
 from stlab.errors import StudyError
+from stlab.study.aliases import MOVED, with_current_fields
 from stlab.study.spec import StudySpec
 from stlab.study.yaml import read_yaml
 
@@ -28,6 +29,15 @@ class Override:
     target: tuple[str, ...]
     value: Any
 
+    def with_current_path(self) -> tuple[Override, tuple[str, ...]]:
+        """The override with the current path of its field, and the path it had where that is another."""
+        is_nested = self.target[0] == "base"
+        path = _dotted(self.target[1:]) if is_nested else self.target[-1]
+        if path not in MOVED:
+            return self, ()
+        target = ("base", *MOVED[path].split(".")) if is_nested else (*self.target[:-1], MOVED[path])
+        return replace(self, target=target), (path,)
+
 
 @dataclass(frozen=True)
 class StudySource:
@@ -38,6 +48,8 @@ class StudySource:
     root: yaml.Node | None
     data: dict[str, Any]
     overrides: tuple[Override, ...] = ()
+    former_paths: tuple[str, ...] = ()
+    """Paths by which it names fields that have moved (:mod:`stlab.study.aliases`)."""
 
     @classmethod
     def from_text(cls, text: str, label: str = "<study>", overrides: Sequence[str] = ()) -> StudySource:
@@ -50,18 +62,22 @@ class StudySource:
         if not isinstance(data, dict):
             found = "is empty" if data is None else f"holds a {'list' if isinstance(data, list) else 'single value'}"
             raise StudyError(f"{label}: {found}. A study is a mapping with at least `name` and `base`.")
+        data, former_paths = with_current_fields(data)
         parsed = []
         problems = []
         for override_text in overrides:
             try:
-                override = parse_override(override_text, data)
+                override, old = parse_override(override_text, data).with_current_path()
+                former_paths += old
                 _apply(override, data)
                 parsed.append(override)
             except StudyError as error:
                 problems.append(str(error))
         if problems:
             raise StudyError("\n".join(problems))
-        return cls(label, root, data, tuple(parsed))
+        data, inside = with_current_fields(data)  # of overrides whose values are mappings
+        former_paths += inside
+        return cls(label, root, data, tuple(parsed), tuple(dict.fromkeys(former_paths)))
 
     def place(self, loc: Sequence[Key]) -> tuple[float, str]:
         """The override or the line that wrote the field at ``loc``, or else the nearest enclosing one.
@@ -75,8 +91,18 @@ class StudySource:
             override = self.overrides[index]
             if f"{name}.".startswith(f"{_dotted(override.target)}."):
                 return 1e9 + index, f"--set {_short(override.text)}"
-        line = _line(self.root, tuple(loc)) if self.root else None
+        line = _line(self.root, self._as_written(loc)) if self.root else None
         return (line, f"{self.label}:{line}") if line else (0, self.label)
+
+    def _as_written(self, loc: Sequence[Key]) -> tuple[Key, ...]:
+        """The location in the text, which may have the field under a former path."""
+        name = _dotted(loc)
+        for old in self.former_paths:
+            if name.endswith(f".{MOVED[old]}"):
+                *above, last = f"{name.removesuffix(MOVED[old])}{old}".split(".")
+                if self.root and _line(self.root, (*above, last)) != _line(self.root, tuple(above)):
+                    return (*above, last)
+        return tuple(loc)
 
     def is_written(self, loc: Sequence[Key]) -> bool:
         """Whether the study, with its overrides, gives a value at ``loc`` itself."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,17 +10,14 @@ from torch import Tensor, nn
 
 from stlab.training.workers import world_size
 
-if TYPE_CHECKING:
-    from stlab.study.spec import TrainSpec
 
-
-def training_loss(terms: Mapping[str, Tensor], train: TrainSpec) -> Tensor:
+def training_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The function that is minimised: the weighted sum of a model's loss terms. This is the only place where λ meets the loss.
 
-    The weight of a term is ``train.<term>_loss_weight``, or 1 where the specification has no such field. The λ of ST-VFM is
-    ``train.flow_loss_weight``.
+    Args:
+        weights: weights by name, from the model's :meth:`~stmodels.config.ModelConfig.loss_weights`. A term that has none has the weight 1.
     """
-    loss: Tensor = sum(getattr(train, f"{name}_loss_weight", 1.0) * term for name, term in terms.items())  # type: ignore[assignment]
+    loss: Tensor = sum(weights.get(name, 1.0) * term for name, term in terms.items())  # type: ignore[assignment]
     return loss
 
 

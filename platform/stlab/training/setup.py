@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,8 @@ class TrainingSetup:
     """The seed of the data's order and of dropout."""
     device: torch.device
     batches: BatchPlan
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weights of the model's loss terms; a term that is not here has the weight 1."""
     precision: str = "fp32"
     """``fp32`` or ``bf16``."""
 

@@ -78,7 +78,7 @@ class OptimiserStep:
         """The loss terms of a micro-batch and their weighted sum."""
         with self.setup.autocast():
             terms = self.setup.model.loss_terms(self.runner(part.batch), part.batch)
-            return terms, training_loss(terms, self.setup.train)
+            return terms, training_loss(terms, self.setup.loss_weights)
 
     def _summing_up(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         """Only the backward pass of the last micro-batch waits for the gradients of the other workers."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stlab.catalog import create_model
+from stlab.catalog import create_config, create_model
 from stlab.data import Dataset, Windows, load_dataset
 from stlab.errors import StorageError
 from stlab.storage import TrialDirectory, TrialStatus
@@ -132,6 +132,7 @@ class TrialTrainer:
         self.setup = TrainingSetup(
             _drawn_model(trial, dataset, device), dataset, trial.train, trial.seed, device,
             batches=BatchPlan.of(trial.train, dataset, record.parts),
+            loss_weights=create_config(trial.model).loss_weights(),
             precision=pick_precision(trial.train.precision, device),
         )  # fmt: skip
         record.check_division(self.setup.batches)

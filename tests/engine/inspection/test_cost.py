@@ -26,7 +26,7 @@ MEASURED = Measured(0.1, 10, 2.0, 1.0, 2**30, "a CPU, 1 threads")
 
 def test_a_shape_is_what_costs(make_trial: Callable[..., TrialSpec]) -> None:
     base = shape_of(make_trial())
-    assert shape_of(make_trial(seed=3, lr=1e-4, flow_loss_weight=0.1, max_epochs=7, patience=2)) == base
+    assert shape_of(make_trial(seed=3, lr=1e-4, max_epochs=7, patience=2, model={"flow_weight": 0.1})) == base
     for other in (make_trial(batch_size=16), make_trial(precision="bf16"), make_trial(model={"rank": 3})):
         assert shape_of(other) != base
     priced = make_trial().model_copy(update={"resources": ResourcesSpec(gpus=0, price_per_gpu_hour=2.0)})

@@ -67,7 +67,7 @@ def test_zero_has_its_own_tick_and_the_anchor_its_line(store: Store) -> None:
     assert [tick.get_text() for tick in norms.get_xticklabels()] == ["0", "0.05", "0.1", "0.2", "0.5", "1", "2"]
     at = norms.transData.transform([(value, 3.0) for value in LAMBDAS])[:, 0]
     assert np.diff(at).min() > 0.4 * np.diff(at).max()  # no two values on top of each other
-    assert norms.get_xlabel() == "λ (train.flow_loss_weight)"
+    assert norms.get_xlabel() == "λ (model.flow_weight)"
     assert [line.get_ydata()[0] for line in errors.lines if line.get_label() == "slot_of_week_mean"] == [7.2]
     weighted = next(line for line in norms.lines if line.get_label() == "λ × gradient of flow")
     assert list(weighted.get_ydata()) == pytest.approx([value * 6 / (1 + value) for value in LAMBDAS[1:]])
@@ -150,7 +150,7 @@ def test_lambda_zero_is_full_without_the_flow_loss(small_grid: Path) -> None:
     """λ = 0 is one trial in every study, and λ = 0.5 is `full` of the ablation."""
     tiny = [f"data.path={small_grid}", "model.backbone=vit_test", "model.weights=random", "seeds=[0]", "baselines=[]"]
     along = plan_study(load_study("st_vfm_lambda", tiny))
-    without = ["variants.full without the flow loss.train.flow_loss_weight=0"]
+    without = ["variants.full without the flow loss.model.flow_weight=0"]
     ablation = plan_study(load_study("st_vfm_ablation", tiny + without))
     by_value = {trial.spec.axis_values[PATH]: trial.trial_id for trial in along.trials}
     by_variant = {trial.spec.variant: trial.trial_id for trial in ablation.trials}

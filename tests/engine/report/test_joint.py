@@ -19,7 +19,7 @@ from stlab.report.page.joint import JointSection, joint_figures, read_sections, 
 from stlab.report.statistics.axis_curves import axis_panel, numeric_axes
 from stlab.storage import Store, StudyDirectory, TrialDirectory
 
-LAMBDA = "train.flow_loss_weight"
+LAMBDA = "model.flow_weight"
 VALUES = (0.0, 0.5, 1.0, 2.0)
 SEEDS = (0, 1, 2)
 ALONG = f"along_{LAMBDA.replace('.', '_')}"

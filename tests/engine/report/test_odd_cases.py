@@ -18,7 +18,7 @@ from stlab.study.file import dump_study
 from tests.support.axes import LAMBDAS, lambda_study
 from tests.support.searches import planned, searching
 
-LAMBDA = "train.flow_loss_weight"
+LAMBDA = "model.flow_weight"
 
 
 def write(store: Store, rows: list[dict[str, Any]], name: str = "weights", **more: Any) -> str:
@@ -52,7 +52,7 @@ def test_a_study_whose_trials_all_failed(tmp_path: Path) -> None:
     rows = [row if row["baseline"] else lose(row) for row in lambda_study(store, seeds=2)]
     page = write(store, rows)
     assert "0 of 2 (2 failed)" in page
-    assert "No curve along train.flow_loss_weight" in page
+    assert "No curve along model.flow_weight" in page
     assert "No variant has been measured on the test segment" in page
     assert page.count("out of memory") == 2 * len(LAMBDAS)
     assert "0/2" in printed(rows, store, 80)
@@ -74,7 +74,7 @@ def test_one_seed_has_no_band_and_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rows = lambda_study(store, seeds=1)
     page = write(store, rows)
-    assert "Test RMSE along λ (train.flow_loss_weight), one seed. A star marks" in page
+    assert "Test RMSE along λ (model.flow_weight), one seed. A star marks" in page
     assert "Each variant has one seed, so there are no intervals" in page
     assert "±" not in printed(rows, store, 140).split("No variant")[0].split("λ:")[0]
 

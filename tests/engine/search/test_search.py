@@ -109,7 +109,7 @@ def test_an_interrupted_search_is_the_same_search(tmp_path: Path, sampler: str) 
     objectives = "[val_rmse, device_seconds]" if sampler == "nsga2" else "[val_rmse]"
     plan = planned(
         f"search.sampler={sampler}", f"search.max_trials={trials}", f"search.objectives={objectives}",
-        "search.points=[{train.lr: 3.0e-4, train.flow_loss_weight: 1.0}, {train.lr: 2.0e-2}]",
+        "search.points=[{train.lr: 3.0e-4, model.flow_weight: 1.0}, {train.lr: 2.0e-2}]",
     )  # fmt: skip
     whole = searching(Store(tmp_path / "whole"), plan)
     while step(whole):
@@ -131,14 +131,14 @@ def test_an_interrupted_search_is_the_same_search(tmp_path: Path, sampler: str) 
 
     # Optuna itself, in memory and never interrupted, with the same seeds.
     study = optuna.create_study(study_name=whole.name, directions=["minimize"] * (2 if sampler == "nsga2" else 1))
-    study.enqueue_trial({"train.lr": 3e-4, "train.flow_loss_weight": 1.0})
+    study.enqueue_trial({"train.lr": 3e-4, "model.flow_weight": 1.0})
     study.enqueue_trial({"train.lr": 2e-2})
     for number in range(trials):
         study.sampler = create_sampler(plan.study.search, whole.name, number)  # type: ignore[arg-type]
         settle(study.sampler, study)
         trial = study.ask()
         point = {"train.lr": trial.suggest_float("train.lr", 1e-5, 1e-1, log=True),
-                 "train.flow_loss_weight": trial.suggest_float("train.flow_loss_weight", 0.0, 2.0)}  # fmt: skip
+                 "model.flow_weight": trial.suggest_float("model.flow_weight", 0.0, 2.0)}  # fmt: skip
         study.tell(trial, list(value_of(point)) if sampler == "nsga2" else value_of(point)[0])
     assert [t.params for t in whole.study.trials] == [t.params for t in study.trials]
     assert [t.values for t in whole.study.trials] == [t.values for t in study.trials]
@@ -322,7 +322,7 @@ def test_the_front_and_the_importance(tmp_path: Path) -> None:
     found = {row["field"]: row["importance"] for row in importance_table([tried]).to_pylist()}
     assert sum(found.values()) == pytest.approx(1.0)
     # The error spans 4 along log10(lr) and 2.25 along λ, and does not change with dropout.
-    assert min(found["train.lr"], found["train.flow_loss_weight"]) > 2 * found["model.dropout"]
+    assert min(found["train.lr"], found["model.flow_weight"]) > 2 * found["model.dropout"]
     table = search_table(plan.study, [tried])
     assert table["value.val_rmse"].to_pylist() == [value_of(entry.params)[0] for entry in search.entries]
     assert [row["number"] for row in table.to_pylist() if row["selected"]] == [best.number]
@@ -332,11 +332,11 @@ def test_the_front_and_the_importance(tmp_path: Path) -> None:
 def test_a_field_that_changes_nothing_is_not_searched_there() -> None:
     variants = "variants={full: {}, w/o flow: {model.flow: false, model.cross_prompt_layers: 0}}"
     plan = planned(variants)
-    assert ["train.flow_loss_weight" in branch.fixed for branch in plan.branches] == [False, True]
+    assert ["model.flow_weight" in branch.fixed for branch in plan.branches] == [False, True]
     assert [note for note in plan.notes if "w/o flow" in note] == [
-        "'w/o flow' does not search train.flow_loss_weight: it changes nothing there."
+        "'w/o flow' does not search model.flow_weight: it changes nothing there."
     ]
-    with pytest.raises(StudyError, match=r"search\.space\.train\.flow_loss_weight: changes nothing in any variant"):
+    with pytest.raises(StudyError, match=r"search\.space\.model\.flow_weight: changes nothing in any variant"):
         planned("model.flow=false", "model.cross_prompt_layers=0")
     # Where the switch itself is searched, the weight counts at one of its values.
     both = planned("model.flow=false", "model.cross_prompt_layers=0", "search.space.model.flow={categorical: [true, false]}")

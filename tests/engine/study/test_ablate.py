@@ -49,7 +49,7 @@ variants:
   w/o peft: {model: {peft: none}}
   w/o flow: {model: {flow: false, cross_prompt_layers: 0}}
   w/o cross_prompts: {model.cross_prompt_layers: 0}
-  w/o flow_loss: {train.flow_loss_weight: 0}
+  w/o flow_loss: {model.flow_weight: 0}
 """
     generated = ablate("leave_one_out", "temporal_context", "peft", "flow", "cross_prompts", "flow_loss")
     assert ids(planned(generated)) == ids(planned(BASE + typed))
@@ -157,11 +157,11 @@ def test_channels_go_one_by_one_and_the_last_is_the_image() -> None:
 @pytest.mark.parametrize("name", catalog.trainable_models())
 def test_every_component_of_every_model_names_fields_there_are(name: str) -> None:
     config = catalog.create_config({"name": name})
-    train = {"flow_loss_weight"}
     for off in config.components().values():
         for path in off:
             section, _, field = path.partition(".")
-            assert field in (catalog.config_values(config) if section == "model" else train)
+            assert section == "model"
+            assert field in catalog.config_values(config)
 
 
 TINY = "backbone: vit_test, weights: random, temporal_width: 8, temporal_heads: 2, temporal_layers: 1, rank: 2, prompts: 2"

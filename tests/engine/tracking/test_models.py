@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from stlab.catalog import config_class, config_values
+from stlab.catalog import config_class, config_values, create_config
 from stlab.data import load_dataset
 from stlab.report.predictions import read_predictions
 from stlab.storage import Store, StudyDirectory, TrialDirectory, best_trial
-from stlab.study.identity import code_hash
+from stlab.study.identity import code_version, source_digests
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 from stlab.tracking import Tracker, default_uri, sync
 from stlab.training import run_trial
@@ -52,7 +52,7 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
         )  # fmt: skip
         held = load_dataset(trial.data)
         told = {"dataset": "flow", "protocol": json.dumps(held.protocol), "data_sha256": held.sha256}
-        told["code_version"] = f"0.1.0+{code_hash()[:10]}"
+        told |= {"code_version": code_version(), "code": source_digests(create_config(trial.model))}
         run_trial(trial, told, TrialDirectory(store, variant.replace(" ", "-")), test=True)
     return store
 

@@ -50,11 +50,11 @@ class Linear(nn.Module):
 
 @pytest.fixture
 def make_loop(small_grid: Path, directory: TrialDirectory) -> Callable[..., Loop]:
-    def make(model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, **train: Any) -> Loop:
+    def make(model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, loss_weights: Any = None, **train: Any) -> Loop:
         spec = TrainSpec(**{"max_epochs": 3, "warmup_epochs": 1, "batch_size": 40, **train})
         dataset = load_dataset(DataSpec(path=str(small_grid)))
         plan = BatchPlan.of(spec, dataset)
-        setup = TrainingSetup(model or Linear(), dataset, spec, seed, torch.device("cpu"), plan)  # type: ignore[arg-type]
+        setup = TrainingSetup(model or Linear(), dataset, spec, seed, torch.device("cpu"), plan, loss_weights or {})  # type: ignore[arg-type]
         return Loop(setup, Checkpoints(directory), report=report)
 
     return make
@@ -82,7 +82,7 @@ def test_learning_rate_is_a_line_and_then_a_cosine(warmup: int, epochs: int, lr:
 
 
 def adamw_reference(
-    path: Path, train: TrainSpec, seed: int
+    path: Path, train: TrainSpec, seed: int, flow_weight: float
 ) -> tuple[np.ndarray, list[float], list[float], list[float]]:
     """Weights, losses, gradient norms and validation RMSE by epoch, in float64 from the equations."""
     data = np.load(path)["data"].astype(np.float64)
@@ -100,8 +100,8 @@ def adamw_reference(
             x = np.stack([scaled[r : r + 6] for r in rows])
             y = np.stack([scaled[r + 6 : r + 12] for r in rows])
             out = np.einsum("bpchw,qp->bqchw", x, weight)
-            loss = ((out - y) ** 2).mean() + train.flow_loss_weight * (out**2).mean()
-            back = 2 * (out - y) / out.size + train.flow_loss_weight * 2 * out / out.size
+            loss = ((out - y) ** 2).mean() + flow_weight * (out**2).mean()
+            back = 2 * (out - y) / out.size + flow_weight * 2 * out / out.size
             gradient = np.einsum("bqchw,bpchw->qp", back, x)
             norm = np.sqrt((gradient**2).sum())
             gradient = gradient * min(1.0, train.clip_norm / (norm + 1e-6))
@@ -123,9 +123,9 @@ def adamw_reference(
 @pytest.mark.parametrize("clip_norm", [0.01, 1e3], ids=["clipped", "free"])
 def test_training_follows_the_equations(make_loop: Callable[..., Loop], small_grid: Path, clip_norm: float) -> None:
     model = Linear()
-    training = make_loop(model, lr=2e-2, weight_decay=0.1, clip_norm=clip_norm, flow_loss_weight=0.3)
+    training = make_loop(model, lr=2e-2, weight_decay=0.1, clip_norm=clip_norm, loss_weights={"flow": 0.3})
     training.run()
-    weight, losses, norms, errors = adamw_reference(small_grid, training.train, seed=5)
+    weight, losses, norms, errors = adamw_reference(small_grid, training.train, seed=5, flow_weight=0.3)
     rows = training.progress.rows
     np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose([row["loss"] for row in rows], losses, rtol=1e-5)

@@ -222,7 +222,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         style: dict[str, Any] = {"color": PALETTE[(index + 2) % len(PALETTE)], "markersize": 3.5}
         axes.plot(*zip(*points, strict=True), label=f"gradient of {term}", marker="o", **style)
         weighted = [(value, value * norm) for value, norm in points if value > 0]
-        if path == f"train.{term}_loss_weight" and weighted:
+        if path in (f"model.{term}_weight", f"train.{term}_loss_weight") and weighted:
             label = f"{SYMBOLS.get(path, 'weight')} × gradient of {term}"
             axes.plot(*zip(*weighted, strict=True), label=label, linestyle="--", **style)
     norms = [float(norm) for line in axes.lines for norm in np.asarray(line.get_ydata())]

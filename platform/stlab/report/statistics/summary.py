@@ -16,8 +16,8 @@ _SLOT_OF_WEEK = re.compile(r"(slot|hour)[\s_-]*of[\s_-]*week|(slot|hour) of the 
 
 Row = Mapping[str, Any]
 
-SYMBOLS = {"train.flow_loss_weight": "λ"}
-"""Dotted path of a field → its symbol in papers."""
+SYMBOLS = {"model.flow_weight": "λ", "train.flow_loss_weight": "λ"}
+"""Dotted path of a field → its symbol in papers. Earlier records have λ in ``train``."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _short_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def symbols_text(summaries: Sequence[Summary]) -> str:
-    """The meaning of the symbols in the labels, ``λ: train.flow_loss_weight.``; empty if there are none."""
+    """The meaning of the symbols in the labels, ``λ: model.flow_weight.``; empty if there are none."""
     paths = dict.fromkeys(path for line in summaries for path in line.axis_values if f"{SYMBOLS.get(path)}=" in line.label)
     return "; ".join(f"{SYMBOLS[path]}: {path}" for path in paths) + ("." if paths else "")
 

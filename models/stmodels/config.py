@@ -1,0 +1,81 @@
+"""What every model declares beside its fields. It needs only the standard library, since configurations are also read without torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+if TYPE_CHECKING:
+    from stmodels.base import Forecaster
+    from stmodels.types import SeriesInfo
+
+KEEPS_NUMBERS: Final = "another value cannot change a number, so the field is no part of a trial's id"
+KEEPS_COST: Final = "another value does not change the time that a step takes"
+"""Annotations of fields: ``flow_weight: Annotated[float, KEEPS_COST] = 0.5``."""
+
+
+def marked(owner: type[Any], mark: str) -> frozenset[str]:
+    """The fields of a configuration or a specification that are annotated with ``mark``."""
+    return _marked(owner, mark)
+
+
+@functools.cache
+def _marked(owner: type[Any], mark: str) -> frozenset[str]:
+    hints = typing.get_type_hints(owner, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Base of every model's configuration: a frozen dataclass whose fields are the model's.
+
+    The methods here answer for a model that needs nothing special. Dotted fields are those of a whole trial: ``model.rank``, ``train.lr``.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # noqa: RUF012 - read by pydantic, never written
+
+    MODEL: ClassVar[str] = ""
+    """The :class:`~stmodels.base.Forecaster` that is built from the configuration and a ``SeriesInfo``: ``package.module:Class``, or
+    ``Class`` in the module of the configuration."""
+
+    name: str
+    """The model."""
+
+    def build(self, info: SeriesInfo) -> Forecaster:
+        """The model, on the CPU. Its module is imported here, and torch with it.
+
+        Raises:
+            ConfigError: the configuration does not fit the data.
+            WeightsError: its weights are not available.
+        """
+        module, _, name = self.MODEL.rpartition(":")
+        home = importlib.import_module(module) if module else sys.modules[type(self).__module__]
+        model: Forecaster = getattr(home, name)(self, info)
+        return model
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the loss terms by name. A term that is not here has the weight 1."""
+        return {}
+
+    def inert(self) -> set[str]:
+        """Dotted fields, or whole sections, that cannot change a number under this configuration. They are not part of a trial's id."""
+        return set()
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """The components that an ablation can leave out: component → dotted fields that switch it off."""
+        return {}
+
+    def files(self) -> list[str]:
+        """Files whose content changes the numbers, as the fields name them."""
+        return []
+
+    def relative_cost(self) -> float:
+        """Rough cost of a training step relative to other configurations of this model. It orders the work."""
+        return 1.0
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError if the model cannot run on that data."""
