@@ -80,7 +80,8 @@ def test_a_number_that_was_another_is_told_with_its_size(folder: Path, trial: Tr
     assert record_ is not None
     try:
         trial.store.write_json(f"{trial.prefix}/test.json", {**test, "rmse": test["rmse"] * 1.01})
-        older = {**record_, "libraries": {**record_["libraries"], "torch": "1.0"}, "code": {**record_["code"], "stlab/training/step.py": "0"}}
+        code = {**record_["code"], "stlab/training/step.py": "0"}
+        older = {**record_, "libraries": {**record_["libraries"], "torch": "1.0"}, "code": code}
         trial.store.write_json(f"{trial.prefix}/trial.json", older)
         answer = say("replay", trial.trial_id, "--storage", str(folder / "runs"))
         assert answer.code == 1

@@ -67,6 +67,10 @@ def _file_of(module: str, roots: Roots) -> Path | None:
 def _read(path: Path, _changed_at: int, module: str) -> tuple[str, tuple[str, ...]]:
     """The digest of a file and the modules that it may import; names that are no modules are among these."""
     tree = _Code().visit(ast.parse(path.read_bytes(), str(path)))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if body == [] and not isinstance(node, ast.Module):
+            body.append(ast.Pass())
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     text = ast.unparse(ast.fix_missing_locations(tree))
     return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH], tuple(_imports(tree, package))
@@ -86,14 +90,14 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 class _Code(ast.NodeTransformer):
     """Leaves out of a file what changes no number."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """A text that stands alone is a docstring; a call of a logger writes to nobody who computes."""
         called = node.value.func if isinstance(node.value, ast.Call) else None
         while isinstance(called, ast.Attribute):
             called = called.value
         is_log = isinstance(called, ast.Name) and called.id in _LOGGING
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return ast.Pass() if is_log or is_text else self.generic_visit(node)
+        return None if is_log or is_text else self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """The kind of an error counts, its text does not."""
@@ -103,11 +107,10 @@ class _Code(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         return ast.Assert(test=node.test, msg=None)
 
-    def visit_If(self, node: ast.If) -> ast.AST:
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         """What is imported for type checkers alone is not imported."""
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return ast.If(test=ast.Constant(False), body=[ast.Pass()], orelse=node.orelse)
-        return self.generic_visit(node)
+        visited = self.generic_visit(node)
+        return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else visited
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -121,5 +124,5 @@ class _Code(ast.NodeTransformer):
         """A configuration's answers about a model compute nothing, and a picture is made after all numbers."""
         is_config = any(ast.unparse(base).endswith("Config") for base in node.bases) or node.name == "ModelConfig"
         left_out = _PICTURES | (_CONFIG_METHODS if is_config else set())
-        node.body = [part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name in left_out)] or [ast.Pass()]
+        node.body = [part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name in left_out)]
         return self.generic_visit(node)

@@ -50,7 +50,9 @@ class Linear(nn.Module):
 
 @pytest.fixture
 def make_loop(small_grid: Path, directory: TrialDirectory) -> Callable[..., Loop]:
-    def make(model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, loss_weights: Any = None, **train: Any) -> Loop:
+    def make(
+        model: nn.Module | None = None, seed: int = 5, report: Any = lambda event: None, loss_weights: Any = None, **train: Any
+    ) -> Loop:
         spec = TrainSpec(**{"max_epochs": 3, "warmup_epochs": 1, "batch_size": 40, **train})
         dataset = load_dataset(DataSpec(path=str(small_grid)))
         plan = BatchPlan.of(spec, dataset)
