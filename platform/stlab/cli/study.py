@@ -136,6 +136,10 @@ def plan(
         bool, typer.Option("--probe", help="Measure a few training steps of each shape, and estimate time, memory and cost.")
     ] = False,
     trials: TrialsOption = None,
+    why: Annotated[
+        str | None,
+        typer.Option("--why", metavar="TRIAL_ID", help="Say which field or source file sets this trial apart from those in the storage."),
+    ] = None,
 ) -> None:
     """List the trials of a study (variant, axis values, seed, id, state) and their packs. Only --probe trains anything."""
     from stlab.execution.run_study import plan_study
@@ -143,7 +147,36 @@ def plan(
 
     spec, source = load_study(study, with_trials(study, overrides, trials))
 
-    _say_plan(plan_study(spec, source), storage, concurrency, probe)
+    made = plan_study(spec, source)
+    if why is not None:
+        _say_why(made, why, storage)
+    else:
+        _say_plan(made, storage, concurrency, probe)
+
+
+def _say_why(plan: Plan, trial_id: str, storage: str) -> None:
+    from rich.table import Table
+
+    from stlab.inspection.why import why_new
+    from stlab.storage import Store
+
+    console, store = console_for_output(), Store(storage)
+    found = why_new(plan, trial_id, store)
+    who = f"{found.planned.trial_id} ({found.planned.label})"
+    if found.is_there:
+        console.print(f"{who} is in {store.location}: nothing makes it new.", highlight=False, soft_wrap=True)
+        return
+    if found.nearest is None:
+        name = found.planned.spec.model["name"]
+        console.print(f"{who} is new: {store.location} has no trial of {name}.", highlight=False, soft_wrap=True)
+        return
+    near = found.nearest
+    nearest = f"{found.nearest_id} (study {near.get('study')}: {near.get('variant')}, seed {near.get('seed')})"
+    console.print(f"{who} is new. The most similar trial in {store.location} is {nearest}. They differ in", highlight=False, soft_wrap=True)
+    table = Table("", "there", "here", show_edge=False)
+    for one in found.differences:
+        table.add_row(one.what, one.there, one.here)
+    console.print(table)
 
 
 def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) -> None:
