@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -41,6 +42,14 @@ class ModelConfig:
     MODEL: ClassVar[str] = ""
     """The :class:`~stmodels.base.Forecaster` that is built from the configuration and a ``SeriesInfo``: ``package.module:Class``, or
     ``Class`` in the module of the configuration."""
+
+    SMALL: ClassVar[Mapping[str, Any]] = {}
+    """Fields that make the model small enough to be checked in seconds."""
+    PARAMETERS: ClassVar[int | None] = None
+    """Trainable parameters with the default fields, random weights and the reference shape of the model's family
+    (``REFERENCE`` in :mod:`stmodels.types`)."""
+    UNTRACED: ClassVar[str] = ""
+    """Why ``torch.compile`` cannot trace the model as a whole; empty where it can."""
 
     name: str
     """The model."""

@@ -56,3 +56,10 @@ class SeriesInfo(NamedTuple):
     residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (without the reading itself), scaled
     zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window
+
+
+REFERENCE = {
+    "grid": SeriesInfo("grid", (2, 16, 8), 6, 6, 24, 0.1, 5, 0.1, -1.0, 900),
+    "sensors": SeriesInfo("sensors", (207, 1), 12, 12, 288, 0.1, 5, 0.1, -1.0, 9000),
+}
+"""Family → the shape at which parameters are counted: TaxiBJ's half for grids, METR-LA for sensors."""

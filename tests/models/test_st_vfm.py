@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -278,5 +279,11 @@ def test_missing_readings_are_no_part_of_the_loss(small_model: Any, batch_of: An
     model = small_model(info)
     forecast = model(batch)
     error = (forecast.value - batch.target).detach().double().numpy()
-    value = model.loss_terms(forecast, spoilt)["forecast"].item()
-    assert value == pytest.approx((error[mask.numpy()] ** 2).mean(), rel=1e-5)
+    terms = model.loss_terms(forecast, spoilt)
+    assert terms["forecast"].item() == pytest.approx((error[mask.numpy()] ** 2).mean(), rel=1e-5)
+    # A flow between two readings is known only where both are.
+    readings = np.concatenate([batch.history[:, -1:], batch.target], axis=1).astype(np.float64)
+    flow_error = forecast.flow.detach().double().numpy() - np.diff(readings, axis=1)
+    there = np.concatenate([np.ones_like(mask[:, :1]), mask], axis=1)
+    known = there[:, 1:] & there[:, :-1]
+    assert terms["flow"].item() == pytest.approx((flow_error[known] ** 2).mean(), rel=1e-5)

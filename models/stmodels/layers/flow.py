@@ -17,3 +17,11 @@ def history_flow(history: Tensor) -> Tensor:
 def target_flow(history: Tensor, target: Tensor) -> Tensor:
     """X_{P+q} − X_{P+q−1} for q = 1…Q, the target of the auxiliary task: (B, P, *S), (B, Q, *S) → (B, Q, *S)."""
     return torch.diff(target, dim=1, prepend=history[:, -1:])
+
+
+def flow_mask(target_mask: Tensor | None) -> Tensor | None:
+    """Where :func:`target_flow` is known: there is a reading, and there is one at the step before, both in the target. Shapes as there."""
+    if target_mask is None:
+        return None
+    before = torch.cat([torch.ones_like(target_mask[:, :1]), target_mask[:, :-1]], dim=1)
+    return target_mask & before

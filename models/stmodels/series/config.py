@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
@@ -17,6 +18,9 @@ class LSTMConfig(ModelConfig):
     """Configuration of the LSTM, an encoder-decoder that sees one node at a time and has the same weights for all nodes."""
 
     MODEL = "stmodels.series.lstm:LSTMForecaster"
+    PARAMETERS = 50_497
+    SMALL: ClassVar[Mapping[str, Any]] = {"hidden": 8}
+    UNTRACED = "torch.compile does not trace an LSTM whole"
 
     name: Literal["lstm"] = "lstm"
     """The model."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from stmodels.config import KEEPS_COST, ModelConfig
 from stmodels.errors import ConfigError
@@ -19,6 +20,10 @@ class STVFMConfig(ModelConfig):
     """Configuration of ST-VFM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vfm.model:STVFM"
+    PARAMETERS = 10_306_336
+    SMALL: ClassVar[Mapping[str, Any]] = {
+        "backbone": "vit_test", "weights": "random", "temporal_width": 8, "temporal_heads": 2, "temporal_layers": 1, "rank": 4,
+    }  # fmt: skip
 
     name: Literal["st_vfm"] = "st_vfm"
     """The model."""

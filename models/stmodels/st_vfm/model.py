@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stmodels.backbones import Backbone, create_backbone
 from stmodels.base import Forecaster
 from stmodels.layers.cross_prompt import CrossPromptLayer
-from stmodels.layers.flow import history_flow, target_flow
+from stmodels.layers.flow import flow_mask, history_flow, target_flow
 from stmodels.layers.losses import mean_squared
 from stmodels.layers.patches import patchify
 from stmodels.st_vfm.branch import Embedding, Geometry, MLPDecoder, TransformerDecoder
@@ -78,7 +78,7 @@ class STVFM(Forecaster):
         terms = {"forecast": mean_squared(forecast.value - batch.target, batch.target_mask)}
         if forecast.flow is not None:
             difference = forecast.flow - target_flow(batch.history, batch.target)
-            terms["flow"] = mean_squared(difference, batch.target_mask)
+            terms["flow"] = mean_squared(difference, flow_mask(batch.target_mask))
         return terms
 
     def _st_input(self, batch: Batch) -> Tensor:

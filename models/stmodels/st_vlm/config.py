@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
@@ -31,6 +32,9 @@ class STVLMConfig(ModelConfig):
     """Configuration of ST-VLM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vlm.model:STVLM"
+    PARAMETERS = 603_702
+    SMALL: ClassVar[Mapping[str, Any]] = {"backbone": "vilt_test", "weights": "random", "hidden": 8}
+    UNTRACED = "torch.compile does not trace an LSTM whole"
 
     name: Literal["st_vlm"] = "st_vlm"
     """The model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,9 @@ from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
 from stlab.training.loss import training_loss
 from stlab.training.trial import dataset_for
+from stmodels.base import Forecaster
 from stmodels.rng import initialise, named_seed
+from stmodels.types import Batch
 
 _WINDOWS = 4
 _ROUNDING = 1e-5  # relative; float32 sums in another order differ by less
@@ -47,7 +49,7 @@ def refuse_noop_variants(plan: Plan) -> None:
         for trial in (one, other):
             if trial.trial_id not in effects:
                 with threads_of(trial.spec.resources):
-                    effects[trial.trial_id] = effect_of(trial.spec)
+                    effects[trial.trial_id] = effect_of_trial(trial.spec)
         return one.trial_id == other.trial_id or looks_same(effects[one.trial_id], effects[other.trial_id])
 
     noops: dict[str, str] = {}
@@ -75,19 +77,22 @@ def _trained_alike(one: TrialSpec, other: TrialSpec) -> bool:
     return (one.data, one.train, one.model["name"]) == (other.data, other.train, other.model["name"])
 
 
-def effect_of(spec: TrialSpec) -> Effect:
-    """Build a trial's model, draw its weights, forecast a few train windows, and take the gradients of its loss."""
-    dataset = dataset_for(spec.data)
+def effect_of_trial(spec: TrialSpec) -> Effect:
+    """Build a trial's model, draw its weights, and let it forecast a few train windows."""
     model = build_model(spec)
     initialise(model, spec.seed)
-    windows = dataset.windows("train")
+    windows = dataset_for(spec.data).windows("train")
     batch = windows.gather(torch.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).long())
+    return effect_of(model, batch, create_config(spec.model).loss_weights(), spec.seed)
+
+
+def effect_of(model: Forecaster, batch: Batch, weights: Mapping[str, float], seed: int = 0) -> Effect:
+    """Let a model forecast a batch, and take the gradients of its loss, whose terms have these weights."""
     with torch.no_grad():
         forecast = model.eval()(batch).value
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(named_seed(spec.seed, "switches"))  # dropout draws alike
+        torch.manual_seed(named_seed(seed, "switches"))  # dropout draws alike
         model.train()
-        weights = create_config(spec.model).loss_weights()
         training_loss(model.loss_terms(model(batch), batch), weights).backward()  # type: ignore[no-untyped-call]
     return Effect(
         {name: parameter.shape for name, parameter in model.named_parameters()},

@@ -9,7 +9,7 @@ import pytest
 
 from stlab import catalog
 from stlab.errors import StudyError
-from stlab.execution.noop_variants import effect_of, looks_same, refuse_noop_variants
+from stlab.execution.noop_variants import effect_of_trial, looks_same, refuse_noop_variants
 from stlab.execution.run_study import plan_study
 from stlab.study.file import dump_study, parse
 from stlab.study.plan import DataFacts, Plan, make_plan
@@ -211,6 +211,6 @@ def test_a_switch_that_works_somewhere_along_an_axis_passes(small_grid: Path) ->
 
 
 def test_an_effect_is_the_same_twice_and_differs_by_a_weight(make_trial: Any) -> None:
-    one, again, other = (effect_of(make_trial(seed=seed)) for seed in (0, 0, 1))
+    one, again, other = (effect_of_trial(make_trial(seed=seed)) for seed in (0, 0, 1))
     assert looks_same(one, again)
     assert not looks_same(one, other)
