@@ -43,6 +43,12 @@ class ModelConfig:
     """The :class:`~stmodels.base.Forecaster` that is built from the configuration and a ``SeriesInfo``: ``package.module:Class``, or
     ``Class`` in the module of the configuration."""
 
+    FAMILIES: ClassVar[tuple[str, ...]] = ("grid", "sensors")
+    """The families of data that it forecasts."""
+    NEEDS: ClassVar[tuple[str, ...]] = ()
+    """``calendar`` (timestamps), ``network`` (edges between the sensors) or ``weights`` (pretrained ones)."""
+    PAPER: ClassVar[str] = ""
+    """Where it was published."""
     SMALL: ClassVar[Mapping[str, Any]] = {}
     """Fields that make the model small enough to be checked in seconds."""
     PARAMETERS: ClassVar[int | None] = None

@@ -18,6 +18,7 @@ class LSTMConfig(ModelConfig):
     """Configuration of the LSTM, an encoder-decoder that sees one node at a time and has the same weights for all nodes."""
 
     MODEL = "stmodels.series.lstm:LSTMForecaster"
+    FAMILIES = ("sensors",)
     PARAMETERS = 50_497
     SMALL: ClassVar[Mapping[str, Any]] = {"hidden": 8}
     UNTRACED = "torch.compile does not trace an LSTM whole"

@@ -20,6 +20,9 @@ class STVFMConfig(ModelConfig):
     """Configuration of ST-VFM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vfm.model:STVFM"
+    FAMILIES = ("grid",)
+    NEEDS = ("weights",)
+    PAPER = "arXiv 2507.11558"
     PARAMETERS = 10_306_336
     SMALL: ClassVar[Mapping[str, Any]] = {
         "backbone": "vit_test", "weights": "random", "temporal_width": 8, "temporal_heads": 2, "temporal_layers": 1, "rank": 4,

@@ -32,6 +32,9 @@ class STVLMConfig(ModelConfig):
     """Configuration of ST-VLM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vlm.model:STVLM"
+    FAMILIES = ("sensors",)
+    NEEDS = ("weights",)
+    PAPER = "Zhao et al., ST-VLM"
     PARAMETERS = 603_702
     SMALL: ClassVar[Mapping[str, Any]] = {"backbone": "vilt_test", "weights": "random", "hidden": 8}
     UNTRACED = "torch.compile does not trace an LSTM whole"

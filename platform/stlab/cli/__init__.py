@@ -16,6 +16,7 @@ import typer
 from stlab.cli.cluster import stop, submit
 from stlab.cli.data import image, inspect
 from stlab.cli.doctor import doctor
+from stlab.cli.models import models
 from stlab.cli.replay import replay
 from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before anything trains.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-for command in (run, plan, report, replay, submit, status, logs, stop, doctor, ui, sync, image, schema):
+for command in (run, plan, report, replay, models, submit, status, logs, stop, doctor, ui, sync, image, schema):
     app.command()(command)
 data_app.command()(inspect)
 
