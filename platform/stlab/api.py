@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from stlab.errors import UserError
+from stlab.model_files import place_of
 from stlab.storage import Store, StudyDirectory, TrialDirectory, best_trial
 from stlab.study.file import dump_study, load_study_source, parse
+from stlab.study.model_places import with_models
 from stlab.study.source import StudySource
 from stlab.study.spec import StudySpec
 from stlab.study.yaml import write_yaml
@@ -56,7 +58,8 @@ def run(
     """Run the trials of a study that are left to do, as ``stlab run`` does, and wait for them.
 
     Args:
-        study: the name of a shipped study, the path of a study file, a mapping of the same fields, or a ``StudySpec``.
+        study: the name of a shipped study, the path of a study file, a mapping of the same fields, or a ``StudySpec``. In a mapping, the
+            name of a model may be the class of its configuration.
         storage: a folder, or a URI such as ``s3://bucket/runs``.
         overrides: dotted path → value, as with ``--set``: ``{"train.lr": 1e-3, "seeds": [0, 1]}``.
         tracking: keep MLflow up to date.
@@ -317,5 +320,6 @@ def _source(study: Study, overrides: Mapping[str, Any]) -> StudySource:
     if isinstance(study, StudySpec):
         return StudySource.from_text(dump_study(study), "<StudySpec>", given)
     if isinstance(study, Mapping):
-        return StudySource.from_text(write_yaml(dict(study)), "<mapping>", given)
+        named = with_models(study, lambda name: place_of(name) if isinstance(name, type) else name)
+        return StudySource.from_text(write_yaml(named), "<mapping>", given)
     return load_study_source(str(study), given)

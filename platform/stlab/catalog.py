@@ -1,19 +1,22 @@
 """The models by name. No other module imports a model's configuration.
 
 A new model needs a :class:`~stmodels.config.ModelConfig`, a :class:`~stmodels.base.Forecaster` that is built from it, and a line in
-``MODELS``.
+``MODELS``. A model from outside is named by its place (:mod:`stlab.model_files`), or registered by its package under the entry points
+``stlab.models``.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-from dataclasses import asdict
+import functools
+import importlib.metadata
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stlab.errors import ModelError
 from stlab.files import is_uri, local_copy, shown
+from stlab.model_files import is_place, load, short
 from stmodels.baselines.config import BASELINES
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError, WeightsError
@@ -21,6 +24,8 @@ from stmodels.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     from stmodels.base import Forecaster
     from stmodels.types import SeriesInfo
+
+ENTRY_POINTS = "stlab.models"
 
 MODELS: dict[str, str] = {
     "st_vfm": "stmodels.st_vfm.config:STVFMConfig",
@@ -36,18 +41,32 @@ def trainable_models() -> dict[str, type[ModelConfig]]:
     return {name: config_class(name) for name in MODELS if name not in BASELINES}
 
 
+@functools.cache
+def registered() -> dict[str, str]:
+    """The models that installed packages register: name → place. A name of our own stays ours."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point.value for point in found if point.name not in MODELS}
+
+
 def config_class(name: str) -> type[ModelConfig]:
     """The configuration class of a model.
 
     Raises:
-        ModelError: there is no such model; the message names the most similar one.
+        ModelError: there is no such model, or what is at its place is none; the message names the most similar one.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1)
+    places = {**MODELS, **registered()}
+    if not is_place(name) and name not in places:
+        near = difflib.get_close_matches(str(name), places, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ModelError(f"model.name={name}: there is no such model.{hint} Known: {', '.join(MODELS)}.")
-    module, _, found = MODELS[name].partition(":")
-    config: type[ModelConfig] = getattr(importlib.import_module(module), found)
+        raise ModelError(
+            f"model.name={name}: there is no such model.{hint} Known: {', '.join(places)}; or the place of one: ./mine.py:MyConfig."
+        )
+    config = load(places.get(name, name))
+    if not (isinstance(config, type) and issubclass(config, ModelConfig) and is_dataclass(config)):
+        raise ModelError(
+            f"model.name={short(name)}: {getattr(config, '__name__', config)} is no configuration of a model. It must be a frozen "
+            "dataclass that extends stmodels.config.ModelConfig; models/README.md has an example."
+        )
     return config
 
 

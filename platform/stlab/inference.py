@@ -26,6 +26,7 @@ from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.protocol.season import season_by_slot, slot_of_week
 from stlab.errors import DataError, ModelError, UserError
+from stlab.model_files import relocated
 from stlab.storage import Store, TrialDirectory
 from stlab.study.identity import source_digests
 from stlab.study.spec import DataSpec
@@ -231,6 +232,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     if trial["model"]["name"] in _COPY_THE_PAST:
         name = trial["model"]["name"]
         raise UserError(f"trial {trial_id}: {name} copies readings from before the history, which a stand-alone forecaster does not have.")
+    trial = {**trial, "model": {**trial["model"], "name": relocated(trial["model"]["name"], store)}}
     if trial.get("code") != source_digests(create_config(trial["model"])):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
     spec = DataSpec(**trial["data"])

@@ -17,9 +17,11 @@ from stlab.execution.locks.file_lock import study_lock
 from stlab.execution.locks.owner import LockOwner
 from stlab.execution.preflight import check_address, check_before_training, check_protocol
 from stlab.execution.supply import with_resources
+from stlab.model_files import keep
 from stlab.report import write_report
 from stlab.storage import Store, StudyDirectory, TrialDirectory, table_rows
 from stlab.study.file import dump_study, parse
+from stlab.study.model_places import with_models
 from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
 from stlab.study.source import StudySource
 from stlab.study.spec import DataSpec, StudySpec
@@ -65,6 +67,8 @@ def run_study(
     check_protocol(plan)
     store = Store(storage)
     store.make()
+    if (kept_study := _with_kept_models(study, store)) != study:
+        plan = plan_study(kept_study, source)
     address = address or os.environ.get("RAY_ADDRESS") or None
     check_address(address)
     with _locked(plan, store, address, retry_failed):
@@ -81,6 +85,11 @@ def run_study(
         for observer in observers:
             observer.end(outcome)
     return outcome
+
+
+def _with_kept_models(study: StudySpec, store: Store) -> StudySpec:
+    """The study with the files of its models in the storage, where every node finds them."""
+    return StudySpec.model_validate(with_models(study.model_dump(), lambda name: keep(name, store)))
 
 
 def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:

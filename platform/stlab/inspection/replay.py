@@ -16,6 +16,7 @@ from stlab.errors import DataError, UserError
 from stlab.execution.models import threads_of
 from stlab.execution.preflight import check_machine
 from stlab.inspection.status import find_trial
+from stlab.model_files import relocated
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.aliases import trial_with_current_fields
 from stlab.study.identity import absolute, code_version, library_versions, source_digests, trial_id
@@ -137,6 +138,7 @@ def _finished(directory: TrialDirectory) -> dict[str, Any]:
 def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | None) -> TrialSpec:
     try:
         current = trial_with_current_fields(trial)
+        current["model"] = {**current["model"], "name": relocated(current["model"]["name"], directory.store)}
         spec = TrialSpec(**{name: value for name, value in current.items() if name in TrialSpec.model_fields})
         create_config(spec.model)
     except (ValidationError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stlab.model_files import short
 from stlab.storage.schema import HORIZON, PREDICTIONS, epochs_table, flatten
 from stlab.storage.store import Store
 
@@ -230,4 +231,7 @@ class TrialDirectory:
             row |= {"error": failure.get("reason"), "status": TrialStatus.FAILED.value}
         if parameters is None:
             parameters = {key: trial[key] for key in ("data", "model", "train", "resources") if key in trial}
-        return row | {f"param.{name}": value for name, value in flatten(parameters).items()}
+        row |= {f"param.{name}": value for name, value in flatten(parameters).items()}
+        if isinstance(name := row.get("param.model.name"), str):
+            row["param.model.name"] = short(name)
+        return row

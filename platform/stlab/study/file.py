@@ -93,7 +93,7 @@ def load_study_source(name_or_path: str, overrides: Sequence[str] = ()) -> Study
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise StudyError(f"{label}:{line}: is not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from error
-    return StudySource.from_text(text, label, overrides)
+    return StudySource.from_text(text, label, overrides, path.resolve().parent)
 
 
 def with_trials(name_or_path: str, overrides: Sequence[str] | None, trials: int | None) -> list[str]:

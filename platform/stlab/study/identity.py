@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stlab.catalog import weights_file
+from stlab.model_files import home, short
 from stlab.study import sources
 from stlab.study.spec import DataSpec, TrainSpec, TrialSpec
 from stlab.version import __version__
@@ -42,10 +43,11 @@ def roots() -> dict[str, Path]:
 
 def source_digests(config: ModelConfig) -> dict[str, str]:
     """The files that a trial of this model computes with: file → digest of its code."""
-    module, model = type(config).__module__, config.MODEL.rpartition(":")[0]
+    module, beside = home(type(config))
+    model = config.MODEL.rpartition(":")[0]
     is_trained = "train" not in config.inert()
     entries = (module, *filter(None, [model]), *(_TRAINING if is_trained else _EVALUATION))
-    return dict(_digests(entries))
+    return _digests(entries, beside)
 
 
 def code_version() -> str:
@@ -53,8 +55,9 @@ def code_version() -> str:
     return f"{__version__}+{_hash(_digests(_TRAINING))[:10]}"
 
 
-def _digests(entries: tuple[str, ...]) -> dict[str, str]:
-    places = roots()
+def _digests(entries: tuple[str, ...], beside: Mapping[str, Path] | None = None) -> dict[str, str]:
+    """``beside``: what lies beside a model from outside."""
+    places = {**(beside or {}), **roots()}
     parts = {path.stem for path in places["stlab"].iterdir()} - _FOLLOWED
     return sources.digests(entries, places, {*_NOT_NUMERIC, *(f"stlab.{part}" for part in parts)})
 
@@ -92,6 +95,7 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str
         for name, value in values.items()
         if section not in without and f"{section}.{name}" not in without and name not in marked(owner, KEEPS_NUMBERS)
     }
+    fields["model.name"] = short(config.name)  # the place of a model's file counts as little as that of the data
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]
         fields |= dict.fromkeys(naming, content_hash(path, " = ".join(naming)))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from stlab.errors import StudyError
+from stlab.model_files import located
 from stlab.study.aliases import MOVED, with_current_fields
+from stlab.study.model_places import with_models
 from stlab.study.spec import StudySpec
 from stlab.study.yaml import read_yaml
 
@@ -52,8 +55,13 @@ class StudySource:
     """Paths by which it names fields that have moved (:mod:`stlab.study.aliases`)."""
 
     @classmethod
-    def from_text(cls, text: str, label: str = "<study>", overrides: Sequence[str] = ()) -> StudySource:
+    def from_text(
+        cls, text: str, label: str = "<study>", overrides: Sequence[str] = (), folder: Path | None = None
+    ) -> StudySource:
         """Read YAML and apply ``--set`` overrides in their order.
+
+        Args:
+            folder: where files of models are looked for before the working directory.
 
         Raises:
             StudyError: the text or an override is invalid; the message names line and column, or the override.
@@ -77,6 +85,7 @@ class StudySource:
             raise StudyError("\n".join(problems))
         data, inside = with_current_fields(data)  # of overrides whose values are mappings
         former_paths += inside
+        data = with_models(data, lambda name: located(name, folder) if isinstance(name, str) else name)
         return cls(label, root, data, tuple(parsed), tuple(dict.fromkeys(former_paths)))
 
     def place(self, loc: Sequence[Key]) -> tuple[float, str]:
