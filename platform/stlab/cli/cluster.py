@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -61,11 +62,14 @@ def submit(
         console.print(coloured("note:", "dim", f" {note}"), soft_wrap=True)
     job_id = f"{name}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory() as scratch:
-        packages = package_folders(Path(scratch))
+        packages = [*package_folders(Path(scratch)), *checked.models.packages]
         working_dir = Path(scratch, "study")
         working_dir.mkdir()
         if checked.text is not None:
             (working_dir / f"{name}.yaml").write_text(checked.text, encoding="utf-8")
+        for place, file in checked.models.files.items():
+            (working_dir / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, working_dir / place)
         sizes = f"stlab {_kilobytes(size(packages))}, the study {_kilobytes(size([working_dir]))}"
         console.print(f"sending  {sizes}, to {jobs.address}", highlight=False, soft_wrap=True)
         jobs.submit(

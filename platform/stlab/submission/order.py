@@ -16,6 +16,7 @@ from stlab.study.file import NO_PASSWORD, find_study, load_study_source, parse, 
 from stlab.study.plan import DataFacts, make_plan
 from stlab.study.source import Key, StudySource
 from stlab.study.spec import DataSpec
+from stlab.submission.models import ModelSources, model_names, model_sources
 
 _DATA_FILES = ("path", "node_ids", "distances")
 _KEEP_IT_OUT = " Take it out of the URI, and set it in the environment of the cluster's nodes."
@@ -86,6 +87,8 @@ class Checked:
     """The content of the study file. None if ``--add-seeds`` extends a study that is given by its name alone."""
     notes: list[str] = field(default_factory=list)
     """Notes on what could not be checked on this machine."""
+    models: ModelSources = field(default_factory=ModelSources)
+    """What is sent beside the study for models from outside."""
 
 
 def check_order(order: Order) -> Checked:
@@ -115,7 +118,9 @@ def check_order(order: Order) -> Checked:
         check_protocol(make_plan(spec, facts, source))
     except _Elsewhere:
         notes.append(f"data.path={elsewhere[0]} is not on this machine: the data are checked on the cluster.")
-    return Checked(spec.name, find_study(order.study).read_text(encoding="utf-8-sig"), notes)
+    file = find_study(order.study)
+    models = model_sources(model_names(spec), file.resolve().parent)
+    return Checked(spec.name, file.read_text(encoding="utf-8-sig"), notes, models)
 
 
 class _Elsewhere(Exception):
