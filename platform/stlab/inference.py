@@ -26,7 +26,7 @@ from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.protocol.season import season_by_slot, slot_of_week
 from stlab.errors import DataError, ModelError, UserError
-from stlab.model_files import relocated
+from stlab.model_files import keep, relocated
 from stlab.storage import Store, TrialDirectory
 from stlab.study.identity import source_digests
 from stlab.study.spec import DataSpec
@@ -205,10 +205,14 @@ class TrainedForecaster:
         return batch._replace(history_season=season[:, :cut].contiguous(), target_season=season[:, cut:].contiguous())
 
     def save(self, folder: str | Path) -> None:
-        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors``."""
+        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors``.
+
+        The file of a model from outside goes with it.
+        """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._asdict()}
+        model = {**self.facts.model, "name": keep(self.facts.model["name"], Store(place))}
+        facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._asdict(), "model": model}
         (place / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _tensors(self._model).items()}
         safetensors.torch.save_file(tensors, place / _WEIGHTS)
@@ -281,6 +285,7 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
         "channel_names": tuple(values["channel_names"]),
         "node_names": values["node_names"] and tuple(values["node_names"]),
     })  # fmt: skip
+    facts.model["name"] = relocated(facts.model["name"], Store(place))
     model = create_model(facts.model, facts.info)
     _restore(model, weights, str(place))
     season = safetensors.torch.load_file(place / _SEASON)["season"] if facts.needs_season else None

@@ -98,22 +98,33 @@ def test_what_looks_for_traces_finds_them(tmp_path: Path) -> None:
 
 
 def test_a_submitted_study_runs_to_its_end(stlab: Any, here: Any, cluster: Any, submit: Any, tmp_path: Path) -> None:
+    """One of its models is a file of the user's, which the nodes get with the job and keep in the storage.
+
+    Slow: a job's driver starts, and two worker groups.
+    """
     from stlab.cli.cluster import _kilobytes
     from stlab.submission.package import package_folders, size
 
-    answer = stlab("submit", *submit("sent", "--set", "train.lr=1e-3", "--set", EVIL), timeout=WAIT)
+    example = re.search(r"^```python\n(.*?)^```", (ROOT / "models" / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert example is not None
+    (stlab.folder / "mine.py").write_text(example[1])
+    own = ("--set", "variants.own.model.name=./mine.py:MyConfig")
+    answer = stlab("submit", *submit("sent", "--set", "train.lr=1e-3", "--set", EVIL, *own), timeout=WAIT)
+    (stlab.folder / "mine.py").unlink()
     assert answer.code == 0, answer
-    assert f"sending  stlab {_kilobytes(size(package_folders(tmp_path)))}, the study 1 kB, to {cluster.dashboard}\n" in answer.out
+    assert f"sending  stlab {_kilobytes(size(package_folders(tmp_path)))}, the study 3 kB, to {cluster.dashboard}\n" in answer.out
     job_id = next(line.split()[1] for line in answer.out.splitlines() if line.startswith("job "))
     assert job_id.startswith("sent-")
-    assert "✓   2/2" in answer.out
+    assert "✓   3/3" in answer.out
     rows = pd.read_parquet(stlab.folder / "runs/studies/sent/results/trials.parquet")
+    assert rows.set_index("variant")["param.model.name"]["own"] == "mine.py:MyConfig"
+    assert [path.name for path in stlab.folder.glob("runs/code/*/*")] == ["mine.py"]
     assert set(rows.status) == {"finished"}
     assert set(rows["param.train.lr"]) == {1e-3}
     there = here("status", "sent", "--storage", "runs", "--address", cluster.dashboard)
-    assert "sent: 2 trials: 2 finished" in there.out
+    assert "sent: 3 trials: 3 finished" in there.out
     assert f"{job_id} succeeded" in there.out
-    assert "✓   2/2" in here("logs", "sent", "--address", cluster.dashboard).out
+    assert "✓   3/3" in here("logs", "sent", "--address", cluster.dashboard).out
     assert "no job runs 'sent'" in here("stop", "sent", "--address", cluster.dashboard).err
     _holds_no_token(cluster, stlab.folder, job_id)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ import stlab
 from stlab import catalog, model_files
 from stlab.errors import ModelError, UserError
 from stlab.execution.run_study import plan_study
+from stlab.inference import load_saved
 from stlab.storage import Store, TrialDirectory
 from stlab.study.file import load_study, load_study_source, parse
 from stlab.study.plan import Plan
@@ -117,6 +119,12 @@ def test_a_storage_keeps_the_file_and_loads_the_trial_from_it(folder: Path, tmp_
     model = stlab.load_model(tmp_path / "moved", trial.trial_id)
     assert model.forecast_shape == (6, 2, 8, 8)
     assert f"{tmp_path}/moved/code/" in repr(model)
+    model.save(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "sent")
+    (tmp_path / "moved").rename(tmp_path / "lost")
+    alone = load_saved(tmp_path / "sent")
+    history = np.random.default_rng(0).uniform(0, 100, (2, 6, 2, 8, 8))
+    assert np.array_equal(alone.predict(history), model.predict(history))
     assert model_files.relocated(kept, Store(tmp_path / "moved")) == kept.replace("/runs/", "/moved/")
 
 
