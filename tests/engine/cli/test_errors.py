@@ -82,7 +82,7 @@ def test_gaps_are_filled_on_request(method: str, grid: Grid, study: Path, say: C
 def test_a_patch_that_does_not_divide_offers_padding(grid: Grid, study: Path, say: Callable[..., Any]) -> None:
     np.savez("odd.npz", **grid | {"data": np.pad(grid["data"], [(0, 0), (0, 0), (0, 1), (0, 3)])})
     command = ("plan", study.name, "--set", "data.path=odd.npz")
-    _refused(say(*command), "tiny.yaml:4", "odd.npz", "5×7", "2×2", "model.pad=true", "model.patch")
+    _refused(say(*command), "tiny.yaml:4", "odd.npz", "5×7", "4×4", "model.pad=true", "model.patch")
     answer = say(*command, "--set", "model.pad=true")
     assert answer.code == 0, answer.err
 
