@@ -25,7 +25,8 @@ test: setup lint  ## linters and tests, within 6 minutes on 2 cores
 	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile --durations 10
 
 test-slow: setup  ## tests that take long, start a Ray cluster, or need a server: within 35 minutes on 2 cores
-	$(BIN)/python -m pytest -m slow --durations 10
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --durations 10 tests/engine tests/models
+	$(BIN)/python -m pytest -m slow --durations 10 tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ from stlab.training.checkpoint import Checkpoints
 from stlab.training.device import autocast_for
 from stlab.training.metrics import to_unit
 from stlab.training.trial import dataset_for
+from stmodels.errors import ConfigError
 from stmodels.types import Batch, SeriesInfo
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         name = trial["model"]["name"]
         raise UserError(f"trial {trial_id}: {name} copies readings from before the history, which a stand-alone forecaster does not have.")
     trial = {**trial, "model": {**trial["model"], "name": relocated(trial["model"]["name"], store)}}
-    if trial.get("code") != source_digests(create_config(trial["model"])):
+    if not _is_code_of_now(trial):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
     spec = DataSpec(**trial["data"])
     dataset = dataset_for(spec)
@@ -262,6 +263,14 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         node_names=dataset.node_names,
     )
     return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
+
+
+def _is_code_of_now(trial: Mapping[str, Any]) -> bool:
+    """Whether the files that a trial was trained with are as they were; of a record that cannot be read, they are not."""
+    try:
+        return bool(trial.get("code") == source_digests(create_config(trial["model"])))
+    except (TypeError, ConfigError, ModelError):
+        return False
 
 
 def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:

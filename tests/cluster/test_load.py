@@ -1,4 +1,4 @@
-"""Three hundred trials through the real scheduler, MLflow on, beside fifty: all of them there once, and little memory for each.
+"""Two hundred trials through the real scheduler, MLflow on, beside fifty: all of them there once, and little memory for each.
 
 ``tests/benchmarks/bench_load.py`` runs two thousand of them.
 """
@@ -13,12 +13,12 @@ from tests.support.load import Load, run, write_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-FEW, MANY = 50, 300
+FEW, MANY = 50, 200
 
 
 @pytest.fixture(scope="module")
 def loads(stlab_on_cluster: Any) -> dict[int, Load]:
-    """Slow: 350 trials, some 0.3 s each, and two reports."""
+    """Slow: 250 trials, some 0.3 s each, and two reports."""
     write_data(stlab_on_cluster.folder)
     return {trials: run(stlab_on_cluster, trials) for trials in (FEW, MANY)}
 

@@ -116,7 +116,7 @@ def test_the_terminal_ends_with_table_report_and_ui(ran: Any) -> None:
     assert ui.startswith("MLflow ")
     assert ui.split()[-4:] == ["stlab", "ui", "--storage", str(stlab.folder / "runs")]
     table = answer.out[answer.out.rindex("✓") :]
-    assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE", "±"))
+    assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE", "vs full"))
 
 
 @pytest.mark.slow

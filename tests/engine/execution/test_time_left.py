@@ -42,7 +42,7 @@ def study(draw: np.random.Generator, *, stops: bool) -> list[Trial]:
     for number, pace in enumerate((1.0, 3.0, 4.0, 5.0, 8.0)):
         for seed in range(3):
             spec = TrialSpec(
-                study="s", variant=f"#{number}", seed=seed, data=DataSpec(path="a.npz"), model={"name": "m", "width": number},
+                study="s", variant=f"#{number}", seed=seed, data=DataSpec(path="a.npz"), model={"name": "lstm", "width": number},
                 train=TrainSpec(max_epochs=EPOCHS, patience=PATIENCE), resources=ResourcesSpec(),
             )  # fmt: skip
             best = int(draw.integers(4, EPOCHS)) if stops else EPOCHS

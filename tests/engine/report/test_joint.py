@@ -49,7 +49,7 @@ def baseline(store: Store, dataset: str) -> dict[str, Any]:
 
 def write(store: Store, name: str, rows: list[dict[str, Any]], **study: Any) -> None:
     directory = StudyDirectory(store, name)
-    base = {"model": {"name": "st_vfm"}, "train": {"flow_loss_weight": 0.5}, "data": {"path": f"{name}.npz"}}
+    base = {"model": {"name": "st_vfm", "flow_weight": 0.5}, "data": {"path": f"{name}.npz"}}
     directory.write_study(json.dumps({"name": name, "description": f"About {name}.", "base": base, **study}))
     directory.write_trials([{**row, "study": name} for row in rows])
 

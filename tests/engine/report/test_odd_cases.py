@@ -23,7 +23,7 @@ LAMBDA = "model.flow_weight"
 
 def write(store: Store, rows: list[dict[str, Any]], name: str = "weights", **more: Any) -> str:
     """Write the study's folder and its report; returns the page's text."""
-    study = {"name": name, "axes": {LAMBDA: list(LAMBDAS)}, "base": {"train": {"flow_loss_weight": 0.5}}, **more}
+    study = {"name": name, "axes": {LAMBDA: list(LAMBDAS)}, "base": {"model": {"flow_weight": 0.5}}, **more}
     StudyDirectory(store, name).write_study(json.dumps(study))
     StudyDirectory(store, name).write_trials([{**row, "study": name} for row in rows])
     return text_of(write_report(store, name))
