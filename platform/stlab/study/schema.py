@@ -13,6 +13,12 @@ Schema = dict[str, Any]
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _REF = "#/$defs/"
 _MODEL = "model"
+_FROM_OUTSIDE: Schema = {
+    "type": "object",
+    "description": "A model from outside, by its place: ./mine.py:MyConfig or my_package.mine:MyConfig.",
+    "properties": {"name": {"type": "string", "pattern": ":"}},
+    "required": ["name"],
+}
 
 
 def study_schema(model_schemas: Mapping[str, Schema]) -> Schema:
@@ -43,6 +49,8 @@ def study_schema(model_schemas: Mapping[str, Schema]) -> Schema:
         open_paths += _open_paths(name, inside)
     overrides["properties"] |= fields
     overrides["patternProperties"] = {pattern: {} for pattern in open_paths}
+    if models:  # only here: elsewhere a model whose fields are unknown would let every wrong field pass
+        models.append(_FROM_OUTSIDE)
     defs["Overrides"] = overrides | {"description": "Fields of the base and their new values, dotted or nested."}
 
     properties = schema["properties"]
