@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +18,33 @@ MODELS = ("st_vfm", "st_vlm", "lstm", "last_value", "ridge")
 Edit = Callable[[str, str, str], None]
 
 
-@pytest.fixture
-def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Edit:
-    """The sources as a copy that counts in their place; ``edit(file, old, new)`` changes it."""
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources."""
+    folder = tmp_path_factory.mktemp("sources")
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     for package in (stlab, stmodels):
-        shutil.copytree(Path(package.__file__ or "").parent, tmp_path / package.__name__, ignore=ignored)
-    monkeypatch.setattr(identity, "roots", lambda: {name: tmp_path / name for name in ("stlab", "stmodels")})
+        shutil.copytree(Path(package.__file__ or "").parent, folder / package.__name__, ignore=ignored)
+    return folder
+
+
+@pytest.fixture
+def edit(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
+    """The copy counts in place of the sources; ``edit(file, old, new)`` changes it, until the test ends."""
+    monkeypatch.setattr(identity, "roots", lambda: {name: copied / name for name in ("stlab", "stmodels")})
+    before: dict[Path, str] = {}
 
     def change(file: str, old: str, new: str) -> None:
-        path = tmp_path / file
+        path = copied / file
         text = path.read_text() if path.exists() else ""
         assert old in text
+        before.setdefault(path, text)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text.replace(old, new, 1) if old else text + new)
 
-    return change
+    yield change
+    for path, text in before.items():
+        path.write_text(text)
 
 
 def code() -> dict[str, dict[str, str]]:
