@@ -29,12 +29,15 @@ class Forecaster(nn.Module):
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of the training loss, each a mean over the batch.
 
-        The loss is their weighted sum. The weight of a term is ``train.<name>_loss_weight``, or 1 if there is no such field.
+        The loss is their weighted sum. The weight of a term is ``config.loss_weights()[name]``, or 1.
         """
         raise TypeError(f"{type(self).__name__} has no loss: nothing in it is trained by an optimiser")
 
     def fit(self, windows: TrainWindows) -> None:
-        """Fit what has a closed form, or keep what is copied from the train segment. Most models do nothing here."""
+        """Fit what has a closed form, or keep what is copied from the train segment. Most models do nothing here.
+
+        It is called before training and before the test. What a forecast needs of it belongs in buffers, which checkpoints hold.
+        """
 
     def model_input(self, batch: Batch) -> ModelInput | None:
         """The image that the model sees of each window, for the reader of a report; None if it sees no image."""

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from stmodels.base import Forecaster
     from stmodels.types import SeriesInfo
 
+# Annotations of fields: ``flow_weight: Annotated[float, KEEPS_COST] = 0.5``. Their texts explain themselves in a type's repr.
 KEEPS_NUMBERS: Final = "another value cannot change a number, so the field is no part of a trial's id"
 KEEPS_COST: Final = "another value does not change the time that a step takes"
-"""Annotations of fields: ``flow_weight: Annotated[float, KEEPS_COST] = 0.5``."""
 
 
 def marked(owner: type[Any], mark: str) -> frozenset[str]:
@@ -46,7 +46,8 @@ class ModelConfig:
     FAMILIES: ClassVar[tuple[str, ...]] = ("grid", "sensors")
     """The families of data that it forecasts."""
     NEEDS: ClassVar[tuple[str, ...]] = ()
-    """``calendar`` (timestamps), ``network`` (edges between the sensors) or ``weights`` (pretrained ones)."""
+    """``calendar`` (it reads the slots of the week, whatever its fields), ``season`` (it reads the means by slot) or ``weights``
+    (pretrained ones). A loaded model is given the first two only if it needs them; the last is for the reader of a list."""
     PAPER: ClassVar[str] = ""
     """Where it was published."""
     SMALL: ClassVar[Mapping[str, Any]] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stlab.errors import ModelError
 from stlab.files import is_uri, local_copy, shown
-from stlab.model_files import is_place, load, short
+from stlab.model_files import broken, is_place, load, short
 from stmodels.baselines.config import BASELINES
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError, WeightsError
@@ -55,6 +55,8 @@ def config_class(name: str) -> type[ModelConfig]:
         ModelError: there is no such model, or what is at its place is none; the message names the most similar one.
     """
     places = {**MODELS, **registered()}
+    if not isinstance(name, str):
+        raise ModelError(f"model.name={name}: a name is text. Known: {', '.join(places)}.")
     if not is_place(name) and name not in places:
         near = difflib.get_close_matches(str(name), places, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -92,6 +94,10 @@ def create_model(values: dict[str, Any], info: SeriesInfo) -> Forecaster:
         return create_config(values | local).build(info)
     except (ConfigError, WeightsError) as error:
         raise ModelError(str(error)) from error
+    except Exception as error:
+        if values["name"] in MODELS:
+            raise
+        raise broken(values["name"], error) from error
 
 
 def weights_file(path: str, field: str) -> Path:

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from stlab.catalog import create_config, create_model
+from stlab.catalog import config_class, create_config, create_model
 from stlab.data import Dataset
 from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.protocol.scaler import Scaler
@@ -71,6 +71,8 @@ class Facts:
     precision: str
     channel_names: tuple[str, ...]
     node_names: tuple[str, ...] | None
+    needs: tuple[str, ...] = ()
+    """What the model declares to need beside its history (``NEEDS`` of its configuration)."""
 
     @property
     def step_seconds(self) -> int | None:
@@ -82,12 +84,12 @@ class Facts:
         """Whether the model uses the mean of the train segment by slot of the week."""
         seasonal_ridge = self.model["name"] == "ridge" and self.info.season_count >= 2
         switched = any(self.model.get(name) for name in _NEED_SEASON)
-        return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean"
+        return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean" or "season" in self.needs
 
     @property
     def needs_start(self) -> bool:
         """Whether a forecast depends on when it is made."""
-        return self.needs_season or any(self.model.get(name) for name in _NEED_CALENDAR)
+        return self.needs_season or any(self.model.get(name) for name in _NEED_CALENDAR) or "calendar" in self.needs
 
 
 class TrainedForecaster:
@@ -261,6 +263,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         precision=str(result.get("precision", "fp32")),
         channel_names=tuple(dataset.channel_names),
         node_names=dataset.node_names,
+        needs=config_class(trial["model"]["name"]).NEEDS,
     )
     return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
 
@@ -293,6 +296,7 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
         "clamp": values["clamp"] and tuple(values["clamp"]),
         "channel_names": tuple(values["channel_names"]),
         "node_names": values["node_names"] and tuple(values["node_names"]),
+        "needs": tuple(values.get("needs", ())),
     })  # fmt: skip
     facts.model["name"] = relocated(facts.model["name"], Store(place))
     model = create_model(facts.model, facts.info)

@@ -12,7 +12,8 @@ import importlib.util
 import os
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +92,15 @@ def load(name: str) -> type[Any]:
 
 
 def _local(place: str) -> Path:
+    """The file on this machine. What a storage keeps is copied with its neighbours, any other URI alone."""
     if not is_uri(place):
         return Path(place)
     folder, file = _split(place)
+    is_kept = folder.partition("?")[0].split("/")[-2:-1] == [_CODE]
     try:
-        return local_copy(folder) / file
+        return local_copy(folder) / file if is_kept else local_copy(place)
     except FileNotFoundError:
-        return Path(place)
+        return Path(file)
 
 
 def _imported(place: str, name: str) -> ModuleType:
@@ -105,67 +108,99 @@ def _imported(place: str, name: str) -> ModuleType:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise _broken(name, error) from error
+            raise broken(name, error) from error
         raise ModelError(
             f"model.name={name}: there is no module {place} in this environment. Install its package, or give a file: ./mine.py:MyConfig."
         ) from error
     except Exception as error:
-        raise _broken(name, error) from error
+        raise broken(name, error) from error
 
 
 def _module_of_file(path: Path, name: str) -> ModuleType:
     if not path.is_file():
-        raise ModelError(f"model.name={short(name)}: there is no file {shown(str(path))}. A relative path starts at the study's folder.")
-    # The content is part of the name: a file that was edited is another module, and its classes are others.
-    digest = hashlib.sha256(str(path.absolute()).encode() + path.read_bytes()).hexdigest()[:12]
-    module_name = f"stlab_model_{digest}.{path.stem}".replace(".", "_")
-    if module_name in sys.modules:
-        return sys.modules[module_name]
+        raise ModelError(
+            f"model.name={short(name)}: there is no file {shown(str(path))}. A relative path starts at the study's folder, or where the "
+            "command runs."
+        )
+    try:
+        files = sources.digests([path.stem], _beside(path.parent))
+        content = b"".join((path.parent / file).read_bytes() for file in files)
+        # The content is part of the name: a file that was edited is another module, and its classes are others.
+        module_name = f"stlab_model_{hashlib.sha256(str(path.absolute()).encode() + content).hexdigest()[:12]}_{path.stem}"
+        if module_name not in sys.modules:
+            _make_room({PurePosixPath(file).parts[0].removesuffix(".py") for file in files} - {path.stem}, path.parent)
+            _execute(module_name, path)
+    except Exception as error:
+        raise broken(name, error) from error
+    return sys.modules[module_name]
+
+
+def _execute(module_name: str, path: Path) -> None:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up there
-    if (folder := str(path.parent.absolute())) not in sys.path:
-        sys.path.append(folder)  # its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[module_name]
-        raise _broken(name, error) from error
-    return module
+        raise
 
 
-def _broken(name: str, error: Exception) -> ModelError:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
-    line = getattr(error, "lineno", None) or (frames[-1].lineno if frames else None)
-    file = getattr(error, "filename", None) or (frames[-1].filename if frames else name.rpartition(":")[0])
-    return ModelError(f"model.name={short(name)}: {Path(str(file)).name}:{line}: {type(error).__name__}: {error}")
+def _make_room(neighbours: Collection[str], folder: Path) -> None:
+    """Have the next imports of these names find the ones in ``folder``, whatever was imported under the same names before."""
+    for loaded in list(sys.modules):
+        if loaded.partition(".")[0] in neighbours:
+            del sys.modules[loaded]
+    place = str(folder.absolute())
+    if place in sys.path:
+        sys.path.remove(place)
+    sys.path.insert(0, place)
+    importlib.invalidate_caches()
 
 
-def home(config: type[Any]) -> tuple[str, dict[str, Path]]:
-    """The module of a configuration as :mod:`stlab.study.sources` follows it, and what lies beside it: top-level name → file or folder."""
-    module = sys.modules[config.__module__]
-    file = Path(str(getattr(module, "__file__", "")))
-    if config.__module__.startswith("stlab_model_"):
-        beside = {path.stem: path for path in file.parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-        return file.stem, beside
-    top = sys.modules.get(config.__module__.partition(".")[0])
-    paths = list(getattr(top, "__path__", []))
-    root = Path(paths[0]) if paths else file
-    return config.__module__, {config.__module__.partition(".")[0]: root}
+def _beside(folder: Path) -> dict[str, Path]:
+    """The modules and packages in a folder by name; a package needs no ``__init__.py``."""
+    return {path.stem: path for path in folder.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))}
+
+
+def broken(name: str, error: Exception) -> ModelError:
+    """An error in somebody's code as the user's, with the line where it was raised."""
+    if isinstance(error, SyntaxError):
+        file, line = str(error.filename), error.lineno
+    else:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
+        file, line = (frames[-1].filename, frames[-1].lineno) if frames else (name.rpartition(":")[0], None)
+    return ModelError(f"model.name={short(name)}: {Path(file).name}:{line}: {type(error).__name__}: {error}")
+
+
+def home(config: type[Any], name: str) -> tuple[list[str], dict[str, Path]]:
+    """The modules of a configuration and of its network, and where :mod:`stlab.study.sources` finds what they import.
+
+    Returns:
+        Dotted names, and top-level name → file or folder: of what lies beside a file, or of a package's own files.
+    """
+    if is_file(name):
+        path = _local(name.rpartition(":")[0])
+        first, places = path.stem, _beside(path.parent)
+    else:
+        first = config.__module__
+        top = first.partition(".")[0]
+        file = Path(str(getattr(sys.modules[top], "__file__", None) or ""))
+        packages = list(getattr(sys.modules[top], "__path__", []))
+        places = {top: Path(packages[0])} if packages else _beside(file.parent)
+    return [first, *filter(None, [config.MODEL.rpartition(":")[0]])], places
 
 
 def files_of(name: str) -> tuple[Path, list[str]]:
     """The folder of a model's file, and the files there that it consists of: itself, and what it imports from beside it."""
-    path = _local(name.rpartition(":")[0])
-    entry, roots = home(load(name))
-    found = sources.digests([entry], roots)
-    return path.parent, sorted(found)
+    modules, places = home(load(name), name)
+    return _local(name.rpartition(":")[0]).parent, sorted(sources.digests(modules, places))
 
 
 def keep(name: str, store: Store) -> str:
-    """Copy a model's files into the storage, once for each state of their code. Returns the name with their new place.
+    """Copy a model's files into the storage, once for each of their states. Returns the name with their new place.
 
     Raises:
         ModelError: the files cannot be loaded, or the address of the storage holds a key, which the name would show.
@@ -178,14 +213,13 @@ def keep(name: str, store: Store) -> str:
             "keys out of --storage, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     folder, files = files_of(name)
-    entry, roots = home(load(name))
-    digest = hashlib.sha256("".join(sources.digests([entry], roots).values()).encode()).hexdigest()[:16]
+    content = {file: (folder / file).read_bytes() for file in files}
+    digest = hashlib.sha256(b"".join(file.encode() + text for file, text in content.items())).hexdigest()[:16]
     there = f"{_CODE}/{digest}"
+    for file, text in content.items():
+        if not store.exists(f"{there}/{file}"):
+            store.write(f"{there}/{file}", text)
     place, _, found = name.rpartition(":")
-    kept = set(store.names(there))
-    for file in files:
-        if file.split("/")[0] not in kept:
-            store.write(f"{there}/{file}", (folder / file).read_bytes())
     return f"{store.address(f'{there}/{_split(place)[1]}')}:{found}"
 
 

@@ -20,7 +20,8 @@ def target_flow(history: Tensor, target: Tensor) -> Tensor:
 
 
 def flow_mask(target_mask: Tensor | None) -> Tensor | None:
-    """Where :func:`target_flow` is known: there is a reading, and there is one at the step before, both in the target. Shapes as there."""
+    """True where the target and the step before it have readings: (B, Q, *S) → same. The last step of the history, which has no mask,
+    counts as present."""
     if target_mask is None:
         return None
     before = torch.cat([torch.ones_like(target_mask[:, :1]), target_mask[:, :-1]], dim=1)

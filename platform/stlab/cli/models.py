@@ -68,10 +68,10 @@ def _sections(model: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def _list(console: Console, dataset: Dataset | None) -> None:
     from rich.table import Table
 
-    from stlab.catalog import MODELS, config_class
+    from stlab.catalog import MODELS, config_class, registered
 
     table = Table("model", "family", "needs", "parameters", "paper", title="Models", title_justify="left")
-    for name in MODELS:
+    for name in (*MODELS, *registered()):
         config = config_class(name)
         table.add_row(name, ", ".join(config.FAMILIES), ", ".join(config.NEEDS), _parameters(name, dataset), config.PAPER)
     console.print(table)

@@ -233,7 +233,7 @@ def _take(step: OptimiserStep, index: Tensor, numbers: range) -> None:
 
 
 def seeds(subject: Subject) -> str | None:
-    """One seed gives the same weights every time and another seed others; variants start what they share from the same weights."""
+    """One seed gives the same weights every time, another seed gives others, and variants draw shared modules alike."""
     subject.only_if_trained()
     one, again, other = (trainable_state(subject.model(seed)) for seed in (0, 0, 1))
     if any(not torch.equal(one[name], again[name]) for name in one):

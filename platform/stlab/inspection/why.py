@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from stlab.catalog import create_config
 from stlab.errors import ModelError, UserError
+from stlab.model_files import short
 from stlab.storage import Store, TrialDirectory
 from stlab.study.aliases import trial_with_current_fields
 from stlab.study.identity import document
@@ -57,7 +58,7 @@ def why_new(plan: Plan, given: str, store: Store) -> Why:
     best: Why | None = None
     for name in store.names("trials"):
         record = TrialDirectory(store, name).read("trial.json")
-        if record is None or record.get("model", {}).get("name") != planned.spec.model["name"]:
+        if record is None or short(record.get("model", {}).get("name", "")) != short(planned.spec.model["name"]):
             continue
         if (other := _document_of(record)) is None:
             continue

@@ -35,7 +35,7 @@ def with_current_fields(study: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
 def trial_with_current_fields(trial: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a ``trial.json`` of any version with its fields where they are now.
 
-    A field that another model owned is left out, because it changed nothing in this trial.
+    A moved field that this trial's model does not have is left out: it changed nothing.
     """
     from stlab.catalog import config_values, create_config  # it needs the models, which a study's text does not
 

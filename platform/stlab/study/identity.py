@@ -21,7 +21,6 @@ from stmodels.config import KEEPS_NUMBERS, ModelConfig, marked
 _LENGTH = 16
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
 _TRAINING = ("stlab.training.trial", "stlab.data")
-_EVALUATION = ("stlab.training.metrics", "stlab.data")  # a model that is not trained goes through no more than this
 _FOLLOWED = {"training", "data"}  # of stlab, beside all of stmodels
 _NOT_NUMERIC = {
     "stlab.data.formats",  # the content that a format gives is hashed by itself
@@ -43,11 +42,8 @@ def roots() -> dict[str, Path]:
 
 def source_digests(config: ModelConfig) -> dict[str, str]:
     """The files that a trial of this model computes with: file → digest of its code."""
-    module, beside = home(type(config))
-    model = config.MODEL.rpartition(":")[0]
-    is_trained = "train" not in config.inert()
-    entries = (module, *filter(None, [model]), *(_TRAINING if is_trained else _EVALUATION))
-    return _digests(entries, beside)
+    modules, beside = home(type(config), config.name)
+    return _digests((*modules, *_TRAINING), beside)
 
 
 def code_version() -> str:
@@ -59,7 +55,8 @@ def _digests(entries: tuple[str, ...], beside: Mapping[str, Path] | None = None)
     """``beside``: what lies beside a model from outside."""
     places = {**(beside or {}), **roots()}
     parts = {path.stem for path in places["stlab"].iterdir()} - _FOLLOWED
-    return sources.digests(entries, places, {*_NOT_NUMERIC, *(f"stlab.{part}" for part in parts)})
+    found = sources.digests(entries, places, {*_NOT_NUMERIC, *(f"stlab.{part}" for part in parts)})
+    return {file: digest for file, digest in found.items() if file != "stlab/__init__.py"}  # the names that the package exports
 
 
 @functools.cache
@@ -98,7 +95,7 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str
     fields["model.name"] = short(config.name)  # the place of a model's file counts as little as that of the data
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]
-        fields |= dict.fromkeys(naming, content_hash(path, " = ".join(naming)))
+        fields |= dict.fromkeys(naming or [f"file {path}"], content_hash(path, " = ".join(naming) or "model"))
     return {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": source_digests(config)}
 
 

@@ -26,12 +26,39 @@ def with_models(study: Mapping[str, Any], renamed: Callable[[Any], Any]) -> dict
 
 
 def _in_search(search: Mapping[str, Any], renamed: Callable[[Any], Any]) -> dict[str, Any]:
-    space = search.get("space")
-    field = space.get(_NAME) if isinstance(space, Mapping) else None
-    if not isinstance(space, Mapping) or not isinstance(field, Mapping) or not isinstance(field.get("categorical"), list):
-        return dict(search)
-    choices = {**field, "categorical": [renamed(name) for name in field["categorical"]]}
-    return {**search, "space": {**space, _NAME: choices}}
+    found = dict(search)
+    if isinstance(search.get("points"), list):
+        found["points"] = [_in_sections(point, renamed) if isinstance(point, Mapping) else point for point in search["points"]]
+    if isinstance(search.get("space"), Mapping):
+        found["space"] = {path: _in_field(path, field, renamed) for path, field in search["space"].items()}
+    return found
+
+
+def _in_field(path: str, field: Any, renamed: Callable[[Any], Any]) -> Any:
+    """A searched field: the choices if it is the model's name, and the models on which it depends."""
+    if not isinstance(field, Mapping):
+        return field
+    found = dict(field)
+    if path == _NAME and isinstance(field.get("categorical"), list):
+        found["categorical"] = [renamed(name) for name in field["categorical"]]
+    when = field.get("when")
+    if isinstance(when, Mapping) and _NAME in when:
+        names = when[_NAME]
+        found["when"] = {**when, _NAME: [renamed(name) for name in names] if isinstance(names, list) else renamed(names)}
+    return found
+
+
+def models_of(study: Mapping[str, Any]) -> list[str]:
+    """The models that a study's plain values name."""
+    names: dict[str, None] = {}
+
+    def collect(name: Any) -> Any:
+        if isinstance(name, str):
+            names[name] = None
+        return name
+
+    with_models(study, collect)
+    return list(names)
 
 
 def _in_sections(sections: Mapping[str, Any], renamed: Callable[[Any], Any]) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from stlab.study.aliases import current
 from stlab.study.errors import Problem, problem, study_error
 from stlab.study.identity import code_version, library_versions, source_digests, trial_id
 from stlab.study.paper import paper_problems
-from stlab.study.plan_checks import bad_overrides, duplicate_variants, ineffective_axes, misfits, unknown_reference
+from stlab.study.plan_checks import (
+    bad_overrides,
+    duplicate_variants,
+    ineffective_axes,
+    misfits,
+    models_of_one_name,
+    unknown_reference,
+)
 from stlab.study.resolve import resolve
 from stlab.study.source import StudySource, flatten_overrides
 from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrialSpec
@@ -131,7 +138,7 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
     study = with_ablation(study, source)
 
     specs, problems = _trial_specs(study, source)
-    problems += paper_problems(study, source) + unknown_reference(study, source)
+    problems += paper_problems(study, source) + unknown_reference(study, source) + models_of_one_name(study, source)
     if problems:
         raise study_error(problems)
 

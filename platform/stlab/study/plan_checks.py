@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stlab.catalog import create_config
+from stlab.model_files import short
 from stlab.study.errors import Problem, problem
+from stlab.study.model_places import models_of
 from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
 from stlab.study.spec import StudySpec, TrialSpec
 from stmodels.errors import ConfigError
@@ -38,6 +40,16 @@ def unknown_reference(study: StudySpec, source: StudySource | None) -> list[Prob
     hint = did_you_mean(study.reference, list(study.variants))
     message = f"there is no variant {study.reference!r} to compare with.{hint} The variants are {', '.join(study.variants)}."
     return [problem(message, ("reference",), source)]
+
+
+def models_of_one_name(study: StudySpec, source: StudySource | None) -> list[Problem]:
+    """Two files of models that have the same name: a table could not tell them apart."""
+    first: dict[str, str] = {}
+    for name in models_of(study.model_dump()):
+        if (other := first.setdefault(short(name), name)) != name:
+            message = f"{other} and {name} have one name in tables, {short(name)}. Rename one of the files."
+            return [problem(message, ("variants",), source)]
+    return []
 
 
 def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:

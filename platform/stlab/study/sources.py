@@ -17,8 +17,9 @@ Roots = Mapping[str, Path]
 
 _LENGTH = 16
 _CONFIG_METHODS = {"check", "components", "files", "inert", "relative_cost"}
-"""Methods of a model's configuration that say something about the model and compute nothing of it."""
-_PICTURES = {"model_input"}
+"""Methods of a configuration that describe the model. Their code is not hashed, so the network must compute nothing with them."""
+_PICTURE = "model_input"
+"""The method that shows a model's image to a reader. It is not hashed where nothing in the file calls it."""
 _LOGGING = {"logger", "logging", "warnings"}
 
 
@@ -43,6 +44,7 @@ def digests(entries: Iterable[str], roots: Roots, leave_out: Collection[str] = (
             top = roots[module.partition(".")[0]]
             found[path.relative_to(top.parent).as_posix()] = digest
             waiting += imported
+        waiting += [above] if (above := module.rpartition(".")[0]) else []  # the packages that the import runs on its way
     return dict(sorted(found.items()))
 
 
@@ -66,7 +68,9 @@ def _file_of(module: str, roots: Roots) -> Path | None:
 @functools.cache
 def _read(path: Path, _changed_at: int, module: str) -> tuple[str, tuple[str, ...]]:
     """The digest of a file and the modules that it may import; names that are no modules are among these."""
-    tree = _Code().visit(ast.parse(path.read_bytes(), str(path)))
+    tree = ast.parse(path.read_bytes(), str(path))
+    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    tree = _Code(() if _PICTURE in called else (_PICTURE,)).visit(tree)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if body == [] and not isinstance(node, ast.Module):
@@ -88,10 +92,13 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 class _Code(ast.NodeTransformer):
-    """Leaves out of a file what changes no number."""
+    """Leaves out of a file what changes no number; ``pictures`` are methods among that."""
+
+    def __init__(self, pictures: Collection[str]) -> None:
+        self.pictures = set(pictures)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """A text that stands alone is a docstring; a call of a logger writes to nobody who computes."""
+        """Docstrings and the calls of loggers are left out."""
         called = node.value.func if isinstance(node.value, ast.Call) else None
         while isinstance(called, ast.Attribute):
             called = called.value
@@ -123,6 +130,6 @@ class _Code(ast.NodeTransformer):
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         """A configuration's answers about a model compute nothing, and a picture is made after all numbers."""
         is_config = any(ast.unparse(base).endswith("Config") for base in node.bases) or node.name == "ModelConfig"
-        left_out = _PICTURES | (_CONFIG_METHODS if is_config else set())
+        left_out = self.pictures | (_CONFIG_METHODS if is_config else set())
         node.body = [part for part in node.body if not (isinstance(part, ast.FunctionDef) and part.name in left_out)]
         return self.generic_visit(node)

@@ -11,7 +11,7 @@ from pathlib import Path
 from stlab.catalog import MODELS, registered
 from stlab.errors import UserError
 from stlab.model_files import files_of, is_file, is_place, short
-from stlab.study.model_places import with_models
+from stlab.study.model_places import models_of
 from stlab.study.spec import StudySpec
 
 
@@ -26,16 +26,8 @@ class ModelSources:
 
 
 def model_names(study: StudySpec) -> list[str]:
-    """The models that a study names which are not stlab's own."""
-    names: dict[str, None] = {}
-
-    def collect(name: object) -> object:
-        if isinstance(name, str) and name not in MODELS:
-            names[name] = None
-        return name
-
-    with_models(study.model_dump(), collect)
-    return list(names)
+    """The names of the models from outside in a study."""
+    return [name for name in models_of(study.model_dump()) if name not in MODELS]
 
 
 def model_sources(names: Iterable[str], study_folder: Path) -> ModelSources:

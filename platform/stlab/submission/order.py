@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def check_order(order: Order) -> Checked:
     except _Elsewhere:
         notes.append(f"data.path={elsewhere[0]} is not on this machine: the data are checked on the cluster.")
     file = find_study(order.study)
+    _refuse_model_files_elsewhere([file.read_text(encoding="utf-8-sig"), *order.overrides])
     models = model_sources(model_names(spec), file.resolve().parent)
     return Checked(spec.name, file.read_text(encoding="utf-8-sig"), notes, models)
 
@@ -158,6 +160,16 @@ def _check_places(order: Order) -> None:
         if holds_secret(value):
             remedy = f" {NO_PASSWORD[0].upper()}{NO_PASSWORD[1:]}" if path.strip().startswith("search") else _KEEP_IT_OUT
             raise UserError(f"--set {path.strip()}: the value holds a password, and all users can read the command of a job.{remedy}")
+
+
+def _refuse_model_files_elsewhere(texts: Sequence[str]) -> None:
+    """A job finds a model's file by the same words, so these must lead there from the study's folder."""
+    for text in texts:
+        for place in re.findall(r"([^\s\"'{}\[\],=]+\.py):\w+", text):
+            if not is_uri(place) and (Path(place).expanduser().is_absolute() or place.startswith("~") or ".." in Path(place).parts):
+                raise UserError(
+                    f"{place}: a job gets what lies beside the study. Put the file there, and name it as ./{Path(place).name}:…"
+                )
 
 
 def _refuse_relative_paths(source: StudySource) -> None:

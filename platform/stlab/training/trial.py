@@ -169,6 +169,7 @@ class TrialTrainer:
         if not trainable(model):
             result = self._fit()
         else:
+            model.fit(self._windows("train"))
             loop = Loop(
                 self.setup, self.checkpoints, report=record.report, prunable=prunable, stop=self.stop, watchdog=self.watchdog
             )

@@ -23,6 +23,7 @@ from stlab.storage import Store, TrialDirectory
 from stlab.study.file import load_study, load_study_source, parse
 from stlab.study.plan import Plan
 from stlab.submission.models import model_names, model_sources
+from stlab.submission.order import _refuse_model_files_elsewhere
 from stlab.training import run_trial
 
 README = Path(__file__).parents[3] / "models" / "README.md"
@@ -142,6 +143,56 @@ def test_python_takes_the_class_itself(folder: Path, monkeypatch: pytest.MonkeyP
     sys.modules.pop("mine")
 
 
+def test_a_package_beside_the_file_counts_and_is_kept(folder: Path, tmp_path: Path) -> None:
+    """With an ``__init__.py`` or without one, and with the network in a file of its own."""
+    text = (folder / "mine.py").read_text()
+    (folder / "mine.py").write_text(text.replace("import torch\n", "import torch\nfrom parts_beside.rates import RATE\n", 1))
+    (folder / "parts_beside").mkdir()
+    (folder / "parts_beside" / "rates.py").write_text("RATE = 1\n")
+    plain = ids(planned(folder))
+    (folder / "parts_beside" / "__init__.py").write_text("RATES = 2\n")
+    packaged = ids(planned(folder))
+    (folder / "parts_beside" / "rates.py").write_text("RATE = 2\n")
+    assert len({*plain, *packaged, *ids(planned(folder))}) == 12
+    store = Store(tmp_path / "runs")
+    kept = model_files.keep(f"{folder}/mine.py:MyConfig", store)
+    assert model_files.files_of(kept)[1] == ["mine.py", "parts_beside/__init__.py", "parts_beside/rates.py"]
+    assert ids(planned(folder, f"model.name={kept}")) == ids(planned(folder))
+
+
+def test_a_network_in_a_file_of_its_own_counts_and_is_kept(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "mine.py").read_text()
+    config, network = text.split("class MyModel")
+    (folder / "mine.py").write_text(config.replace('MODEL = "MyModel"', 'MODEL = "net_beside:MyModel"'))
+    (folder / "net_beside.py").write_text(config.split("@dataclass")[0] + "MyConfig = object\n\n\nclass MyModel" + network)
+    before = ids(planned(folder))
+    kept = model_files.keep(f"{folder}/mine.py:MyConfig", Store(tmp_path / "runs"))
+    assert model_files.files_of(kept)[1] == ["mine.py", "net_beside.py"]
+    network = (folder / "net_beside.py").read_text()
+    (folder / "net_beside.py").write_text(network.replace("nn.Linear(config.steps", "nn.Linear(0 + config.steps"))
+    assert not set(ids(planned(folder))) & set(before)
+    assert type(catalog.create_model({"name": kept, "steps": 2}, stlab_info())).__module__ == "net_beside"
+
+
+def test_neighbours_of_one_name_are_each_models_own(folder: Path, tmp_path: Path) -> None:
+    """In one process: another folder's, and the same one after it was edited."""
+    text = (folder / "mine.py").read_text().replace("import torch\n", "import torch\nfrom rate_beside import RATE\n", 1)
+    other = tmp_path / "other"
+    other.mkdir()
+    for place, rate in ((folder, 1), (other, 2)):
+        (place / "mine.py").write_text(text.replace("return Forecast(", "return Forecast(RATE * "))
+        (place / "rate_beside.py").write_text(f"RATE = {rate}\n")
+
+    def rate(place: Path) -> float:
+        return float(sys.modules[catalog.config_class(f"{place}/mine.py:MyConfig").__module__].RATE)
+
+    assert [rate(folder), rate(other), rate(folder)] == [1, 2, 1]
+    (folder / "rate_beside.py").write_text("RATE = 30\n")
+    assert [rate(folder), rate(other)] == [30, 2]
+    with pytest.raises(UserError, match=r"have one name in tables, mine\.py:MyConfig\. Rename one of the files"):
+        planned(folder, "axes={}", f"variants={{a: {{}}, b: {{model.name: '{other}/mine.py:MyConfig'}}}}")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -150,6 +201,7 @@ def test_python_takes_the_class_itself(folder: Path, monkeypatch: pytest.MonkeyP
         ("./mine.py:MyModel", "is no configuration of a model. It must be a frozen dataclass"),
         ("./broken.py:MyConfig", "broken.py:2: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("./unfinished.py:MyConfig", "unfinished.py:1: SyntaxError"),
+        ("./data.py:MyConfig", "data.py:1: FileNotFoundError"),
         ("no_such_package.mine:MyConfig", "there is no module no_such_package.mine in this environment"),
         ("st_vfn", "Did you mean 'st_vfm'?"),
     ],
@@ -157,11 +209,22 @@ def test_python_takes_the_class_itself(folder: Path, monkeypatch: pytest.MonkeyP
 def test_a_model_that_is_not_there_is_told(folder: Path, say: Callable[..., Any], name: str, said: str) -> None:
     (folder / "broken.py").write_text("import torch\nimport nothing_of_this_name\n")
     (folder / "unfinished.py").write_text("def f(:\n")
+    (folder / "data.py").write_text("open('no_such_file')\n")
     (folder / "own.yaml").write_text(blocks("yaml")[0].replace(NAME, name))
     answer = say("plan", str(folder / "own.yaml"))
     assert answer.code == 2, answer
     assert said in answer.err
     assert "own.yaml:4: base.model.name" in answer.err
+
+
+def test_an_error_in_somebodys_network_is_told_with_its_line(folder: Path, say: Callable[..., Any]) -> None:
+    file = folder / "mine.py"
+    file.write_text(file.read_text().replace("super().__init__()", "super().__init__(); 1 / 0"))
+    answer = say("models", "check", f"{folder}/mine.py:MyConfig", "--set", "data.path=synthetic:city")
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1) if "1 / 0" in text)
+    assert (answer.code, f"mine.py:{line}: ZeroDivisionError" in answer.err) == (2, True), answer
+    number = say("plan", str(folder / "own.yaml"), "--set", "axes={model.name: [lstm, 3]}")
+    assert (number.code, "model.name=3: a name is text" in number.err) == (2, True), number
 
 
 def test_a_package_registers_its_models(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +263,13 @@ def test_a_job_gets_the_file_and_what_it_imports(folder: Path, tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"Put the file there, and name it as \./mine\.py:MyConfig"):
         model_sources(names, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("place", ["/models/mine.py:MyConfig", "../mine.py:MyConfig", "~/mine.py:MyConfig"])
+def test_a_job_is_refused_a_file_that_it_would_not_find(place: str) -> None:
+    with pytest.raises(UserError, match=r"a job gets what lies beside the study\. Put the file there, and name it as \./mine\.py"):
+        _refuse_model_files_elsewhere([f"base:\n  model: {{name: {place}, steps: 2}}\n"])
+    _refuse_model_files_elsewhere(["base:\n  model: {name: ./mine.py:MyConfig}\n", "model.name=s3://bucket/mine.py:MyConfig"])
 
 
 def test_the_wrapper_of_the_page_wraps(folder: Path) -> None:

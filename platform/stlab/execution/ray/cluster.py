@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """A sliver of a resource that every head has, for actors that must outlive all other nodes."""
-_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # a process for each group that asks whether a node is drained
+_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # Ray's watcher for drained nodes is a process for each group
 _STARTS = 4  # tries to start Ray on this machine
 _WAITING = 16  # groups beyond those that fit now, on a cluster whose limits are unknown; each has two processes on the head
 _MOST_GROUPS = 300  # each takes up to three of a head's thousand slivers; a group without one would keep its GPUs and wait
