@@ -112,7 +112,9 @@ def test_a_submitted_study_runs_to_its_end(stlab: Any, here: Any, cluster: Any, 
     answer = stlab("submit", *submit("sent", "--set", "train.lr=1e-3", "--set", EVIL, *own), timeout=WAIT)
     (stlab.folder / "mine.py").unlink()
     assert answer.code == 0, answer
-    assert f"sending  stlab {_kilobytes(size(package_folders(tmp_path)))}, the study 3 kB, to {cluster.dashboard}\n" in answer.out
+    package = _kilobytes(size(package_folders(tmp_path)))
+    study = _kilobytes((stlab.folder / "sent.yaml").stat().st_size + len(example[1].encode()))
+    assert f"sending  stlab {package}, the study {study}, to {cluster.dashboard}\n" in answer.out
     job_id = next(line.split()[1] for line in answer.out.splitlines() if line.startswith("job "))
     assert job_id.startswith("sent-")
     assert "✓   3/3" in answer.out
