@@ -113,6 +113,8 @@ class RayNodes:
              "--disable-usage-stats", "--block", *options],
             env={**self.environment, **_NO_SPARE_WORKERS, **self.variables, **(variables or {})}, start_new_session=True,
             stdout=log.open("wb"), stderr=subprocess.STDOUT,
+            # Tests that run in the background ignore Ctrl-C, and would hand that down to the jobs of the cluster.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         until = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in (said := log.read_text()):
