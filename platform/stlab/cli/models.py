@@ -81,9 +81,8 @@ def _list(console: Console, dataset: Dataset | None) -> None:
 
 def _parameters(name: str, dataset: Dataset | None) -> str:
     """The trainable and all parameters on a data set, with random weights; the reason if the model cannot run on it."""
-    import torch
-
-    from stlab.catalog import config_class, config_values, create_model
+    from stlab.catalog import config_class
+    from stlab.inspection.contract import default_model
     from stmodels.errors import ConfigError
 
     if dataset is None:
@@ -91,11 +90,7 @@ def _parameters(name: str, dataset: Dataset | None) -> str:
     if dataset.info.family not in config_class(name).FAMILIES:
         return "–"
     try:
-        fields = {"weights": "random"} if "weights" in config_class(name).__dataclass_fields__ else {}
-        config = config_class(name)(name=name, **fields)
-        config.check(dataset.info)
-        with torch.device("meta"):  # nothing is drawn
-            model = create_model(config_values(config), dataset.info)
+        model = default_model(name, dataset.info)
     except ConfigError as error:
         return str(error)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

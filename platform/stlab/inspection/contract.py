@@ -6,7 +6,6 @@ the model.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stlab.catalog import config_values, create_config, create_model
+from stlab.catalog import config_class, config_values, create_config, create_model
 from stlab.data import Dataset, Windows
 from stlab.errors import ModelError, first_line
 from stlab.execution.noop_variants import effect_of, looks_same
@@ -80,9 +79,9 @@ class Subject:
     def loss(self, model: Forecaster, batch: Batch) -> Tensor:
         return training_loss(model.loss_terms(model(batch), batch), self.config.loss_weights())
 
-    def step(self, model: Forecaster, parts: int = 1, lr: float = 1e-3) -> tuple[OptimiserStep, Tensor]:
+    def step(self, model: Forecaster, parts: int = 1, clip_norm: float = 1.0) -> tuple[OptimiserStep, Tensor]:
         """An optimiser step to be taken on the train windows, and the indices of a batch."""
-        train = TrainSpec(batch_size=_WINDOWS, lr=lr, weight_decay=0.0)
+        train = TrainSpec(batch_size=_WINDOWS, weight_decay=0.0, clip_norm=clip_norm)
         setup = TrainingSetup(
             model, self.dataset, train, 0, torch.device("cpu"), BatchPlan(_WINDOWS, parts=parts), self.config.loss_weights()
         )
@@ -197,8 +196,7 @@ def micro_batches(subject: Subject) -> str | None:
     found = []
     for parts in (1, 3):
         model = subject.still()
-        step, index = subject.step(model, parts, lr=1e-12)
-        step.setup = dataclasses.replace(step.setup, train=step.setup.train.model_copy(update={"clip_norm": math.inf}))
+        step, index = subject.step(model, parts, clip_norm=math.inf)
         step(index, 0.0)
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     whole, divided = found
@@ -240,10 +238,11 @@ def seeds(subject: Subject) -> str | None:
         return "the same seed gives other weights: draw them in `reset_parameters`"
     if all(torch.equal(one[name], other[name]) for name in one):
         return "the seed changes no weight: draw them in `reset_parameters`"
+    modules = dict(subject.model(0).named_modules())
     for component, changes in _without_each(subject):
-        variant = subject.model(0, **changes)
-        for name, module in subject.model(0).named_modules():
-            if not _starts_alike(module, dict(variant.named_modules()).get(name)):
+        others = dict(subject.model(0, **changes).named_modules())
+        for name, module in modules.items():
+            if not _starts_alike(module, others.get(name)):
                 return f"the module {name} starts from other weights without {component}"
     return None
 
@@ -262,7 +261,7 @@ def learning(subject: Subject) -> str | None:
     reached = math.inf
     for lr in _LEARNING_RATES:
         model = subject.still()
-        step, index = subject.step(model, lr=lr)
+        step, index = subject.step(model)
         with torch.no_grad():
             first = float(subject.loss(model, subject.windows.gather(index)))
         for _ in range(_LEARNT_STEPS):
@@ -356,12 +355,22 @@ def parameters(subject: Subject) -> str | None:
     declared = subject.config.PARAMETERS
     if declared is None:
         raise NotApplicable("it declares no number")
-    random = {"weights": "random"} if "weights" in subject.values else {}
-    defaults = config_values(create_config({"name": subject.values["name"], **random}))
-    with torch.device("meta"):  # nothing is drawn
-        model = create_model(defaults, REFERENCE[subject.dataset.info.family])
+    model = default_model(subject.values["name"], REFERENCE[subject.dataset.info.family])
     found = sum(p.numel() for p in trainable(model))
     return f"it has {found:,} trainable parameters and declares {declared:,}" if found != declared else None
+
+
+def default_model(name: str, info: SeriesInfo) -> Forecaster:
+    """A model with its default fields and random weights, on the meta device: its parameters can be counted, and nothing is drawn.
+
+    Raises:
+        ConfigError: it cannot run on that data.
+    """
+    random = {"weights": "random"} if "weights" in config_class(name).__dataclass_fields__ else {}
+    config = create_config({"name": name, **random})
+    config.check(info)
+    with torch.device("meta"):
+        return create_model(config_values(config), info)
 
 
 def traced(subject: Subject) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stlab.catalog import weights_file
+from stlab.catalog import MODELS, weights_file
 from stlab.model_files import home, short
 from stlab.study import sources
 from stlab.study.spec import DataSpec, TrainSpec, TrialSpec
@@ -43,12 +43,20 @@ def roots() -> dict[str, Path]:
 def source_digests(config: ModelConfig) -> dict[str, str]:
     """The files that a trial of this model computes with: file → digest of its code."""
     modules, beside = home(type(config), config.name)
-    return _digests((*modules, *_TRAINING), beside)
+    entries = (*modules, *_TRAINING)
+    # A process has imported our own files, and runs them as they were then. A user's file may be edited and loaded again.
+    return dict(own_digests(entries)) if config.name in MODELS else _digests(entries, beside)
 
 
 def code_version() -> str:
     """stlab's version, and a hash of the files that every training computes with. Those of the models do not belong to it."""
-    return f"{__version__}+{_hash(_digests(_TRAINING))[:10]}"
+    return f"{__version__}+{_hash(own_digests(_TRAINING))[:10]}"
+
+
+@functools.cache
+def own_digests(entries: tuple[str, ...]) -> dict[str, str]:
+    """The digests of our own files, which are read once a process."""
+    return _digests(entries)
 
 
 def _digests(entries: tuple[str, ...], beside: Mapping[str, Path] | None = None) -> dict[str, str]:
@@ -71,7 +79,12 @@ def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
     """
-    return _hash(document(spec, config, data_sha256))[:_LENGTH]
+    return id_of(document(spec, config, data_sha256))
+
+
+def id_of(made: Mapping[str, Any]) -> str:
+    """The id of the trial that has this :func:`document`."""
+    return _hash(made)[:_LENGTH]
 
 
 def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from stlab.catalog import create_config
 from stlab.study.ablate import with_ablation
 from stlab.study.aliases import current
 from stlab.study.errors import Problem, problem, study_error
-from stlab.study.identity import code_version, library_versions, source_digests, trial_id
+from stlab.study.identity import code_version, document, id_of, library_versions
 from stlab.study.paper import paper_problems
 from stlab.study.plan_checks import (
     bad_overrides,
@@ -186,6 +186,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     # `auto` is resolved first, so that a trial that says `auto` and one that says the value have the same id.
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"null": facts.protocol.get("mask", spec.data.null)})})
     config = create_config(spec.model)
+    made = document(spec, config, facts.sha256)
     identity = {
         "dataset": facts.name,
         "synthetic": facts.synthetic,
@@ -193,11 +194,11 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "protocol": json.dumps(facts.protocol, sort_keys=True),
         "data_sha256": facts.sha256,
         "code_version": code_version(),
-        "code": source_digests(config),
+        "code": made["code"],
         "weights": spec.model.get("weights", "none"),
         "libraries": library_versions(),
     }
-    return PlannedTrial(spec, trial_id(spec, config, facts.sha256), identity, config.relative_cost() * spec.data.train_ratio)
+    return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)
 
 
 def _baselines(

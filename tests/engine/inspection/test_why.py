@@ -83,7 +83,6 @@ def test_a_file_is_named(storage: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     digests = identity.source_digests
     changed = {"stmodels/layers/flow.py": "0123"}
     monkeypatch.setattr(identity, "source_digests", lambda config: {**digests(config), **changed})
-    monkeypatch.setattr("stlab.study.plan.source_digests", identity.source_digests)
     _, ((what, _, here),) = asked(planned(), storage)
     assert (what, here) == ("code of stmodels/layers/flow.py", "0123")
 

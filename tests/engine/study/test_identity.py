@@ -41,10 +41,13 @@ def edit(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
         before.setdefault(path, text)
         path.parent.mkdir(exist_ok=True)
         path.write_text(text.replace(old, new, 1) if old else text + new)
+        identity.own_digests.cache_clear()  # as in another process
 
+    identity.own_digests.cache_clear()
     yield change
     for path, text in before.items():
         path.write_text(text)
+    identity.own_digests.cache_clear()
 
 
 def code() -> dict[str, dict[str, str]]:
