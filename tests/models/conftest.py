@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stlab.inspection.contract import random_batch
 from stmodels.base import Forecaster
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
@@ -50,24 +51,7 @@ def _series_info(**changes: Any) -> SeriesInfo:
 
 
 def _batch_of(info: SeriesInfo, size: int = 3, seed: int = 0) -> Batch:
-    """Normal values everywhere; slots run on from a random one."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def normal(steps: int) -> torch.Tensor:
-        return torch.randn(size, steps, *info.shape, generator=rng)
-
-    dated = info.slots_per_day is not None
-    start = torch.randint(0, 1000, (size,), generator=rng)
-    slots = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * (info.slots_per_day or 1))
-    return Batch(
-        history=normal(info.history),
-        target=normal(info.horizon),
-        start=start,
-        history_slot=slots[:, : info.history] if dated else None,
-        target_slot=slots[:, info.history :] if dated else None,
-        history_season=normal(info.history) if dated else None,
-        target_season=normal(info.horizon) if dated else None,
-    )
+    return random_batch(info, size, seed)
 
 
 def _small_model(info: SeriesInfo | None = None, seed: int = 0, **switches: Any) -> STVFM:

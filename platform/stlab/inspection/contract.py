@@ -343,10 +343,9 @@ def random_batch(info: SeriesInfo, count: int, seed: int = 0) -> Batch:
     if info.slots_per_day is None:
         return batch
     slot = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * info.slots_per_day)
-    seasons = normal(info.history + info.horizon)
     p = info.history
     return batch._replace(
-        history_slot=slot[:, :p], target_slot=slot[:, p:], history_season=seasons[:, :p], target_season=seasons[:, p:]
+        history_slot=slot[:, :p], target_slot=slot[:, p:], history_season=normal(p), target_season=normal(info.horizon)
     )
 
 

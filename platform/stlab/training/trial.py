@@ -220,7 +220,7 @@ class TrialTrainer:
         """Measure the selected weights on the test segment: once, after all selection."""
         setup, directory = self.setup, self.directory
         self.checkpoints.load_best(setup.model)
-        setup.model.fit(self._windows("train"))  # no checkpoint holds what is fitted in closed form; other models fit nothing here
+        setup.model.fit(self._windows("train"))  # for what is fitted in closed form and in no checkpoint
         windows = self._windows("test")
         kept = KeptPredictions(setup.dataset, windows)
         with self.watchdog.watching():
