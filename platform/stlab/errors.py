@@ -40,3 +40,15 @@ class ProtocolMismatch(UserError):
 
 class TrialFailed(Exception):
     """One trial ended without a result; the study goes on with the rest."""
+
+
+class NeedsSmallerBatches(Exception):
+    """One of several workers ran out of memory. The division is written down; all workers have to start anew with it."""
+
+
+class PeerLost(Exception):
+    """Another worker of the group is gone. The trial is not at fault; whoever started the workers knows why that one ended."""
+
+
+class FailedHere(Exception):
+    """The trial failed on one of several workers, which is written down. The others wait for it, so all have to start anew."""

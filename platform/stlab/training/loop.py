@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stlab.errors import PeerLost
 from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.epoch import EpochInProgress
@@ -18,7 +19,7 @@ from stlab.training.setup import TrainingSetup
 from stlab.training.step import OptimiserStep, make_optimiser
 from stlab.training.step_log import NonFiniteLoss
 from stlab.training.watchdog import Watchdog
-from stlab.training.workers import PeerLost, gathered
+from stlab.training.workers import gathered
 
 
 class Loop:

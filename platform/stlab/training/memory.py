@@ -14,10 +14,6 @@ class OutOfMemory(TrialFailed):
     """There is not enough memory even with one window at a time."""
 
 
-class NeedsSmallerBatches(Exception):
-    """One of several workers ran out of memory. The division is written down; all workers have to start anew with it."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, the device's or the host's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

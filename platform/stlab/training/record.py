@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from stlab.errors import TrialFailed, UserError, first_line
+from stlab.errors import FailedHere, NeedsSmallerBatches, PeerLost, TrialFailed, UserError, first_line
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.training.batches import BatchPlan
 from stlab.training.interruption import Report, TrialPruned, TrialStopped
-from stlab.training.memory import NeedsSmallerBatches, OutOfMemory, is_out_of_memory
+from stlab.training.memory import OutOfMemory, is_out_of_memory
 from stlab.training.step_log import NonFiniteLoss
 from stlab.training.watchdog import HungStep, Watchdog
-from stlab.training.workers import FailedHere, PeerLost, agreed, is_peer_lost, rank_here, world_size
+from stlab.training.workers import agreed, is_peer_lost, rank_here, world_size
 
 if TYPE_CHECKING:
     from stlab.study.spec import TrialSpec

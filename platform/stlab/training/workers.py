@@ -1,4 +1,4 @@
-"""The workers that train a trial together: their number, values they agree on, and the errors that show another worker's end."""
+"""The workers that train a trial together: their number, values they agree on, and which errors show another worker's end."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from stlab.errors import PeerLost
+
 # The words of gloo and NCCL where PyTorch raises no DistError.
 _SAID = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 _size = 1  # size of the group that this process was in when last asked
 
 Value = TypeVar("Value")
-
-
-class PeerLost(Exception):
-    """Another worker of the group is gone. The trial is not at fault; whoever started the workers knows why that one ended."""
-
-
-class FailedHere(Exception):
-    """The trial failed on one of several workers, which is written down. The others wait for it, so all have to start anew."""
 
 
 def world_size() -> int:

@@ -12,13 +12,13 @@ import pytest
 ray_exceptions = pytest.importorskip("ray.exceptions")
 
 from ray.train import ControllerError, FailureConfig  # noqa: E402
-from ray.train.torch import TorchConfig  # noqa: E402
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError  # noqa: E402
 from ray.train.v2._internal.execution.failure_handling import FailureDecision  # noqa: E402
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy  # noqa: E402
 
+from stlab.errors import PeerLost  # noqa: E402
 from stlab.execution.ray import process_group  # noqa: E402
-from stlab.execution.ray.process_group import StudyTorchConfig, interface_of, use_rays_network  # noqa: E402
+from stlab.execution.ray.process_group import ProcessGroupConfig, interface_of, use_rays_network  # noqa: E402
 
 REFUSED = RuntimeError("Gloo connectFullMesh failed: Connection refused, remote=[127.0.1.1]:29602")
 
@@ -31,6 +31,15 @@ class Workers:
     def execute(self, function: Callable[[], Any]) -> None:
         function()
 
+    def __len__(self) -> int:
+        return 1
+
+    def execute_single(self, rank: int, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def execute_single_async(self, rank: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
     def get_worker_group_state(self) -> Workers:
         return self
 
@@ -40,17 +49,19 @@ class Workers:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], None]:
-    """Sets the process group up, by one backend; Ray's own part of it ends as told."""
-    config = StudyTorchConfig(backend="gloo")
+    """Sets the process group up, by one backend; torch's own part of it ends as told."""
+    config = ProcessGroupConfig("gloo", patience_seconds=60)
     backend = config.backend_cls()
     monkeypatch.setattr(process_group, "use_rays_network", lambda: None)
+    monkeypatch.setattr(process_group, "get_address_and_port", lambda: ("127.0.0.1", 1))
+    monkeypatch.setattr(process_group.ray, "get", lambda answers, **_: answers)
 
     def call(error: Exception | None) -> None:
-        def on_start(*_: object) -> None:
+        def join(*_: object) -> None:
             if error is not None:
                 raise error
 
-        monkeypatch.setattr(TorchConfig().backend_cls, "on_start", on_start)
+        monkeypatch.setattr(process_group, "join", join)
         backend.on_start(Workers(), config)
 
     return call
@@ -108,7 +119,6 @@ def test_a_worker_that_misses_another_lets_it_speak_first(monkeypatch: pytest.Mo
     """That the other is gone is known a little earlier than why, and the first error that Ray sees decides."""
     from stlab.execution.ray import worker
     from stlab.study.spec import ResourcesSpec
-    from stlab.training.workers import PeerLost
 
     waited: list[float] = []
 

@@ -10,6 +10,7 @@ ray_exceptions = pytest.importorskip("ray.exceptions")
 
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError  # noqa: E402
 
+from stlab.errors import FailedHere, NeedsSmallerBatches, PeerLost  # noqa: E402
 from stlab.execution.events import Ended  # noqa: E402
 from stlab.execution.queue import Assignment, TrialQueue  # noqa: E402
 from stlab.execution.ray import worker_failure  # noqa: E402
@@ -22,8 +23,6 @@ from stlab.execution.ray.worker_failure import (  # noqa: E402
     is_preemption,
 )
 from stlab.study.spec import ResourcesSpec  # noqa: E402
-from stlab.training.memory import NeedsSmallerBatches  # noqa: E402
-from stlab.training.workers import FailedHere, PeerLost  # noqa: E402
 from tests.support.queues import pack_queue  # noqa: E402
 
 DEATH = ray_exceptions.RayActorError(error_msg="The actor died.")

@@ -9,23 +9,19 @@ import io
 import logging
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
 import ray.tune
-from ray.train.torch import TorchTrainer
 
 from stlab.errors import StorageError
 from stlab.execution.events import Event
 from stlab.execution.queue import TrialQueue
 from stlab.execution.ray.cluster import ON_THE_HEAD, last_line
-from stlab.execution.ray.process_group import StudyTorchConfig
-from stlab.execution.ray.worker import WorkerGroup, train_trials
-from stlab.execution.ray.worker_failure import WorkerFailures
+from stlab.execution.ray.train_run import drive
+from stlab.execution.ray.worker import WorkerGroup
 from stlab.execution.supply import Emit, PackSupply, Supply
 from stlab.storage import Store
 from stlab.study.plan import Pack
@@ -38,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.3
 _NO_NEWS_SECONDS = 10.0  # before the queue is asked again after it could not be reached
-_ADMISSION_SECONDS = 1.0  # between two questions of a worker group that the study's quota keeps out
-_PATIENCE_SECONDS = 6 * 3600  # a worker waits so long for the others: the first alone measures the test segment
-_NO_LIMIT = -1  # of restarts: the queue counts them, for each trial
 
 Listener = Callable[[Sequence[Event]], None]
 
@@ -77,7 +70,7 @@ def _run(
     ]
     tuner = ray.tune.Tuner(
         # A Tune trial only drives a trainer and must not take a CPU from it; every cluster has this sliver.
-        ray.tune.with_resources(ray.tune.with_parameters(_drive, groups=worker_groups), ON_THE_HEAD),
+        ray.tune.with_resources(ray.tune.with_parameters(drive, groups=worker_groups), ON_THE_HEAD),
         param_space={"group": ray.tune.grid_search(list(range(len(worker_groups))))},
         tune_config=ray.tune.TuneConfig(metric=None),
         run_config=ray.tune.RunConfig(name=f"{study}-packs", storage_path=scratch, verbose=0),
@@ -123,34 +116,3 @@ def _listening(queue: Any, listen: Listener) -> Iterator[None]:
         stop.set()
         thread.join()
     listen(ray.get(queue.drain.remote()))
-
-
-def _drive(config: Mapping[str, Any], groups: Sequence[WorkerGroup]) -> None:
-    """A Tune trial: the Train run of one worker group."""
-    group = groups[config["group"]]
-    resources = group.resources
-    use_gpu = bool(resources.gpus)
-    trainer = TorchTrainer(
-        train_trials,
-        train_loop_config={"group": group},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if use_gpu else {})},
-        ),
-        torch_config=StudyTorchConfig(
-            backend="nccl" if use_gpu and resources.gpus and resources.gpus >= 1 else "gloo", timeout_s=_PATIENCE_SECONDS
-        ),
-        run_config=ray.train.RunConfig(
-            name=group.name,
-            storage_path=group.scratch,
-            failure_config=ray.train.FailureConfig(max_failures=_NO_LIMIT),
-            callbacks=[WorkerFailures(group.queue, group.number)],  # type: ignore[list-item]  # Ray names the old Train's class
-        ),
-    )
-    while not ray.get(group.queue.admit.remote(group.number)):
-        time.sleep(_ADMISSION_SECONDS)
-    try:
-        trainer.fit()
-    finally:
-        ray.get(group.queue.leave.remote(group.number))

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import ray.train
 
-from stlab.errors import StorageError
+from stlab.errors import PeerLost, StorageError
 from stlab.execution.attempts import MemoryKills
 from stlab.execution.events import Epochs, from_training
 from stlab.execution.locks.file_lock import file_lock, trial_lock_name
@@ -61,8 +61,11 @@ def train_trials(config: Mapping[str, WorkerGroup]) -> None:
     group = config["group"]
     # One thread more than cores is costly: the pools of several workers would fight over them.
     torch.set_num_threads(max(1, int(group.resources.cpus)))
-    from stlab.training.workers import PeerLost
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
 
+        if (device := get_device()).type == "cuda":  # every worker of a node sees all its GPUs
+            torch.cuda.set_device(device)
     worker = _Worker(group)
     while True:
         try:

@@ -11,9 +11,8 @@ import ray.train
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
+from stlab.errors import FailedHere, NeedsSmallerBatches
 from stlab.execution.ray.preemption import Preempted
-from stlab.training.memory import NeedsSmallerBatches
-from stlab.training.workers import FailedHere
 
 _SAME_SECONDS = 2.0  # a group takes longer than that to start; until it does, the same failure may be seen again and again
 _MOST_LETTERS = 300
