@@ -84,4 +84,6 @@ def render(figure: Figure, kind: str) -> bytes:
     sink = io.BytesIO()
     with paper_style():
         figure.savefig(sink, format=kind, dpi=200, bbox_inches="tight", pad_inches=0.04, metadata=dated[kind])
+    # The layout takes longer than the drawing. It is made once, and so the same in all formats.
+    figure.set_layout_engine("none")
     return sink.getvalue()

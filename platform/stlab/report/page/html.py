@@ -26,21 +26,27 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(content)
 
 
-def write_figures(directory: StudyDirectory, figures: Iterable[ReportFigure]) -> None:
-    """Write ``figures/*.png|pdf`` of a report; earlier figures are deleted."""
+def write_figures(directory: StudyDirectory, figures: Iterable[ReportFigure]) -> list[dict[str, str]]:
+    """Write ``figures/*.png|pdf`` of a report; earlier figures are deleted.
+
+    Returns:
+        The figures for the template, as data URIs. An image keeps its ids and styles apart from those of other figures.
+    """
     directory.store.delete_folder(directory.report_path("figures"))
+    embedded = []
     for one in figures:
+        content = {kind: render(one.figure, kind) for kind in dict.fromkeys(("png", "pdf", one.page_format))}
         for kind in ("png", "pdf"):
-            directory.store.write(directory.report_path(f"figures/{one.name}.{kind}"), render(one.figure, kind))
+            directory.store.write(directory.report_path(f"figures/{one.name}.{kind}"), content[kind])
+        embedded.append(_embedded(one, content[one.page_format]))
+    return embedded
 
 
-def embed_figure(one: ReportFigure) -> dict[str, str]:
-    """A figure for the template, as a data URI. An image keeps its ids and styles apart from those of other figures."""
-    content = base64.b64encode(render(one.figure, one.page_format)).decode()
+def _embedded(one: ReportFigure, content: bytes) -> dict[str, str]:
     return {
         "name": one.name,
         "title": one.title,
         "caption": one.caption,
         "share": f"{min(1.0, one.figure.get_figwidth() / _FULL_WIDTH):.2f}",
-        "source": f"data:{_MEDIA[one.page_format]};base64,{content}",
+        "source": f"data:{_MEDIA[one.page_format]};base64,{base64.b64encode(content).decode()}",
     }

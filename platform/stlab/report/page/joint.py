@@ -11,7 +11,7 @@ from stlab.errors import UserError
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
 from stlab.report.figures.search import read_search
 from stlab.report.figures.study_figures import ReportFigure, draw_figures
-from stlab.report.page.html import embed_figure, render_page, write_figures
+from stlab.report.page.html import render_page, write_figures
 from stlab.report.page.search_text import search_content
 from stlab.report.page.study import write_report
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
@@ -200,7 +200,7 @@ def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSec
     """The page over all data sets: their common figures, then the sections' pages one after the other."""
     directory = JointDirectory(store, names)
     figures = _axis_figures(store, parts)
-    write_figures(directory, figures)
+    embedded = write_figures(directory, figures)
     sections_html = []
     for part in parts:
         page = store.read(JointDirectory(store, names, part.folder).report_path()).decode()
@@ -208,6 +208,6 @@ def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSec
         assert main is not None
         body = _TITLE.sub(f"<h1>{part.folder}</h1>", main.group(1), count=1)
         sections_html.append({"id": part.folder, "main": body.replace('<figure id="', f'<figure id="{part.folder}-')})
-    content = {"name": " + ".join(names), "parts": sections_html, "figures": [embed_figure(one) for one in figures]}
+    content = {"name": " + ".join(names), "parts": sections_html, "figures": embedded}
     store.write(directory.report_path(), render_page("joint.html.j2", content).encode())
     return store.address(directory.report_path())

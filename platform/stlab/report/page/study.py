@@ -11,7 +11,7 @@ from stlab.report.figures.study_figures import FigureSet, draw_figures
 from stlab.report.figures.tradeoff import cost_lines, tradeoff_frame, tradeoffs
 from stlab.report.page import text
 from stlab.report.page.cost import estimated_and_actual_cost
-from stlab.report.page.html import embed_figure, render_page, write_figures
+from stlab.report.page.html import render_page, write_figures
 from stlab.report.page.search_text import search_content
 from stlab.report.paper.tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
@@ -68,12 +68,12 @@ def write_report(
     directory = directory or StudyDirectory(store, name)
     found = _read_results(store, name, directory, study)
     figures = _draw(store, found)
-    write_figures(directory, figures.figures)
+    embedded = write_figures(directory, figures.figures)
     compared = compare(found.rows, found.axes, found.study, store)
     papers = compare_with_paper(store, found.rows, found.study, found.axes) if papers is None else papers
     _write_tables(directory, found, compared, papers)
     content = _content(store, name, found, compared, figures, list(notes))
-    content |= {"papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
+    content |= {"figures": embedded, "papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
     store.write(directory.report_path(), render_page("page.html.j2", content).encode())
     return store.address(directory.report_path())
 
@@ -156,7 +156,6 @@ def _content(
         "symbols": symbols_text(lines),
         "verdicts": text.verdicts(lines),
         "notes": [*notes, *figures.left_out, *_version_notes(rows)],
-        "figures": [embed_figure(one) for one in figures.figures],
         "cost": cost_lines(tradeoffs(rows, lines), table_decimals(lines)),
         "cost_estimate": estimated_and_actual_cost(store, study.get("several") or [name], rows, lines),
         "devices": _distinct(rows, "device"),
