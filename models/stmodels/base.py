@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from stmodels.layers.losses import Criterion, mean_absolute
 from stmodels.types import Batch, Forecast, ModelInput
 
 
@@ -22,6 +23,9 @@ class TrainWindows(Protocol):
 class Forecaster(nn.Module):
     """A model makes a forecast from a batch, names the terms of its loss, and may fit something without an optimiser."""
 
+    criterion: Criterion = staticmethod(mean_absolute)
+    """What is minimised of the forecast's errors, in scaled space. ``train.loss`` puts another one in its place."""
+
     def forward(self, batch: Batch) -> Forecast:
         """The forecast of a batch of windows, in scaled space."""
         raise TypeError(f"{type(self).__name__} does not say how it forecasts")
@@ -29,9 +33,10 @@ class Forecaster(nn.Module):
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of the training loss, each a mean over the batch.
 
-        The loss is their weighted sum. The weight of a term is ``config.loss_weights()[name]``, or 1.
+        The loss is their weighted sum. The weight of a term is ``config.loss_weights()[name]``, or 1. Most models have one term, the
+        criterion of their forecast's errors where there are readings.
         """
-        raise TypeError(f"{type(self).__name__} has no loss: nothing in it is trained by an optimiser")
+        return {"forecast": self.criterion(forecast.value - batch.target, batch.target_mask)}
 
     def fit(self, windows: TrainWindows) -> None:
         """Fit what has a closed form, or keep what is copied from the train segment. Most models do nothing here.

@@ -5,7 +5,12 @@ Sums are computed in fp32, whatever the precision of the forecast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
+
+Criterion = Callable[[Tensor, Tensor | None], Tensor]
+"""(errors of any shape, mask) → their mean, as :func:`mean_absolute`."""
 
 
 def mean_absolute(error: Tensor, mask: Tensor | None) -> Tensor:
@@ -20,6 +25,14 @@ def mean_absolute(error: Tensor, mask: Tensor | None) -> Tensor:
 def mean_squared(error: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of error²; the mask works as in :func:`mean_absolute`."""
     return _mean(_measured(error, mask).square(), mask)
+
+
+def mean_huber(error: Tensor, mask: Tensor | None, delta: float) -> Tensor:
+    """Mean of Huber's loss: error² / 2 up to ``delta`` and delta (|error| − delta / 2) above; the mask works as in
+    :func:`mean_absolute`."""
+    size = _measured(error, mask).abs()
+    inner = size.clamp_max(delta)
+    return _mean(inner * (size - inner / 2), mask)
 
 
 def _measured(error: Tensor, mask: Tensor | None) -> Tensor:

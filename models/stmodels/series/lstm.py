@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.layers.linear import Linear
-from stmodels.layers.losses import mean_absolute
 from stmodels.layers.lstm import LSTM
 from stmodels.series.config import LSTMConfig
 from stmodels.types import Batch, Forecast, SeriesInfo
@@ -65,7 +64,3 @@ class LSTMForecaster(Forecaster):
             _, (hidden, _) = self.encoder(self.embed(readings) + self.time_of_day(batch.history_slot, n))
             states, _ = self.decoder(hidden[-1] + self.time_of_day(batch.target_slot, n))
         return Forecast(self.readout(states).view(-1, b, n, c).transpose(0, 1))
-
-    def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """The mean absolute error of the present readings, in scaled space."""
-        return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}

@@ -31,6 +31,8 @@ class STVFM(Forecaster):
         WeightsError: the backbone's weights cannot be had.
     """
 
+    criterion = staticmethod(mean_squared)
+
     def __init__(self, config: STVFMConfig, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
@@ -75,7 +77,7 @@ class STVFM(Forecaster):
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 11 before weighting, both mean squared errors in scaled space."""
-        terms = {"forecast": mean_squared(forecast.value - batch.target, batch.target_mask)}
+        terms = super().loss_terms(forecast, batch)
         if forecast.flow is not None:
             difference = forecast.flow - target_flow(batch.history, batch.target)
             terms["flow"] = mean_squared(difference, flow_mask(batch.target_mask))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.layers.linear import Linear
-from stmodels.layers.losses import mean_absolute
 from stmodels.layers.lstm import LSTM
 from stmodels.st_vlm.config import STVLMConfig
 from stmodels.st_vlm.image import CorrelationCanvas, PatchBias
@@ -64,6 +63,8 @@ class NodeDecoder(nn.Module):
 
 class STVLM(Forecaster):
     """Nodes are words and their correlations are an image, for one pass of a frozen ViLT per window.
+
+    The loss is the mean absolute error (Eq. 12).
 
     Frozen weights are drawn or loaded here, and :func:`stmodels.rng.initialise` draws the trainable ones.
 
@@ -119,10 +120,6 @@ class STVLM(Forecaster):
             # Only the states of the nodes are used after the last layer, so only the nodes are queries in it.
             tokens = others[-1](tokens[:, : self.nodes], tokens)
         return self.vilt.norm(tokens[:, : self.nodes])
-
-    def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 12: the mean absolute error of the present readings, in scaled space."""
-        return {"forecast": mean_absolute(forecast.value - batch.target, batch.target_mask)}
 
     def model_input(self, batch: Batch) -> ModelInput | None:
         """The correlation image, before W_af."""

@@ -121,9 +121,18 @@ class TrainSpec(Spec):
     below 48, and 16 otherwise."""
     lr: Annotated[float, KEEPS_COST] = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
-    schedule: Annotated[Literal["cosine", "plateau"], KEEPS_COST] = "cosine"
+    loss: Annotated[Literal["model", "mse", "mae", "huber"], KEEPS_COST] = "model"
+    """The error of a forecast that training minimises, as a mean over the present readings. `model`: the one of the model's paper. Further
+    terms of a model's loss stay as they are."""
+    huber_delta: Annotated[float, KEEPS_COST] = Field(default=1.0, gt=0.0)
+    """Huber's loss is squared for errors below this and linear above, in the unit of the data."""
+    schedule: Annotated[Literal["cosine", "plateau", "steps"], KEEPS_COST] = "cosine"
     """Learning rate after the warm-up. `cosine`: it falls from lr to min_lr at max_epochs. `plateau`: it is reduced whenever the validation
-    error stops improving."""
+    error stops improving. `steps`: it is reduced after the epochs in `milestones`."""
+    milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], KEEPS_COST] = ()
+    """`schedule: steps` reduces the learning rate when so many epochs have ended, those of the warm-up included."""
+    milestone_factor: Annotated[float, KEEPS_COST] = Field(default=0.5, gt=0.0, lt=1.0)
+    """`schedule: steps` multiplies the learning rate by this factor."""
     min_lr: Annotated[float, KEEPS_COST] = Field(default=1e-5, ge=0.0)
     """Learning rate at the end of the cosine schedule, and the lower limit of the plateau schedule."""
     warmup_epochs: Annotated[int, KEEPS_COST] = Field(default=5, ge=0)
@@ -139,6 +148,9 @@ class TrainSpec(Spec):
     """Gradients are clipped to this global norm. UniST uses 0.05."""
     patience: Annotated[int, KEEPS_COST] = Field(default=20, ge=1)
     """Training stops after this number of epochs without a better validation error."""
+    curriculum_epochs: Annotated[float | None, KEEPS_COST] = Field(default=None, gt=0.0)
+    """Curriculum by horizon: the loss covers the first step of the horizon, and one more after each so many epochs, which may be a
+    fraction. Validation covers the whole horizon, and `patience` counts from the epoch in which the loss does. Unset: it always does."""
     select_by: Annotated[Literal["rmse", "mae"], KEEPS_COST] = "rmse"
     """The validation error that early stopping, the choice of the checkpoint and `schedule: plateau` use."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -153,8 +165,27 @@ class TrainSpec(Spec):
     first step takes longer than the others, minutes with `compile`, so the limit must leave room for it."""
 
     def inert(self) -> set[str]:
-        """Dotted fields that cannot change a number under this schedule. They are not part of a trial's id."""
-        return set() if self.schedule == "plateau" else {"train.plateau_factor", "train.plateau_patience"}
+        """Dotted fields that cannot change a number beside these values. They are not part of a trial's id."""
+        unused = set() if self.schedule == "plateau" else {"train.plateau_factor", "train.plateau_patience"}
+        unused |= set() if self.schedule == "steps" else {"train.milestones", "train.milestone_factor"}
+        unused |= set() if self.schedule != "steps" else {"train.min_lr"}
+        unused |= set() if self.loss == "huber" else {"train.huber_delta"}
+        # What is left at its default does what was done before the field came, and so leaves ids as they were.
+        return unused | {f"train.{name}" for name in ("loss", "curriculum_epochs") if name not in self.changed()}
+
+    def changed(self) -> set[str]:
+        """The fields that have another value than their default."""
+        return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+
+    @model_validator(mode="after")
+    def _milestones_go_with_steps(self) -> TrainSpec:
+        if (self.schedule == "steps") != bool(self.milestones):
+            raise ValueError(
+                f"schedule: steps and milestones go together; these are schedule: {self.schedule} and milestones {list(self.milestones)}"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are numbers of epochs in rising order, these are {list(self.milestones)}")
+        return self
 
 
 class ResourcesSpec(Spec):

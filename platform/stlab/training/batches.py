@@ -77,15 +77,17 @@ class BatchPlan:
         """Optimiser steps that it takes to see so many windows once."""
         return math.ceil(windows / self.batch_size)
 
-    def micro_batches(self, windows: Windows, index: Tensor) -> list[MicroBatch]:
+    def micro_batches(self, windows: Windows, index: Tensor, horizon: int | None = None) -> list[MicroBatch]:
         """This worker's micro-batches of the global batch that consists of the windows ``index``.
+
+        Later readings of the target than ``horizon`` steps count as missing.
 
         They are weighted by their number of windows. Where readings are missing, they are weighted by their number of readings: a
         part with more readings counts for more, a part without any counts for nothing. A worker for which no window is left takes
         the first one with weight 0, because all workers have to take part in every step.
         """
         own = index.tensor_split(self.workers)[self.rank]
-        parts = parts_of(windows.gather(own if len(own) else index[:1]), self.micro_batch)
+        parts = parts_of(up_to(windows.gather(own if len(own) else index[:1]), horizon), self.micro_batch)
         if parts[0].target_mask is None or (self.workers == 1 and len(parts) == 1):
             weights = [self.workers * min(len(own), len(part.start)) / len(index) for part in parts]
             return [MicroBatch(*pair) for pair in zip(parts, weights, strict=True)]
@@ -102,6 +104,16 @@ def default_batch_size(dataset: Dataset) -> int:
         return 32
     side = sum(dataset.info.shape[-2:])
     return 64 if side < 32 else 32 if side < 48 else 16
+
+
+def up_to(batch: Batch, horizon: int | None) -> Batch:
+    """The batch without the readings of the target after ``horizon`` steps, all where that is the target's length or None."""
+    steps = batch.target.shape[1]
+    if horizon is None or horizon >= steps:
+        return batch
+    mask = torch.ones_like(batch.target, dtype=torch.bool) if batch.target_mask is None else batch.target_mask.clone()
+    mask[:, horizon:] = False
+    return batch._replace(target_mask=mask)
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:

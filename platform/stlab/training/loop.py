@@ -15,6 +15,7 @@ from stlab.training.device import PeakMemory
 from stlab.training.epoch import EpochInProgress
 from stlab.training.interruption import Interruption, Report, TrialPruned, TrialStopped
 from stlab.training.metrics import Errors, evaluate
+from stlab.training.schedule import covered_horizon, curriculum_end
 from stlab.training.setup import TrainingSetup
 from stlab.training.step import OptimiserStep, make_optimiser
 from stlab.training.step_log import NonFiniteLoss
@@ -105,10 +106,12 @@ class Loop:
         self.setup.model.train()
         epoch = EpochInProgress.begin(self.setup, len(self.windows), self.progress, self.midway)
         self.midway = None
+        steps_an_epoch = self.setup.batches.steps_an_epoch(len(self.windows))
         with self.watchdog.watching():
             for index in epoch.batches:
                 is_first = len(epoch.log) == 0
-                epoch.add(self.step(index, epoch.learning_rate(self.steps), with_term_norms=is_first))
+                covered = covered_horizon(self.steps, steps_an_epoch, self.train, self.setup.dataset.info.horizon)
+                epoch.add(self.step(index, epoch.learning_rate(self.steps), covered, with_term_norms=is_first))
                 self.steps, self.is_saved = self.progress.step + len(epoch.log), False
                 self.watchdog.tick()
                 self._interrupt(epoch)
@@ -158,8 +161,9 @@ class Loop:
         return errors
 
     def _goes_on(self) -> bool:
-        epoch, best = self.progress.epoch, self.progress.best_epoch
-        return epoch < self.train.max_epochs and epoch - best < self.train.patience
+        epoch, train = self.progress.epoch, self.train
+        waits_since = max(self.progress.best_epoch, curriculum_end(train, self.setup.dataset.info.horizon))
+        return epoch < train.max_epochs and epoch - waits_since < train.patience
 
     def _last_learning_rate(self) -> float:
         rate: float = self.optimiser.param_groups[0]["lr"]

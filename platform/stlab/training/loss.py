@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.training.workers import world_size
+from stmodels.layers.losses import Criterion, mean_absolute, mean_huber, mean_squared
+
+if TYPE_CHECKING:
+    from stlab.data import Dataset
+    from stlab.study.spec import TrainSpec
+
+
+def criterion_of(train: TrainSpec, dataset: Dataset) -> Criterion | None:
+    """The criterion that ``train.loss`` names; None where the model keeps its own."""
+    if train.loss == "huber":
+        return functools.partial(mean_huber, delta=train.huber_delta / dataset.scaler.spread)
+    return {"mse": mean_squared, "mae": mean_absolute}.get(train.loss)
 
 
 def training_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

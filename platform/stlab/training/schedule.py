@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step and of the validation errors so far, so that resuming needs no saved schedule."""
+"""What changes as training goes on, as functions of the step and of the validation errors so far: resuming needs no saved schedule."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec, errors: Sequ
     if train.schedule == "plateau":
         # The warm-up changes the rate itself, so its errors say nothing about the rate that follows.
         return plateau(errors[train.warmup_epochs :], train)
+    if train.schedule == "steps":
+        passed = sum(step >= epoch * steps_an_epoch for epoch in train.milestones)
+        return train.lr * train.milestone_factor**passed
     floor = min(train.min_lr, train.lr)
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
@@ -45,3 +48,15 @@ def plateau(errors: Sequence[float], train: TrainSpec) -> float:
         if waited > train.plateau_patience:
             rate, waited = max(rate * train.plateau_factor, floor), 0
     return rate
+
+
+def covered_horizon(step: int, steps_an_epoch: int, train: TrainSpec, horizon: int) -> int:
+    """How many steps of the horizon the loss covers in optimiser step ``step`` (from 0): all of them without a curriculum."""
+    if train.curriculum_epochs is None:
+        return horizon
+    return min(horizon, 1 + math.floor(step / (train.curriculum_epochs * steps_an_epoch)))
+
+
+def curriculum_end(train: TrainSpec, horizon: int) -> int:
+    """The number of epochs that have to end before the loss covers the whole horizon throughout an epoch; 0 without a curriculum."""
+    return 0 if train.curriculum_epochs is None else math.ceil(train.curriculum_epochs * (horizon - 1))

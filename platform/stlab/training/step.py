@@ -50,13 +50,14 @@ class OptimiserStep:
         self.has_peers = setup.batches.workers > 1
         self.runner: Any = DistributedDataParallel(self.compiled) if self.has_peers else self.compiled
 
-    def __call__(self, index: Tensor, learning_rate: float, with_term_norms: bool = False) -> StepValues:
+    def __call__(self, index: Tensor, learning_rate: float, horizon: int | None = None, with_term_norms: bool = False) -> StepValues:
         """One step on the global batch that consists of the train windows ``index``.
 
         Args:
+            horizon: how many steps of the target the loss covers; all of them if None.
             with_term_norms: whether to measure the gradient norm of each loss term by itself, which takes a backward pass a term.
         """
-        parts = self.setup.batches.micro_batches(self.windows, index)
+        parts = self.setup.batches.micro_batches(self.windows, index, horizon)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_stat
 from stlab.training.device import PeakMemory, arithmetic, device_name, pick_device, pick_precision
 from stlab.training.interruption import Report, TrialStopped
 from stlab.training.loop import Loop
+from stlab.training.loss import criterion_of
 from stlab.training.memory import is_out_of_memory
 from stlab.training.metrics import Errors, Keep, evaluate
 from stlab.training.model_input import model_input_of_window
@@ -252,6 +253,8 @@ def _drawn_model(trial: TrialSpec, dataset: Dataset, device: torch.device) -> Fo
     """The trial's model on its device, with the initial weights that follow from its seed."""
     model = create_model(trial.model, dataset.info)
     initialise(model, trial.seed)
+    if (criterion := criterion_of(trial.train, dataset)) is not None:
+        model.criterion = criterion
     return model.to(device)
 
 

@@ -136,3 +136,23 @@ def test_what_a_schedule_does_not_read_is_no_part_of_the_id(make_trial: MakeTria
 def test_fields_that_make_no_schedule_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValidationError, match=field):
         TrainSpec(**{field: value})
+
+
+@pytest.mark.parametrize(("milestones", "factor"), [((1, 50), 0.5), ((15, 30), 0.1), (tuple(range(10, 60, 10)), 0.95)])
+def test_steps_cut_when_pytorch_does(milestones: tuple[int, ...], factor: float) -> None:
+    train = TrainSpec(schedule="steps", lr=1e-3, milestones=milestones, milestone_factor=factor, warmup_epochs=0)
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=train.lr)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(milestones), gamma=factor)
+    for epoch in range(60):
+        rates = [learning_rate(7 * epoch + step, 7, train) for step in range(7)]
+        assert rates == pytest.approx([optimiser.param_groups[0]["lr"]] * 7, rel=1e-12)
+        optimiser.step()
+        scheduler.step()
+
+
+def test_milestones_without_their_schedule_are_refused_and_change_no_id(make_trial: MakeTrial) -> None:
+    for given in ({"milestones": (3,)}, {"schedule": "steps"}, {"schedule": "steps", "milestones": (5, 2)}):
+        with pytest.raises(ValidationError, match="milestones"):
+            TrainSpec(**given)
+    trials = [make_trial(schedule="steps", milestones=given, min_lr=floor) for given in ((3,), (3, 4)) for floor in (0.0, 1e-5)]
+    assert len({trial_id(trial, create_config(trial.model), "ab") for trial in trials}) == 2, "the steps have no floor"
