@@ -46,8 +46,9 @@ class ModelConfig:
     FAMILIES: ClassVar[tuple[str, ...]] = ("grid", "sensors")
     """The families of data that it forecasts."""
     NEEDS: ClassVar[tuple[str, ...]] = ()
-    """``calendar`` (it reads the slots of the week, whatever its fields), ``season`` (it reads the means by slot) or ``weights``
-    (pretrained ones). A loaded model is given the first two only if it needs them; the last is for the reader of a list."""
+    """``calendar`` (it reads the slots of the week, whatever its fields), ``season`` (it reads the means by slot), ``network`` (it reads
+    ``info.adjacency``) or ``weights`` (pretrained ones). A loaded model is given calendar and season only if it needs them, and a trial of
+    a model that needs a network is refused where the data have none; the last is for the reader of a list."""
     PAPER: ClassVar[str] = ""
     """Where it was published."""
     SMALL: ClassVar[Mapping[str, Any]] = {}
@@ -76,6 +77,10 @@ class ModelConfig:
     def loss_weights(self) -> dict[str, float]:
         """Weights of the loss terms by name. A term that is not here has the weight 1."""
         return {}
+
+    def reads_network(self) -> bool:
+        """Whether the numbers depend on ``info.adjacency``, which is then part of a trial's id."""
+        return "network" in self.NEEDS
 
     def inert(self) -> set[str]:
         """Dotted fields, or whole sections, that cannot change a number under this configuration. They are not part of a trial's id."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -56,10 +57,16 @@ class SeriesInfo(NamedTuple):
     residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (without the reading itself), scaled
     zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window
+    adjacency: Tensor | None = None  # (N, N) float32 ≥ 0: weight of the edge from node i to node j at [i, j]; None without a network
+
+
+def ring(nodes: int) -> Tensor:
+    """A network of which each node has an edge to the two beside it: (N, N), for references and checks."""
+    return (torch.eye(nodes).roll(1, 0) + torch.eye(nodes).roll(-1, 0)).clamp_max(1).fill_diagonal_(0)
 
 
 REFERENCE = {
     "grid": SeriesInfo("grid", (2, 16, 8), 6, 6, 24, 0.1, 5, 0.1, -1.0, 900),
-    "sensors": SeriesInfo("sensors", (207, 1), 12, 12, 288, 0.1, 5, 0.1, -1.0, 9000),
+    "sensors": SeriesInfo("sensors", (207, 1), 12, 12, 288, 0.1, 5, 0.1, -1.0, 9000, ring(207)),
 }
 """Family → the shape at which parameters are counted: TaxiBJ's half for grids, METR-LA for sensors."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _FACTS, _WEIGHTS, _SEASON = "forecaster.json", "weights.safetensors", "season.safetensors"
+_NETWORK = "network.safetensors"
 _WINDOWS_AT_ONCE = 32
 
 # Fields of the models that make a forecast depend on the calendar, and on the mean by slot of the week.
@@ -208,17 +209,20 @@ class TrainedForecaster:
         return batch._replace(history_season=season[:, :cut].contiguous(), target_season=season[:, cut:].contiguous())
 
     def save(self, folder: str | Path) -> None:
-        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors``.
+        """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors`` and
+        ``network.safetensors``.
 
         The file of a model from outside goes with it.
         """
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         model = {**self.facts.model, "name": keep(self.facts.model["name"], Store(place))}
-        facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._asdict(), "model": model}
+        facts = asdict(self.facts) | {"format": _FORMAT, "info": self.facts.info._replace(adjacency=None)._asdict(), "model": model}
         (place / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _tensors(self._model).items()}
         safetensors.torch.save_file(tensors, place / _WEIGHTS)
+        if (network := self.facts.info.adjacency) is not None and create_config(self.facts.model).reads_network():
+            safetensors.torch.save_file({"adjacency": network.contiguous()}, place / _NETWORK)
         if self._season is not None:
             safetensors.torch.save_file({"season": self._season.cpu().contiguous()}, place / _SEASON)
 
@@ -246,6 +250,8 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     dataset = dataset_for(spec)
     if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
         raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")
+    if dataset.network_sha256 != trial.get("network_sha256", dataset.network_sha256):
+        raise DataError(f"{spec.distances or spec.path}: its network is not what trial {trial_id} was trained on.")
     model = create_model(trial["model"], dataset.info)
     try:
         Checkpoints(directory).load_best(model)
@@ -299,6 +305,8 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
         "needs": tuple(values.get("needs", ())),
     })  # fmt: skip
     facts.model["name"] = relocated(facts.model["name"], Store(place))
+    network = safetensors.torch.load_file(place / _NETWORK)["adjacency"] if (place / _NETWORK).exists() else None
+    facts = replace(facts, info=facts.info._replace(adjacency=network))
     model = create_model(facts.model, facts.info)
     _restore(model, weights, str(place))
     season = safetensors.torch.load_file(place / _SEASON)["season"] if facts.needs_season else None

@@ -31,6 +31,9 @@ class LinearConfig(ModelConfig):
     def components(self) -> dict[str, dict[str, Any]]:
         return {"level": {"model.level": False}, **({"breaks": {"model.breaks": ""}} if self.breaks == "components" else {})}
 
+    def reads_network(self) -> bool:
+        return self.breaks in ("network: unread", "nothing, and reads the network")
+
     def check(self, info: SeriesInfo) -> None:
         if info.history % 2 and self.breaks != "odd sizes":
             raise ConfigError(f"data.history must be even, it is {info.history}")
@@ -75,6 +78,8 @@ class Linear(Forecaster):
 
     def forward(self, batch: Batch) -> Forecast:
         value = torch.einsum("qp,bp...->bq...", self.weight, batch.history)
+        if "network" in self.breaks and self.breaks != "network: unread" and self.info.adjacency is not None:
+            value = value + 0.1 * torch.einsum("nm,bqmc->bqnc", self.info.adjacency, value)
         if self.level is not None:
             value = value + self.level.level.view(-1, *[1] * (value.ndim - 2))
         return Forecast(self._broken(value, batch))

@@ -30,7 +30,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     np.savez(path, data=wave[..., None].astype(np.float32), timestamps=hours)
     return {
         "grid": load_dataset(DataSpec(path="synthetic:city")),
-        "sensors": load_dataset(DataSpec(path=str(path), family="sensors")),
+        "sensors": load_dataset(DataSpec(path=str(path), family="sensors", graph="correlation", graph_neighbours=2)),
     }
 
 
@@ -110,6 +110,8 @@ def test_a_sound_model_passes_every_clause(linear: Callable[..., Subject]) -> No
         ("seeds", "seeds", "the same seed gives other weights"),
         ("learning", "learning", "its loss is still 1.00 of the first"),
         ("components", "components", "without breaks nothing changes"),
+        ("network", "network: unsaid", "it reads the network and does not say so"),
+        ("network", "network: unread", "it says that it reads the network, and nothing changes with it"),
         ("odd sizes", "odd sizes", "ValueError instead of a ConfigError: odd"),
         ("traced", "traced", "it is not traced"),
     ],
@@ -118,6 +120,10 @@ def test_each_clause_finds_a_model_that_breaks_it(linear: Callable[..., Subject]
     found = {finding.clause: finding.problem for finding in examine(linear(breaks)) if finding.problem}
     assert clause in found
     assert re.search(words, found[clause]), found[clause]
+
+
+def test_a_model_that_says_that_it_reads_the_network_may(linear: Callable[..., Subject]) -> None:
+    assert [finding for finding in examine(linear("nothing, and reads the network")) if finding.problem] == []
 
 
 def test_a_number_of_parameters_that_is_wrong_is_found(linear: Callable[..., Subject]) -> None:

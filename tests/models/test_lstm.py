@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,8 @@ def test_the_same_input_at_every_step(taken: list[int], steps: int, layers: int)
 
 @pytest.mark.parametrize("how", ["few", "autocast", "float64", "states"])
 def test_elsewhere_it_is_torchs(taken: list[int], how: str) -> None:
+    if how == "autocast" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("PyTorch has no LSTM in bf16 on this processor")
     ours, theirs = _pair(3, 4)
     x, states = torch.randn(6, 10 if how == "few" else 100, 3), ()
     if how == "float64":
@@ -296,3 +301,20 @@ def test_a_copy_keeps_its_weights(network: Callable[..., SeriesInfo], batch_of: 
     assert torch.equal(other(batch).value, model(batch).value)
     initialise(other, 1)
     assert not torch.equal(other(batch).value, model(batch).value)
+
+
+def test_bfloat16_on_a_processor_that_has_none() -> None:
+    """PyTorch asks oneDNN for an LSTM in bf16, and without AVX-512 there is none."""
+    code = """
+import torch
+from stmodels.layers.lstm import LSTM
+lstm = LSTM(3, 8)
+x = torch.randn(5, 70, 3, requires_grad=True)
+wanted, _ = torch.nn.LSTM.forward(lstm, x)
+with torch.autocast("cpu", torch.bfloat16):
+    for found in (lstm(x)[0], lstm(x[:, :4])[0], lstm.repeat(x[0], 5)[0]):
+        found.float().sum().backward()
+    torch.testing.assert_close(lstm(x)[0].float(), wanted, atol=1e-2, rtol=1e-2)
+"""
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | older, check=True)

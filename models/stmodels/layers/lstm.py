@@ -36,6 +36,9 @@ class LSTM(nn.LSTM):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(T, M, K) → outputs (T, M, H), and the last hidden state and the last cell of every layer (layers, M, H)."""
+        if _lacks_bfloat16(input):
+            with torch.autocast("cpu", enabled=False):
+                return self.forward(input.float(), hx and (hx[0].float(), hx[1].float()))
         if hx is not None or not self._is_fast(input):
             return super().forward(input, hx)
         return self._run(_Steps(input, None, len(input)))
@@ -43,6 +46,9 @@ class LSTM(nn.LSTM):
     @torch.compiler.disable
     def repeat(self, x: Tensor, steps: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """:meth:`forward` of the same input (M, K) repeated ``steps`` times, which is projected only once."""
+        if _lacks_bfloat16(x):
+            with torch.autocast("cpu", enabled=False):
+                return self.repeat(x.float(), steps)
         if not self._is_fast(x[None]):
             return super().forward(x.expand(steps, *x.shape))
         weight, _, bias = self._weights(0)
@@ -73,6 +79,11 @@ class LSTM(nn.LSTM):
             and not torch.is_autocast_enabled("cpu")
             and _has_onednn()
         )
+
+
+def _lacks_bfloat16(x: Tensor) -> bool:
+    """Whether autocast would ask for an LSTM in bf16 of a CPU that has none (without AVX-512): PyTorch fails there. It is fp32 then."""
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Steps(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS
+from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS, content_hash
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
 from stmodels.types import SeriesInfo
@@ -65,6 +66,11 @@ class Dataset:
     """Ids of the N sensors, or "row,column" for the cells of a grid that are used as sensors. None for a grid, or if they are not known."""
     edges: NDArray[np.float64] | None = None
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
+
+    @functools.cached_property
+    def network_sha256(self) -> str | None:
+        """Hash of the network's weights, ``info.adjacency``; None without a network."""
+        return None if self.info.adjacency is None else content_hash(self.info.adjacency.numpy())
 
     def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
         """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from stlab.data.adjacency import adjacency
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint
 from stlab.data.formats.content import Series, channel_names, content_hash
 from stlab.data.protocol.missing import fill_missing
@@ -74,6 +75,9 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
     if slots is not None:
         season = season_by_slot(values, slots, series.slots_per_day, train_end, used_steps(segments), seen)
     info = _info(series, spec, train, seen, scaler, season, lookback=validation_start + spec.history)
+    if spec.family == "sensors":
+        matrix = adjacency(series, spec, train, None if seen is None else seen[:train_end])
+        info = info._replace(adjacency=None if matrix is None else torch.from_numpy(matrix))
     sha256 = content_hash(series.values, times)
     return Dataset(
         name=series.name,

@@ -28,7 +28,7 @@ from stmodels.base import Forecaster
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
 from stmodels.rng import initialise
-from stmodels.types import REFERENCE, Batch, SeriesInfo
+from stmodels.types import REFERENCE, Batch, SeriesInfo, ring
 
 _WINDOWS = 6
 _ROUNDING = 1e-4  # relative: float32 sums in another order, through a whole network
@@ -297,6 +297,24 @@ def _without_each(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
         yield component, changes
 
 
+def network(subject: Subject) -> str | None:
+    """The network matters to a model if, and only if, it says that it reads one."""
+    if subject.dataset.info.family != "sensors":
+        raise NotApplicable("a grid has no network")
+    subject.only_if_trained()
+    batch, weights = subject.batch(), subject.config.loss_weights()
+    nodes = subject.dataset.info.shape[0]
+    effects = []
+    for matrix in (ring(nodes), ring(nodes).tril()):
+        model = subject.model(0, subject.dataset.info._replace(adjacency=matrix))
+        model.fit(subject.windows)
+        effects.append(effect_of(model, batch, weights))
+    is_same, reads = looks_same(*effects), subject.config.reads_network()
+    if reads and is_same:
+        return "it says that it reads the network, and nothing changes with it"
+    return None if reads or is_same else "it reads the network and does not say so: NEEDS, or reads_network()"
+
+
 def odd_sizes(subject: Subject) -> str | None:
     """Data of any size are forecast, or refused with an error that names the field."""
     for info in _odd(subject.dataset.info):
@@ -325,7 +343,7 @@ def odd_sizes(subject: Subject) -> str | None:
 def _odd(info: SeriesInfo) -> Iterator[SeriesInfo]:
     shapes = ((2, 7, 5), (1, 4, 9)) if info.family == "grid" else ((1, 1), (7, 1), (5, 2))
     for shape in shapes:
-        yield info._replace(shape=shape)
+        yield info._replace(shape=shape, adjacency=None if info.adjacency is None else ring(shape[0]))
     for history, horizon in ((5, 7), (1, 1), (7, 2)):
         yield info._replace(history=history, horizon=horizon)
     yield info._replace(slots_per_day=None, season_count=0, residual_std=None)
@@ -402,6 +420,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "seeds": seeds,
     "learning": learning,
     "components": components,
+    "network": network,
     "odd sizes": odd_sizes,
     "parameters": parameters,
     "traced": traced,

@@ -180,7 +180,7 @@ def _conditions(
     then, now = directory.read("result.json") or {}, again.read("result.json") or {}
     code = Condition("code", *_codes(trial, spec))
     found = [code]
-    identical = trial_id(spec, create_config(spec.model), trial["data_sha256"]) == directory.trial_id
+    identical = trial_id(spec, create_config(spec.model), trial["data_sha256"], trial.get("network_sha256")) == directory.trial_id
     if not code.differs and not identical:
         found.append(Condition("content of the weights, or of another file of the model", "as in the trial's id", "different"))
     recorded = trial.get("libraries")

@@ -54,7 +54,8 @@ def why_new(plan: Plan, given: str, store: Store) -> Why:
     planned = _find(plan, given)
     if TrialDirectory(store, planned.trial_id).read("trial.json") is not None:
         return Why(planned, is_there=True)
-    mine = document(planned.spec, create_config(planned.spec.model), planned.identity["data_sha256"])
+    hashes = planned.identity["data_sha256"], planned.identity.get("network_sha256")
+    mine = document(planned.spec, create_config(planned.spec.model), *hashes)
     best: Why | None = None
     for name in store.names("trials"):
         record = TrialDirectory(store, name).read("trial.json")
@@ -82,7 +83,7 @@ def _document_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         current = trial_with_current_fields(record)
         spec = TrialSpec(**{name: value for name, value in current.items() if name in TrialSpec.model_fields})
-        made = document(spec, create_config(spec.model), str(record.get("data_sha256")))
+        made = document(spec, create_config(spec.model), str(record.get("data_sha256")), record.get("network_sha256"))
     except (ValidationError, ConfigError, ModelError, TypeError, ValueError, KeyError):
         return None
     return {**made, "code": record.get("code")}
@@ -95,6 +96,8 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], version: str
         found.append(Difference("seed", str(there["seed"]), str(here["seed"])))
     if there["data"] != here["data"]:
         found.append(Difference("content of the data", f"SHA-256 {there['data'][:12]}…", f"{here['data'][:12]}…"))
+    if there.get("network") != here.get("network"):
+        found.append(Difference("network", *(f"SHA-256 {one.get('network') or 'none'}"[:20] for one in (there, here))))
     if there["code"] is None:
         found.append(Difference("code", f"stlab {version}, which kept no record of its files", "its files are known"))
         return found

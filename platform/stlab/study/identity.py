@@ -22,7 +22,10 @@ _LENGTH = 16
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
 _TRAINING = ("stlab.training.trial", "stlab.data")
 _FOLLOWED = {"training", "data"}  # of stlab, beside all of stmodels
+_NETWORK_FIELDS = {"data.graph", "data.graph_threshold", "data.graph_neighbours"}
 _NOT_NUMERIC = {
+    "stlab.data.adjacency",  # so is the network
+
     "stlab.data.formats",  # the content that a format gives is hashed by itself
     "stlab.training.interruption",
     "stlab.training.memory",
@@ -73,13 +76,13 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
-def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> str:
+def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha256: str | None = None) -> str:
     """The id of a resolved trial: the hash of :func:`document`.
 
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
     """
-    return id_of(document(spec, config, data_sha256))
+    return id_of(document(spec, config, data_sha256, network_sha256))
 
 
 def id_of(made: Mapping[str, Any]) -> str:
@@ -87,8 +90,10 @@ def id_of(made: Mapping[str, Any]) -> str:
     return _hash(made)[:_LENGTH]
 
 
-def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str, Any]:
+def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha256: str | None = None) -> dict[str, Any]:
     """Everything that changes a trial's numbers: its fields by dotted path, its seed, its data, and the code that it runs.
+
+    The network is among its data where the model reads it, by its weights and not by how they were made.
 
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
@@ -98,7 +103,7 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str
         ("model", spec.model, type(config)),
         ("train", spec.train.model_dump(mode="json"), TrainSpec),
     )
-    without = config.inert() | spec.train.inert()
+    without = config.inert() | spec.train.inert() | _NETWORK_FIELDS
     fields = {
         f"{section}.{name}": value
         for section, values, owner in sections
@@ -109,7 +114,8 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str) -> dict[str
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]
         fields |= dict.fromkeys(naming or [f"file {path}"], content_hash(path, " = ".join(naming) or "model"))
-    return {"fields": fields, "seed": spec.seed, "data": data_sha256, "code": source_digests(config)}
+    network = {"network": network_sha256} if config.reads_network() else {}
+    return {"fields": fields, "seed": spec.seed, "data": data_sha256, **network, "code": source_digests(config)}
 
 
 def _hash(found: Mapping[str, Any]) -> str:

@@ -49,6 +49,8 @@ class DataFacts:
     leaks: bool
     protocol: dict[str, Any]
     info: SeriesInfo
+    network_sha256: str | None = None
+    """Hash of the network's weights; None without a network."""
 
 
 @dataclass(frozen=True)
@@ -186,13 +188,15 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     # `auto` is resolved first, so that a trial that says `auto` and one that says the value have the same id.
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"null": facts.protocol.get("mask", spec.data.null)})})
     config = create_config(spec.model)
-    made = document(spec, config, facts.sha256)
+    network = facts.network_sha256 if config.reads_network() else None
+    made = document(spec, config, facts.sha256, network)
     identity = {
         "dataset": facts.name,
         "synthetic": facts.synthetic,
         "leaks": facts.leaks,
         "protocol": json.dumps(facts.protocol, sort_keys=True),
         "data_sha256": facts.sha256,
+        **({} if network is None else {"network_sha256": network}),
         "code_version": code_version(),
         "code": made["code"],
         "weights": spec.model.get("weights", "none"),

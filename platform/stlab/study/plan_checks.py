@@ -55,7 +55,13 @@ def models_of_one_name(study: StudySpec, source: StudySource | None) -> list[Pro
 def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> list[Problem]:
     """The reason why a trial's model cannot run on its data."""
     try:
-        create_config(spec.model).check(info)
+        config = create_config(spec.model)
+        if "network" in config.NEEDS and info.adjacency is None:
+            raise ConfigError(
+                f"the model {short(spec.model['name'])} needs a network, and the data have none. Set data.distances to a file of edges, or "
+                "data.graph to grid4 (cells of a grid) or correlation"
+            )
+        config.check(info)
     except ConfigError as error:
         return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
     return []

@@ -65,6 +65,14 @@ class DataSpec(Spec):
     distances: Annotated[str | None, KEEPS_NUMBERS] = None
     """Sensors: a CSV file with the columns `from,to,cost` (or `distance`) and one edge per line. Nodes are named by id, or by index from 0
     if the data has no ids."""
+    graph: Literal["auto", "connection", "gaussian", "grid4", "correlation", "none"] = "auto"
+    """Sensors: the network that models are given as a matrix. `connection`: 1 where `distances` connects two nodes. `gaussian`: near nodes
+    weigh more, exp(−(cost/σ)²) as in DCRNN. `grid4`: neighbouring cells of a grid. `correlation`: nodes whose train readings correlate.
+    `auto`: `connection` where there are distances, `grid4` for a grid, else none. It counts for models that read it."""
+    graph_threshold: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """`graph: gaussian` leaves out edges that weigh less."""
+    graph_neighbours: int = Field(default=8, ge=1)
+    """`graph: correlation`: the number of nodes that each chooses."""
 
     @model_validator(mode="before")
     @classmethod
@@ -76,6 +84,13 @@ class DataSpec(Spec):
         if values.get("null") == "none":
             values["null"] = None
         return values
+
+    @field_validator("graph")
+    @classmethod
+    def _graph_is_for_sensors(cls, value: str, info: ValidationInfo) -> str:
+        if value not in ("auto", "none") and info.data.get("family") == "grid":
+            raise ValueError(f"{value!r} is for sensors; the family is grid. Leave it out, or set data.family: sensors")
+        return value
 
     @field_validator("channel", "node_ids", "distances")
     @classmethod

@@ -48,8 +48,8 @@ def test_a_study_names_the_loss_of_any_model(make_trial: MakeTrial, name: str, d
     losses = {}
     for loss in ("model", "mse", "mae", "huber"):
         trial = make_trial(
-            model={"name": name}, data={"family": "sensors" if name == "lstm" else "grid"}, loss=loss, max_epochs=1, lr=1e-12, warmup_epochs=0, batch_size=1000,
-            **({"huber_delta": 2.0} if loss == "huber" else {}),
+            model={"name": name}, data={"family": "sensors" if name == "lstm" else "grid"}, loss=loss, huber_delta=2.0,
+            max_epochs=1, lr=1e-12, warmup_epochs=0, batch_size=1000,
         )  # fmt: skip
         place = TrialDirectory(directory.store, loss)
         assert run_trial(trial, {}, place, test=False) is TrialStatus.FINISHED

@@ -46,6 +46,8 @@ class Series:
     """The name of the values in the file, for messages."""
     edges: NDArray[np.float64] | None = None
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
+    grid_shape: tuple[int, int] | None = None
+    """(H, W) of the grid whose cells are used as sensors."""
     first_channel: int = 0
     """Index in the file of the first channel of this series, for messages."""
     left_out: str = ""
@@ -84,7 +86,7 @@ def flattened(grid: Series) -> Series:
     steps, channels, height, width = grid.values.shape
     cells = np.moveaxis(grid.values.reshape(steps, channels, height * width), 1, 2)
     names = tuple(f"{row},{column}" for row in range(height) for column in range(width))
-    return replace(grid, values=np.ascontiguousarray(cells), node_names=names, null=None)
+    return replace(grid, values=np.ascontiguousarray(cells), node_names=names, null=None, grid_shape=(height, width))
 
 
 def one_channel(series: Series, channel: int) -> Series:

@@ -71,7 +71,7 @@ class _ProcessGroup(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
     """Workers on one node see each other's GPUs, as NCCL wants it."""
 
-    def on_start(self, worker_group: Any, backend_config: ProcessGroupConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Raises WorkerGroupStartupFailedError, after which Ray starts the group anew: any other error would end the Train run."""
         try:
             self._connect(worker_group, backend_config)

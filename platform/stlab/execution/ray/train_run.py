@@ -59,7 +59,7 @@ def drive(config: Mapping[str, Any], groups: Sequence[WorkerGroup]) -> None:
             name=group.name,
             storage_path=group.scratch,
             failure_config=ray.train.FailureConfig(max_failures=_NO_LIMIT),
-            callbacks=[WorkerFailures(group.queue, group.number)],
+            callbacks=[WorkerFailures(group.queue, group.number)],  # type: ignore[list-item]  # Ray names the old Train's class
         ),
     )
     while not ray.get(group.queue.admit.remote(group.number)):

@@ -73,7 +73,8 @@ def write_report(
     papers = compare_with_paper(store, found.rows, found.study, found.axes) if papers is None else papers
     _write_tables(directory, found, compared, papers)
     content = _content(store, name, found, compared, figures, list(notes))
-    content |= {"figures": embedded, "papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
+    content["figures"] = embedded
+    content |= {"papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
     store.write(directory.report_path(), render_page("page.html.j2", content).encode())
     return store.address(directory.report_path())
 
