@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from stmodels.layers.losses import Criterion, mean_absolute
-from stmodels.types import Batch, Forecast, ModelInput
+from stmodels.types import Batch, Forecast, ModelInput, Readings
 
 
 class TrainWindows(Protocol):
@@ -43,6 +44,28 @@ class Forecaster(nn.Module):
 
         It is called before training and before the test. What a forecast needs of it belongs in buffers, which checkpoints hold.
         """
+
+    def prepare(self, train: Readings) -> dict[str, Tensor]:
+        """What takes long to compute from the train segment and is the same for all seeds: buffer → content.
+
+        The distances between daily profiles are an example, or the correlations of nodes. Called where ``config.prepared_from()`` is not
+        None, before anything is fitted or trained. The storage keeps the answer for all trials that would give the same one. The buffers
+        should be persistent, so that checkpoints hold them.
+        """
+        raise TypeError(f"{type(self).__name__} has nothing to prepare, and its configuration says that it has")
+
+    def adopt(self, prepared: Mapping[str, Tensor]) -> None:
+        """Fill the buffers that :meth:`prepare` names.
+
+        Raises:
+            ValueError: one of them is no buffer of this model, or has another shape.
+        """
+        buffers = dict(self.named_buffers())
+        for name, content in prepared.items():
+            if name not in buffers or buffers[name].shape != content.shape:
+                own = tuple(buffers[name].shape) if name in buffers else "no such buffer"
+                raise ValueError(f"{type(self).__name__}.prepare gives {name} {tuple(content.shape)}; the model has {own}")
+            buffers[name].copy_(content)
 
     def model_input(self, batch: Batch) -> ModelInput | None:
         """The image that the model sees of each window, for the reader of a report; None if it sees no image."""

@@ -82,6 +82,10 @@ class ModelConfig:
         """Whether the numbers depend on ``info.adjacency``, which is then part of a trial's id."""
         return "network" in self.NEEDS
 
+    def prepared_from(self) -> Mapping[str, Any] | None:
+        """The fields on which :meth:`~stmodels.base.Forecaster.prepare` depends, with their values; None where nothing is prepared."""
+        return None
+
     def inert(self) -> set[str]:
         """Dotted fields, or whole sections, that cannot change a number under this configuration. They are not part of a trial's id."""
         return set()

@@ -30,6 +30,14 @@ class Batch(NamedTuple):
     target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
 
 
+class Readings(NamedTuple):
+    """The train segment, in order, for what is computed from it once."""
+
+    values: Tensor  # (n, *S)
+    slot: Tensor | None = None  # (n,) int64: slot of the week; None without timestamps
+    mask: Tensor | None = None  # (n, *S) bool: True where there is a reading; None means everywhere
+
+
 class Forecast(NamedTuple):
     """A forecast in scaled space."""
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmodels.types import Batch
+from stlab.errors import DataError
+from stmodels.types import Batch, Readings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,14 @@ class Windows(ABC):
     @abstractmethod
     def gather(self, index: Tensor) -> Batch:
         """The windows with these numbers, (B,) int64 on the device, as a batch. An index past the end raises IndexError."""
+
+    def readings(self) -> Readings:
+        """The readings of the segment, in order.
+
+        Raises:
+            DataError: the windows are ready-made, and the series that they were cut from is not known.
+        """
+        raise DataError("ready-made windows are no series, and what the model prepares is computed from one. Give a series as data.path.")
 
     @abstractmethod
     def times(self, index: Tensor) -> NDArray[np.datetime64] | None:
@@ -74,7 +83,7 @@ class SeriesWindows(Windows):
     ) -> None:
         start, end = segment
         device = tensors.series.device
-        self._tensors = tensors
+        self._tensors, self._segment = tensors, segment
         self._timestamps = timestamps
         self.series = tensors.series
         self.starts = torch.arange(start, end - history - horizon + 1, device=device)
@@ -94,6 +103,12 @@ class SeriesWindows(Windows):
             history_season=None if data.season is None else _at(data.season, before),
             target_season=None if data.season is None else _at(data.season, ahead),
             target_mask=None if data.mask is None else _at(data.mask, ahead),
+        )
+
+    def readings(self) -> Readings:
+        cut, data = slice(*self._segment), self._tensors
+        return Readings(
+            data.series[cut], None if data.slots is None else data.slots[cut], None if data.mask is None else data.mask[cut]
         )
 
     def times(self, index: Tensor) -> NDArray[np.datetime64] | None:

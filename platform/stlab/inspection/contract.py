@@ -60,8 +60,14 @@ class Subject:
         model = create_model({**self.values, **changes}, info or self.dataset.info)
         initialise(model, seed)
         if info is None:
-            model.fit(self.windows)
+            self.fit(model)
         return model
+
+    def fit(self, model: Forecaster) -> None:
+        """What is done with the train segment before a training."""
+        if self.config.prepared_from() is not None:
+            model.adopt(model.prepare(self.windows.readings()))
+        model.fit(self.windows)
 
     def still(self, seed: int = 0, **changes: Any) -> Forecaster:
         """A model in training mode without dropout, so that two passes can be compared."""
@@ -307,7 +313,7 @@ def network(subject: Subject) -> str | None:
     effects = []
     for matrix in (ring(nodes), ring(nodes).tril()):
         model = subject.model(0, subject.dataset.info._replace(adjacency=matrix))
-        model.fit(subject.windows)
+        subject.fit(model)
         effects.append(effect_of(model, batch, weights))
     is_same, reads = looks_same(*effects), subject.config.reads_network()
     if reads and is_same:

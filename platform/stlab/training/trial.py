@@ -26,6 +26,7 @@ from stlab.training.loss import criterion_of
 from stlab.training.memory import is_out_of_memory
 from stlab.training.metrics import Errors, Keep, evaluate
 from stlab.training.model_input import model_input_of_window
+from stlab.training.prepared import prepare
 from stlab.training.predictions import KeptPredictions, by_horizon, ignore
 from stlab.training.record import TrialRecord
 from stlab.training.setup import TrainingSetup
@@ -137,6 +138,7 @@ class TrialTrainer:
             precision=pick_precision(trial.train.precision, device),
         )  # fmt: skip
         record.check_division(self.setup.batches)
+        prepare(self.setup.model, trial, dataset, record.directory.store)
 
     def has_selected(self, for_test: bool) -> bool:
         """Whether the trial has been trained. For a test, its selected weights must be whole, too.
@@ -159,6 +161,7 @@ class TrialTrainer:
             # They may have been loaded in part.
             setup = self.setup
             self.setup = dataclasses.replace(setup, model=_drawn_model(self.trial, setup.dataset, setup.device))
+            prepare(self.setup.model, self.trial, setup.dataset, self.directory.store)
             return False
         return True
 
