@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import safetensors.torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from stlab.catalog import create_config
 from stlab.data import Dataset
+from stlab.model_files import short
 from stlab.storage import Store
-from stlab.study.identity import document
 from stlab.training.workers import agreed, rank_here
 from stmodels.base import Forecaster
 
@@ -24,30 +25,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def prepare(model: Forecaster, trial: TrialSpec, dataset: Dataset, store: Store) -> None:
+def prepare(model: Forecaster, trial: TrialSpec, dataset: Dataset, store: Store, code: Mapping[str, str] | None) -> None:
     """Give a model what it prepares from the train segment, computed now or taken from the storage. All workers have to call this.
+
+    Args:
+        code: file → digest of the code that the trial runs.
 
     Raises:
         DataError: the data are ready-made windows.
         ValueError: what it prepares does not fit its buffers.
     """
-    path = prepared_path(trial, dataset)
+    path = prepared_path(trial, dataset, code)
     if path is not None:
         model.adopt(agreed(_prepared(model, dataset, store, path) if rank_here() == 0 else {}))
 
 
-def prepared_path(trial: TrialSpec, dataset: Dataset) -> str | None:
+def prepared_path(trial: TrialSpec, dataset: Dataset, code: Mapping[str, str] | None) -> str | None:
     """Where the storage keeps what the model of a trial prepares: ``prepared/<hash>.safetensors``; None if it prepares nothing.
 
-    The hash covers the train segment, the network where the model reads it, the fields that the model names, and its code.
+    The hash covers the train segment, the network where the model reads it, the fields that the model names, and the code.
     """
     config = create_config(trial.model)
     fields = config.prepared_from()
     if fields is None:
         return None
-    made = document(trial, config, dataset.sha256, dataset.network_sha256)
-    data = {name: value for name, value in made["fields"].items() if name.startswith("data.")}
-    whole = {"fields": dict(fields), "of data": data, **{name: made.get(name) for name in ("data", "network", "code")}}
+    network = dataset.network_sha256 if config.reads_network() else None
+    train = {**dataset.protocol, "train_ratio": trial.data.train_ratio}
+    whole = {"model": short(config.name), "fields": dict(fields), "train": train, "network": network, "code": dict(code or {})}
     return f"prepared/{hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
 
 

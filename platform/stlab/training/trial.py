@@ -26,8 +26,8 @@ from stlab.training.loss import criterion_of
 from stlab.training.memory import is_out_of_memory
 from stlab.training.metrics import Errors, Keep, evaluate
 from stlab.training.model_input import model_input_of_window
-from stlab.training.prepared import prepare
 from stlab.training.predictions import KeptPredictions, by_horizon, ignore
+from stlab.training.prepared import prepare
 from stlab.training.record import TrialRecord
 from stlab.training.setup import TrainingSetup
 from stlab.training.step import trainable
@@ -92,7 +92,7 @@ def run_trial(
         try:
             with record.watchdog() as watchdog:
                 record.begin(identity)
-                trainer = TrialTrainer(trial, record, watchdog, stop)
+                trainer = TrialTrainer(trial, record, watchdog, stop, identity.get("code"))
                 if not trainer.has_selected(for_test=test):
                     trainer.train(prunable)
                 if test and record.is_first_worker:
@@ -126,8 +126,15 @@ class TrialTrainer:
     """One attempt at a trial, with everything that training and test need. It is built here, once."""
 
     def __init__(
-        self, trial: TrialSpec, record: TrialRecord, watchdog: Watchdog, stop: Callable[[], bool] | None
+        self,
+        trial: TrialSpec,
+        record: TrialRecord,
+        watchdog: Watchdog,
+        stop: Callable[[], bool] | None,
+        code: Mapping[str, str] | None = None,
     ) -> None:
+        """``code``: file → digest of the code that the trial runs."""
+        self.code = code
         self.trial, self.record, self.watchdog, self.stop = trial, record, watchdog, stop
         self.directory, self.checkpoints = record.directory, Checkpoints(record.directory)
         device, dataset = pick_device(trial.resources.gpus), dataset_for(trial.data)
@@ -138,7 +145,7 @@ class TrialTrainer:
             precision=pick_precision(trial.train.precision, device),
         )  # fmt: skip
         record.check_division(self.setup.batches)
-        prepare(self.setup.model, trial, dataset, record.directory.store)
+        prepare(self.setup.model, trial, dataset, record.directory.store, code)
 
     def has_selected(self, for_test: bool) -> bool:
         """Whether the trial has been trained. For a test, its selected weights must be whole, too.
@@ -161,7 +168,7 @@ class TrialTrainer:
             # They may have been loaded in part.
             setup = self.setup
             self.setup = dataclasses.replace(setup, model=_drawn_model(self.trial, setup.dataset, setup.device))
-            prepare(self.setup.model, self.trial, setup.dataset, self.directory.store)
+            prepare(self.setup.model, self.trial, setup.dataset, self.directory.store, self.code)
             return False
         return True
 

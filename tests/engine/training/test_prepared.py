@@ -99,7 +99,7 @@ def test_trials_that_differ_elsewhere_share_it(run: Callable[..., TrialSpec]) ->
 
 def test_a_damaged_file_is_made_again(run: Callable[..., TrialSpec]) -> None:
     trial = run("a")
-    path = prepared_path(trial, load_dataset(trial.data))
+    path = prepared_path(trial, load_dataset(trial.data), None)
     assert path is not None
     Path("runs", path).write_bytes(b"cut short")
     run("b", seed=1)
