@@ -27,6 +27,19 @@ class Forecaster(nn.Module):
     criterion: Criterion = staticmethod(mean_absolute)
     """What is minimised of the forecast's errors, in scaled space. ``train.loss`` puts another one in its place."""
 
+    stage = ""
+    """The stage of the training that the model is in; empty for the one that the study describes, and for every forecast."""
+    stored: frozenset[str] | None = None
+    """Names of the parameters that checkpoints hold. None: those that are trained."""
+
+    def begin(self, stage: str) -> None:
+        """Enter a stage of ``config.stages()``, or, with an empty name, the training that the study describes.
+
+        A model with stages extends this: it freezes what is not trained in the stage and thaws what is (``requires_grad_``). What any stage
+        trains is built trainable. In its forward pass and its loss the model asks for :attr:`stage`.
+        """
+        self.stage = stage
+
     def forward(self, batch: Batch) -> Forecast:
         """The forecast of a batch of windows, in scaled space."""
         raise TypeError(f"{type(self).__name__} does not say how it forecasts")

@@ -7,7 +7,7 @@ import importlib
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
@@ -28,6 +28,17 @@ def marked(owner: type[Any], mark: str) -> frozenset[str]:
 def _marked(owner: type[Any], mark: str) -> frozenset[str]:
     hints = typing.get_type_hints(owner, include_extras=True)
     return frozenset(name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ()))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training that comes before the one that the study describes, such as a pre-training. Its last weights go on into the next."""
+
+    name: str
+    """Of letters and digits."""
+    epochs: int
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the section ``train`` that differ from the study's: ``lr``, ``batch_size``, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,13 @@ class ModelConfig:
     def reads_network(self) -> bool:
         """Whether the numbers depend on ``info.adjacency``, which is then part of a trial's id."""
         return "network" in self.NEEDS
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The trainings that come before the one that the study describes, in order. None of them selects by validation errors.
+
+        The model is told of each by :meth:`~stmodels.base.Forecaster.begin`.
+        """
+        return ()
 
     def prepared_from(self) -> Mapping[str, Any] | None:
         """The fields on which :meth:`~stmodels.base.Forecaster.prepare` depends, with their values; None where nothing is prepared."""

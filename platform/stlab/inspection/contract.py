@@ -118,12 +118,17 @@ def shapes(subject: Subject) -> str | None:
 
 
 def gradients(subject: Subject) -> str | None:
-    """Every trainable parameter gets a gradient from the loss."""
+    """Every parameter that a stage trains gets a gradient from its loss."""
     subject.only_if_trained()
     model = subject.model().train()
-    subject.loss(model, subject.batch()).backward()  # type: ignore[no-untyped-call]
-    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    return f"no gradient reaches {', '.join(without[:5])}" if without else None
+    for stage in (*(stage.name for stage in subject.config.stages()), ""):
+        model.zero_grad(set_to_none=True)
+        model.begin(stage)
+        subject.loss(model, subject.batch()).backward()  # type: ignore[no-untyped-call]
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        if without:
+            return f"no gradient reaches {', '.join(without[:5])}" + (f" in the stage {stage}" if stage else "")
+    return None
 
 
 def no_future(subject: Subject) -> str | None:

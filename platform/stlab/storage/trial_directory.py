@@ -37,6 +37,10 @@ _BESIDE = {"result.json": ("epochs.parquet",), "test.json": ("horizon.parquet", 
 """File → the files that are written before it. It records their sizes, so that a truncated file is noticed."""
 
 
+def _epochs_file(stage: str) -> str:
+    return f"epochs-{stage}.parquet" if stage else "epochs.parquet"
+
+
 class TrialDirectory:
     """``<storage>/trials/<id>/``: specification, epochs, checkpoints, result.
 
@@ -148,11 +152,12 @@ class TrialDirectory:
             taken = sum(name.startswith("failed-") for name in self.store.names(self.prefix))
             self.store.move(self._at("failed.json"), self._at(f"failed-{taken + 1}.json"))
 
-    def write_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.store.write_table(self._at("epochs.parquet"), epochs_table(rows))
+    def write_epochs(self, rows: Sequence[Mapping[str, Any]], stage: str = "") -> None:
+        """Write ``epochs.parquet``, or ``epochs-<stage>.parquet`` of a stage that came before the training."""
+        self.store.write_table(self._at(_epochs_file(stage)), epochs_table(rows))
 
-    def read_epochs(self) -> list[dict[str, Any]]:
-        table = self._table("epochs.parquet")
+    def read_epochs(self, stage: str = "") -> list[dict[str, Any]]:
+        table = self._table(_epochs_file(stage))
         return [] if table is None else list(table.to_pylist())
 
     def write_test(self, test: Mapping[str, Any], horizon: Sequence[Mapping[str, Any]], predictions: pa.Table) -> None:

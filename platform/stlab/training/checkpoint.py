@@ -95,8 +95,8 @@ class Restored:
 
 
 def trainable_state(model: nn.Module) -> Weights:
-    """Copies on the CPU of everything that is not frozen: parameters that require gradients, and buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    """Copies on the CPU of everything that is not frozen: parameters that are trained in some stage, and buffers."""
+    frozen = _frozen(model)
     return {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items() if name not in frozen}
 
 
@@ -106,21 +106,26 @@ def load_trainable_state(model: nn.Module, weights: Weights) -> None:
     Raises:
         RuntimeError: the weights are not this model's.
     """
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = _frozen(model)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     missing = [name for name in missing if name not in frozen]
     if missing or unexpected:
         raise RuntimeError(f"checkpoint of another model: missing {missing[:3]}, unexpected {unexpected[:3]}")
 
 
+def _frozen(model: nn.Module) -> set[str]:
+    stored: frozenset[str] | None = getattr(model, "stored", None)
+    return {name for name, p in model.named_parameters() if not (p.requires_grad if stored is None else name in stored)}
+
+
 class Checkpoints:
-    """The checkpoints of one trial."""
+    """The checkpoints of one trial, or of a stage that comes before its training: ``checkpoint/<stage>/``."""
 
     KEPT = 2  # the last one, and the one before it in case the last is damaged
 
-    def __init__(self, directory: TrialDirectory) -> None:
+    def __init__(self, directory: TrialDirectory, stage: str = "") -> None:
         self.store = directory.store
-        self.prefix = f"{directory.prefix}/checkpoint"
+        self.prefix = f"{directory.prefix}/checkpoint" + (f"/{stage}" if stage else "")
         self.note: str | None = None
         """A note for the user about the last :meth:`restore`."""
         self._passed_over: list[str] = []

@@ -49,7 +49,7 @@ class EpochInProgress:
             learning_rate,
             steps_an_epoch=plan.steps_an_epoch(windows),
             train=setup.train,
-            errors=[row[f"val_{setup.train.select_by}"] for row in progress.rows],
+            errors=[row.get(f"val_{setup.train.select_by}", 0.0) for row in progress.rows],  # a stage without validation never reads them
         )
         # Seed, epoch and worker determine dropout's random numbers, so they are the same after an interruption.
         name = f"epoch/{number}/{plan.rank}"

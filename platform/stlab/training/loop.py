@@ -33,6 +33,7 @@ class Loop:
         prunable: whether an answer to a report stops the training.
         stop: whether to write a checkpoint and end now.
         watchdog: told of every step and validation batch.
+        validates: whether validation selects and stops, and epochs are reported. If not, all epochs are trained and the last weights count.
 
     Raises:
         PeerLost: the workers of the trial go on from different checkpoints.
@@ -47,8 +48,9 @@ class Loop:
         prunable: bool = False,
         stop: Callable[[], bool] | None = None,
         watchdog: Watchdog | None = None,
+        validates: bool = True,
     ) -> None:
-        self.setup, self.train = setup, setup.train
+        self.setup, self.train, self.validates = setup, setup.train, validates
         self.checkpoints, self.report, self.prunable = checkpoints, report, prunable
         self.watchdog = watchdog or Watchdog(None, lambda stack: None)
         self.windows = setup.dataset.windows("train", setup.device)
@@ -83,7 +85,7 @@ class Loop:
         memory = PeakMemory(self.setup.device)
         while self._goes_on():
             row = self._epoch()
-            error = row[f"val_{self.train.select_by}"]
+            error = row[f"val_{self.train.select_by}"] if self.validates else -progress.epoch
             if error < progress.best_error:
                 progress.best_error, progress.best_epoch = error, progress.epoch
                 self.best = trainable_state(self.setup.model)
@@ -116,14 +118,13 @@ class Loop:
                 self.watchdog.tick()
                 self._interrupt(epoch)
         means, trained_seconds = epoch.means(), epoch.seconds()
-        errors = self._validate(epoch, trained_seconds)
+        errors = self._validate(epoch, trained_seconds) if self.validates else None
         self.progress.epoch, self.progress.step = self.progress.epoch + 1, self.steps
         return {
             "epoch": self.progress.epoch,
             "step": self.steps,
             **means,
-            "val_mae": errors["mae"],
-            "val_rmse": errors["rmse"],
+            **({} if errors is None else {"val_mae": errors["mae"], "val_rmse": errors["rmse"]}),
             "lr": self._last_learning_rate(),
             "seconds": epoch.seconds(),
             "samples_per_second": len(self.windows) / trained_seconds,
@@ -171,7 +172,7 @@ class Loop:
 
     def _report_epochs(self, rows: Sequence[dict[str, Any]]) -> str | None:
         """Report epochs, first those of a restored checkpoint. Returns the reason to stop, and None on all workers but the first."""
-        return self.report({"kind": "epochs", "rows": rows}) if rows and self.is_first_worker else None
+        return self.report({"kind": "epochs", "rows": rows}) if rows and self.is_first_worker and self.validates else None
 
     def _prune_if(self, reason: str | None) -> None:
         """Raise TrialPruned on all workers if the first one was given a reason to stop."""

@@ -161,7 +161,7 @@ class TrialRecord:
         is_plain = isinstance(error, (TrialFailed, UserError))
         is_anywhere = is_anywhere or not isinstance(error, TrialFailed)
         if self.is_first_worker or (is_anywhere and self.directory.read("failed.json") is None):
-            if self.is_first_worker and self.loop is not None and self.loop.progress.rows:
+            if self.is_first_worker and self.loop is not None and self.loop.validates and self.loop.progress.rows:
                 self.directory.write_epochs(self.loop.progress.rows)
             tail = "".join(traceback.format_exception(error)).splitlines()
             step = error.step if isinstance(error, NonFiniteLoss) else None

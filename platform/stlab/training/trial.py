@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,11 @@ from stlab.training.step import trainable
 from stlab.training.watchdog import Watchdog
 from stlab.training.workers import agreed
 from stmodels.base import Forecaster
+from stmodels.config import Stage
 from stmodels.rng import initialise
 
 if TYPE_CHECKING:
-    from stlab.study.spec import TrialSpec
+    from stlab.study.spec import TrainSpec, TrialSpec
 
 # A worker keeps the data of the trials before; specifications are frozen and so hashable.
 dataset_for = functools.lru_cache(maxsize=4)(load_dataset)
@@ -177,10 +178,12 @@ class TrialTrainer:
         started_at = datetime.now(UTC).isoformat()
         model, record = self.setup.model, self.record
         parameters = list(model.parameters())
+        ever_trained = trainable(model)  # in whichever stage
         if not trainable(model):
             result = self._fit()
         else:
             model.fit(self._windows("train"))
+            before = self._train_stages()
             loop = Loop(
                 self.setup, self.checkpoints, report=record.report, prunable=prunable, stop=self.stop, watchdog=self.watchdog
             )
@@ -190,7 +193,7 @@ class TrialTrainer:
             loop.progress.notes = record.all_notes()
             best = loop.run()
             load_trainable_state(model, best)
-            result = _summary(loop.progress, self.trial)
+            result = _summary(loop.progress, self.trial, before)
             if record.is_first_worker:
                 self.checkpoints.save_best(best)
                 self.directory.write_epochs(loop.progress.rows)
@@ -198,7 +201,7 @@ class TrialTrainer:
             self.directory.write_result(
                 {
                     **result,
-                    "trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
+                    "trainable_params": sum(p.numel() for p in ever_trained),
                     "total_params": sum(p.numel() for p in parameters),
                     "precision": self.setup.precision,
                     "device": device_name(self.setup.device),
@@ -208,6 +211,27 @@ class TrialTrainer:
                     "notes": record.all_notes(),
                 }
             )
+
+    def _train_stages(self) -> list[Progress]:
+        """Train the stages that come before the training that the study describes, each from its last checkpoint if it has one."""
+        model, stages = self.setup.model, create_config(self.trial.model).stages()
+        if not stages:
+            return []
+        model.stored = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        done = []
+        for stage in stages:
+            _begin(model, stage.name)
+            setup = dataclasses.replace(self.setup, train=_train_of(stage, self.setup.train))
+            setup = dataclasses.replace(setup, batches=BatchPlan.of(setup.train, setup.dataset, self.record.parts))
+            checkpoints = Checkpoints(self.directory, stage.name)
+            loop = Loop(setup, checkpoints, stop=self.stop, watchdog=self.watchdog, validates=False)
+            self.record.loop = loop
+            load_trainable_state(model, loop.run())
+            if self.record.is_first_worker:
+                self.directory.write_epochs(loop.progress.rows, stage.name)
+            done.append(loop.progress)
+        _begin(model, "")
+        return done
 
     def _fit(self) -> dict[str, Any]:
         """Fit a model without trainable parameters in closed form, if it fits anything, and measure its validation error."""
@@ -268,10 +292,30 @@ def _drawn_model(trial: TrialSpec, dataset: Dataset, device: torch.device) -> Fo
     return model.to(device)
 
 
-def _summary(progress: Progress, trial: TrialSpec) -> dict[str, Any]:
-    """The fields of ``result.json`` that describe a training."""
+def _begin(model: Forecaster, stage: str) -> None:
+    """Enter a stage.
+
+    Raises:
+        ValueError: something is trained in it that was frozen when the model was built, and so is in no checkpoint.
+    """
+    model.begin(stage)
+    unknown = [name for name, p in model.named_parameters() if p.requires_grad and model.stored is not None and name not in model.stored]
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} is built with {unknown[0]} frozen and trains it in a stage. Build it trainable; begin() may freeze it."
+        )
+
+
+def _train_of(stage: Stage, train: TrainSpec) -> TrainSpec:
+    """How a stage is trained: as the study says, but for its length, what needs a validation, and what the stage changes itself."""
+    own = {"schedule": "cosine", "milestones": (), "warmup_epochs": 0, "curriculum_epochs": None, "max_epochs": stage.epochs, **stage.train}
+    return type(train)(**{**vars(train), **own, "patience": stage.epochs})
+
+
+def _summary(progress: Progress, trial: TrialSpec, before: Sequence[Progress]) -> dict[str, Any]:
+    """The fields of ``result.json`` that describe a training. ``before``: the stages that came before it, which cost time, too."""
     rows, train = progress.rows, trial.train
-    seconds = sum(row["seconds"] for row in rows)
+    seconds = sum(row["seconds"] for one in (*before, progress) for row in one.rows)
     chosen = rows[progress.best_epoch - 1]
     return {
         "val_mae": chosen["val_mae"],
@@ -281,6 +325,6 @@ def _summary(progress: Progress, trial: TrialSpec) -> dict[str, Any]:
         "stopped": f"no better validation {train.select_by.upper()}" if progress.epoch < train.max_epochs else "max_epochs",
         "wall_seconds": seconds,
         "device_seconds": seconds * trial.resources.workers,
-        "peak_memory_bytes": progress.peak_memory_bytes,
+        "peak_memory_bytes": max(one.peak_memory_bytes for one in (*before, progress)),
         "samples_per_second": float(np.mean([row["samples_per_second"] for row in rows])),
     }
