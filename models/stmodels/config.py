@@ -89,9 +89,13 @@ class ModelConfig:
         """Weights of the loss terms by name. A term that is not here has the weight 1."""
         return {}
 
+    def needs(self) -> tuple[str, ...]:
+        """``NEEDS``, or what the fields say beside it."""
+        return self.NEEDS
+
     def reads_network(self) -> bool:
         """Whether the numbers depend on ``info.adjacency``, which is then part of a trial's id."""
-        return "network" in self.NEEDS
+        return "network" in self.needs()
 
     def stages(self) -> tuple[Stage, ...]:
         """The trainings that come before the one that the study describes, in order. None of them selects by validation errors.

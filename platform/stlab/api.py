@@ -81,7 +81,7 @@ def run(
     if progress:
         from rich.console import Console
 
-        console = Console()
+        console = Console(emoji=False)
     done = run_observed(spec, source, store, console, tracking=tracking, tracking_uri=tracking_uri, **options)
     for row in done.outcome.ended_as("failed", "missing"):
         logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from stlab.catalog import config_class, create_config, create_model
+from stlab.catalog import create_config, create_model
 from stlab.data import Dataset
 from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.protocol.scaler import Scaler
@@ -269,7 +269,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         precision=str(result.get("precision", "fp32")),
         channel_names=tuple(dataset.channel_names),
         node_names=dataset.node_names,
-        needs=config_class(trial["model"]["name"]).NEEDS,
+        needs=create_config(trial["model"]).needs(),
     )
     return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
 

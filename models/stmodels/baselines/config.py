@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Baseline = Literal[
     "slot_of_week_mean", "same_slot_last_week", "same_slot_yesterday", "last_value", "last_window", "ridge"
 ]
+_WITHOUT_CALENDAR = ("last_value", "last_window", "ridge")
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
@@ -24,6 +25,9 @@ class BaselineConfig(ModelConfig):
     MODEL = "stmodels.baselines.model:Baseline"
 
     name: Baseline
+
+    def needs(self) -> tuple[str, ...]:
+        return () if self.name in _WITHOUT_CALENDAR else ("calendar",)
 
     def inert(self) -> set[str]:
         """All fields of training, since a reference forecast is not trained."""
@@ -39,7 +43,7 @@ class BaselineConfig(ModelConfig):
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError with the reason if the data does not allow this baseline."""
-        if self.name in ("last_value", "last_window", "ridge"):
+        if self.name in _WITHOUT_CALENDAR:
             return
         if info.slots_per_day is None:
             raise ConfigError(f"{self.name}: the data has no timestamps")

@@ -71,7 +71,7 @@ def main() -> NoReturn:
 def say_error(message: str) -> None:
     from rich.console import Console
 
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, emoji=False)
     console.print("error:", style="bold red", end=" ")
     console.print(message, markup=False, highlight=False)
 

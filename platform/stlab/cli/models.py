@@ -68,12 +68,12 @@ def _sections(model: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def _list(console: Console, dataset: Dataset | None) -> None:
     from rich.table import Table
 
-    from stlab.catalog import MODELS, config_class, registered
+    from stlab.catalog import MODELS, create_config, registered
 
     table = Table("model", "family", "needs", "parameters", "paper", title="Models", title_justify="left")
     for name in (*MODELS, *registered()):
-        config = config_class(name)
-        table.add_row(name, ", ".join(config.FAMILIES), ", ".join(config.NEEDS), _parameters(name, dataset), config.PAPER)
+        config = create_config({"name": name})
+        table.add_row(name, ", ".join(config.FAMILIES), ", ".join(config.needs()), _parameters(name, dataset), config.PAPER)
     console.print(table)
     if dataset is None:
         console.print("--set data.path=PATH counts the parameters of each on your data.", style="dim")
@@ -102,11 +102,12 @@ def _fields(console: Console, name: str) -> None:
     from pydantic import TypeAdapter
     from rich.table import Table
 
-    from stlab.catalog import config_class
+    from stlab.catalog import config_class, create_config
 
     config = config_class(name)
     console.print(coloured(name, "bold", f"  {_plain(config.__doc__ or '')}"), soft_wrap=True)
-    facts = {"family": ", ".join(config.FAMILIES), "needs": ", ".join(config.NEEDS) or "nothing", "paper": config.PAPER or "none"}
+    needs = create_config({"name": name}).needs()
+    facts = {"family": ", ".join(config.FAMILIES), "needs": ", ".join(needs) or "nothing", "paper": config.PAPER or "none"}
     for label, text in facts.items():
         console.print(coloured(f"{label:<8}", "dim", text), soft_wrap=True)
     table = Table("field", "default", "meaning", show_lines=False)

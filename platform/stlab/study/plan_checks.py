@@ -56,7 +56,7 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
     """The reason why a trial's model cannot run on its data."""
     try:
         config = create_config(spec.model)
-        if "network" in config.NEEDS and info.adjacency is None:
+        if "network" in config.needs() and info.adjacency is None:
             raise ConfigError(
                 f"the model {short(spec.model['name'])} needs a network, and the data have none. Set data.distances to a file of edges, or "
                 "data.graph to grid4 (cells of a grid) or correlation"

@@ -24,6 +24,7 @@ def test_every_model_is_listed_with_its_parameters(say: Say) -> None:
     assert "arXiv 2507.11558" in lines["st_vfm"]
     assert "of" in lines["st_vfm"].split("│")[4]
     assert lines["lstm"].split("│")[4].strip() == "–", "it is not for grids"
+    assert [lines[name].split("│")[3].strip() for name in ("slot_of_week_mean", "last_value")] == ["calendar", ""]
 
 
 def test_the_fields_of_a_model_are_listed(say: Say) -> None:
@@ -57,6 +58,7 @@ def test_a_model_is_checked_on_the_users_data(say: Say, net: Path) -> None:
     ("words", "said"),
     [
         (("check",), "name the model"),
+        (("./none.py:X",), "model.name=none.py:X: there is no file"),
         (("check", "lstm"), "--set data.path=PATH"),
         (("lsmt",), "Did you mean 'lstm'?"),
         (("lstm", "check", "now"), "too many words"),
