@@ -35,8 +35,8 @@ class Forecaster(nn.Module):
     def begin(self, stage: str) -> None:
         """Enter a stage of ``config.stages()``, or, with an empty name, the training that the study describes.
 
-        A model with stages extends this: it freezes what is not trained in the stage and thaws what is (``requires_grad_``). What any stage
-        trains is built trainable. In its forward pass and its loss the model asks for :attr:`stage`.
+        A model with stages extends this: it freezes what is not trained in the stage and unfreezes what is (``requires_grad_``). What any
+        stage trains is built trainable. In its forward pass and its loss the model asks for :attr:`stage`.
         """
         self.stage = stage
 
@@ -63,7 +63,7 @@ class Forecaster(nn.Module):
 
         The distances between daily profiles are an example, or the correlations of nodes. Called where ``config.prepared_from()`` is not
         None, before anything is fitted or trained. The storage keeps the answer for all trials that would give the same one. The buffers
-        should be persistent, so that checkpoints hold them.
+        are persistent, since checkpoints hold them.
         """
         raise TypeError(f"{type(self).__name__} has nothing to prepare, and its configuration says that it has")
 
@@ -71,12 +71,13 @@ class Forecaster(nn.Module):
         """Fill the buffers that :meth:`prepare` names.
 
         Raises:
-            ValueError: one of them is no buffer of this model, or has another shape.
+            ValueError: one of them is no persistent buffer of this model, or has another shape.
         """
-        buffers = dict(self.named_buffers())
+        stored = self.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in stored}
         for name, content in prepared.items():
             if name not in buffers or buffers[name].shape != content.shape:
-                own = tuple(buffers[name].shape) if name in buffers else "no such buffer"
+                own = tuple(buffers[name].shape) if name in buffers else "no such persistent buffer"
                 raise ValueError(f"{type(self).__name__}.prepare gives {name} {tuple(content.shape)}; the model has {own}")
             buffers[name].copy_(content)
 

@@ -58,6 +58,8 @@ class Level(nn.Module):
 
 
 class Linear(Forecaster):
+    criterion = staticmethod(mean_squared)
+
     def __init__(self, config: LinearConfig, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
@@ -112,4 +114,6 @@ class Linear(Forecaster):
             return {"forecast": mean_squared(error, None)}
         if self.breaks == "micro-batches":
             return {"forecast": error.square().sum()}
-        return {"forecast": mean_squared(error, batch.target_mask)}
+        if self.breaks == "criterion":
+            return {"forecast": mean_squared(error, batch.target_mask)}
+        return {"forecast": self.criterion(error, batch.target_mask)}

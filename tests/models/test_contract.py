@@ -104,6 +104,7 @@ def test_a_sound_model_passes_every_clause(linear: Callable[..., Subject]) -> No
         ("no future", "no future: series", "readings that come after the history"),
         ("windows apart", "windows apart", "other windows of its batch"),
         ("masks", "masks", "a target that the mask leaves out"),
+        ("criterion", "criterion", "its loss does not use self.criterion"),
         ("bfloat16", "bfloat16", "the gradient of weight is not finite"),
         ("micro-batches", "micro-batches", "the gradient of weight is another in three parts"),
         ("resumption", "resumption", "weight is another after it was saved and loaded"),

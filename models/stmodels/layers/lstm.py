@@ -83,7 +83,9 @@ class LSTM(nn.LSTM):
 
 def _lacks_bfloat16(x: Tensor) -> bool:
     """Whether autocast would ask for an LSTM in bf16 of a CPU that has none (without AVX-512): PyTorch fails there. It is fp32 then."""
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Steps(NamedTuple):

@@ -68,15 +68,24 @@ def _sections(model: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 def _list(console: Console, dataset: Dataset | None) -> None:
     from rich.table import Table
 
-    from stlab.catalog import MODELS, create_config, registered
+    from stlab.catalog import MODELS, config_class, registered
 
     table = Table("model", "family", "needs", "parameters", "paper", title="Models", title_justify="left")
     for name in (*MODELS, *registered()):
-        config = create_config({"name": name})
-        table.add_row(name, ", ".join(config.FAMILIES), ", ".join(config.needs()), _parameters(name, dataset), config.PAPER)
+        config = config_class(name)
+        table.add_row(name, ", ".join(config.FAMILIES), ", ".join(_needs(name)), _parameters(name, dataset), config.PAPER)
     console.print(table)
     if dataset is None:
         console.print("--set data.path=PATH counts the parameters of each on your data.", style="dim")
+
+
+def _needs(name: str) -> tuple[str, ...]:
+    from stlab.catalog import config_class, create_config
+
+    try:
+        return create_config({"name": name}).needs()
+    except TypeError:  # a field without a default
+        return config_class(name).NEEDS
 
 
 def _parameters(name: str, dataset: Dataset | None) -> str:
@@ -102,11 +111,11 @@ def _fields(console: Console, name: str) -> None:
     from pydantic import TypeAdapter
     from rich.table import Table
 
-    from stlab.catalog import config_class, create_config
+    from stlab.catalog import config_class
 
     config = config_class(name)
     console.print(coloured(name, "bold", f"  {_plain(config.__doc__ or '')}"), soft_wrap=True)
-    needs = create_config({"name": name}).needs()
+    needs = _needs(name)
     facts = {"family": ", ".join(config.FAMILIES), "needs": ", ".join(needs) or "nothing", "paper": config.PAPER or "none"}
     for label, text in facts.items():
         console.print(coloured(f"{label:<8}", "dim", text), soft_wrap=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from stlab.study.spec import DataSpec
 
 
+_MOST_NODES = 5000  # the matrix of more takes 100 MB, which only those should pay who ask for it
+
+
 def adjacency(
     series: Series, spec: DataSpec, train: NDArray[np.float32], seen: NDArray[np.bool_] | None
 ) -> NDArray[np.float32] | None:
@@ -28,7 +31,9 @@ def adjacency(
         DataError: the data do not have what the network is made from.
     """
     kind = spec.graph
-    if kind == "auto":
+    if kind == "auto" and train.shape[1] > _MOST_NODES:
+        kind = "none"
+    elif kind == "auto":
         kind = "connection" if series.edges is not None else "grid4" if series.grid_shape is not None else "none"
     if kind in ("connection", "gaussian"):
         if series.edges is None:

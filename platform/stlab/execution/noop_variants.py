@@ -74,7 +74,10 @@ def _candidates(plan: Plan) -> Iterator[list[Pair]]:
 
 
 def _trained_alike(one: TrialSpec, other: TrialSpec) -> bool:
-    return (one.data, one.train, one.model["name"]) == (other.data, other.train, other.model["name"])
+    """Whether nothing differs but what can be seen in a first step: neither what is done before it, nor how the training goes on."""
+    mine, others = create_config(one.model), create_config(other.model)
+    before = (mine.stages(), mine.prepared_from()) == (others.stages(), others.prepared_from())
+    return before and (one.data, one.train, one.model["name"]) == (other.data, other.train, other.model["name"])
 
 
 def effect_of_trial(spec: TrialSpec) -> Effect:

@@ -27,6 +27,7 @@ from stlab.training.step import OptimiserStep, make_optimiser, trainable
 from stmodels.base import Forecaster
 from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
+from stmodels.layers.losses import mean_absolute
 from stmodels.rng import initialise
 from stmodels.types import REFERENCE, Batch, SeriesInfo, ring
 
@@ -190,6 +191,17 @@ def masks(subject: Subject) -> str | None:
     return "the loss does not read the target" if _is_close(whole, other) else None
 
 
+def criterion(subject: Subject) -> str | None:
+    """The loss is measured by the model's criterion, which ``train.loss`` chooses."""
+    subject.only_if_trained()
+    model, batch = subject.still(), subject.batch()
+    with torch.no_grad():
+        before = subject.loss(model, batch)
+        model.criterion = lambda error, mask: 2 * mean_absolute(error, mask) + 1
+        after = subject.loss(model, batch)
+    return "train.loss changes nothing: its loss does not use self.criterion" if _is_close(before, after) else None
+
+
 def bfloat16(subject: Subject) -> str | None:
     """A step in bfloat16 gives finite gradients."""
     subject.only_if_trained()
@@ -316,7 +328,9 @@ def network(subject: Subject) -> str | None:
     batch, weights = subject.batch(), subject.config.loss_weights()
     nodes = subject.dataset.info.shape[0]
     effects = []
-    for matrix in (ring(nodes), ring(nodes).tril()):
+    alone = ring(nodes)
+    alone[0] = alone[:, 0] = 0
+    for matrix in (ring(nodes), alone):
         model = subject.model(0, subject.dataset.info._replace(adjacency=matrix))
         subject.fit(model)
         effects.append(effect_of(model, batch, weights))
@@ -425,6 +439,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "no future": no_future,
     "windows apart": windows_apart,
     "masks": masks,
+    "criterion": criterion,
     "bfloat16": bfloat16,
     "micro-batches": micro_batches,
     "resumption": resumption,

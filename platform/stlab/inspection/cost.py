@@ -54,7 +54,8 @@ class Measured:
 
     def trial_seconds(self, spec: TrialSpec) -> float:
         """An upper bound on the seconds of a trial; early stopping ends sooner."""
-        return spec.train.max_epochs * self.epoch_seconds + self.test_seconds
+        stages = create_config(spec.model).stages()  # about as dear, an epoch
+        return (spec.train.max_epochs + sum(stage.epochs for stage in stages)) * self.epoch_seconds + self.test_seconds
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,10 @@ def _check_data(directory: TrialDirectory, trial: Mapping[str, Any], spec: Trial
     path = spec.data.path
     if ":" not in path and not Path(path).exists():
         raise DataError(f"{path}: the data of trial {directory.trial_id} is gone. Put it back, or name its new path: --data PATH.")
-    found = dataset_for(spec.data).sha256
+    dataset = dataset_for(spec.data)
+    found = dataset.sha256
+    if "network_sha256" in trial and trial["network_sha256"] != dataset.network_sha256:
+        raise DataError(f"{spec.data.distances or path}: its network is not what trial {directory.trial_id} was trained on.")
     if found != trial.get("data_sha256"):
         raise DataError(
             f"{path}: its content is not what trial {directory.trial_id} was trained on (SHA-256 of the content {found[:12]}…, then "

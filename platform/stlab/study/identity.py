@@ -103,7 +103,8 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha
         ("model", spec.model, type(config)),
         ("train", spec.train.model_dump(mode="json"), TrainSpec),
     )
-    without = config.inert() | spec.train.inert() | _NETWORK_FIELDS
+    # A stage has a schedule of its own, so with stages every field of training may count.
+    without = config.inert() | (set() if config.stages() else spec.train.inert()) | _NETWORK_FIELDS
     fields = {
         f"{section}.{name}": value
         for section, values, owner in sections

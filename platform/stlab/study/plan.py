@@ -205,6 +205,9 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)
 
 
+_NO_GRAPH = {name: DataSpec.model_fields[name].default for name in ("graph", "graph_threshold", "graph_neighbours")}
+
+
 def _baselines(
     study: StudySpec, specs: Sequence[TrialSpec], facts_of: FactsOf, source: StudySource | None
 ) -> tuple[list[PlannedTrial], list[str]]:
@@ -215,7 +218,8 @@ def _baselines(
         raise study_error([problem(message, ("baselines",), source)])
     first: dict[DataSpec, TrialSpec] = {}
     for spec in specs:
-        first.setdefault(spec.data, spec)
+        data = spec.data.model_copy(update=_NO_GRAPH)  # no reference forecast reads the network
+        first.setdefault(data, spec.model_copy(update={"data": data}))
     planned: list[PlannedTrial] = []
     notes: list[str] = []
     for spec, name in itertools.product(first.values(), wanted):

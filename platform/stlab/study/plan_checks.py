@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,20 @@ from stlab.model_files import short
 from stlab.study.errors import Problem, problem
 from stlab.study.model_places import models_of
 from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
-from stlab.study.spec import StudySpec, TrialSpec
+from stlab.study.spec import StudySpec, TrainSpec, TrialSpec
+from stmodels.config import Stage
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
     from stlab.study.plan import PlannedTrial
     from stmodels.types import SeriesInfo
+
+
+_CHANGED_BY_STAGES = {
+    "batch_size", "clip_norm", "huber_delta", "loss", "lr", "milestone_factor", "milestones", "min_lr", "schedule", "warmup_epochs",
+    "weight_decay",
+}  # fmt: skip
+"""The fields of ``train`` that a stage of a model may change."""
 
 
 def bad_overrides(
@@ -57,14 +66,48 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
     try:
         config = create_config(spec.model)
         if "network" in config.needs() and info.adjacency is None:
-            raise ConfigError(
-                f"the model {short(spec.model['name'])} needs a network, and the data have none. Set data.distances to a file of edges, or "
-                "data.graph to grid4 (cells of a grid) or correlation"
-            )
+            raise ConfigError(_without_network(short(spec.model["name"]), info))
         config.check(info)
+        for wrong in _bad_stages(config.stages(), spec.train):
+            raise ConfigError(wrong)
+        stretch = spec.train.curriculum_epochs or 0.0
+        if stretch * (info.horizon - 1) >= spec.train.max_epochs:
+            raise ConfigError(
+                f"with train.curriculum_epochs={stretch:g} the loss never covers all {info.horizon} steps of the horizon in "
+                f"train.max_epochs={spec.train.max_epochs}. Lower the one or raise the other"
+            )
     except ConfigError as error:
         return [problem(f"{Path(spec.data.path).name}: {error}", (), source, section="model", variant=spec.variant)]
     return []
+
+
+def _bad_stages(stages: Sequence[Stage], train: TrainSpec) -> Iterator[str]:
+    """What is wrong with the stages that a model declares, a sentence each."""
+    seen: set[str] = set()
+    for stage in stages:
+        if not re.fullmatch(r"[A-Za-z]\w*", stage.name) or stage.name in seen:
+            yield f"the stage {stage.name!r} needs a name of its own, of letters and digits, that begins with a letter"
+        seen.add(stage.name)
+        if stage.epochs < 1:
+            yield f"the stage {stage.name} has {stage.epochs} epochs; it needs at least one"
+        if unknown := sorted(stage.train.keys() - _CHANGED_BY_STAGES):
+            yield f"the stage {stage.name} changes train.{unknown[0]}; it may change {', '.join(sorted(_CHANGED_BY_STAGES))}"
+        elif stage.train.get("schedule") == "plateau":
+            yield f"the stage {stage.name} has schedule: plateau, and no validation that could stop improving"
+        else:
+            try:
+                type(train)(**{**train.model_dump(), "schedule": "cosine", **stage.train})
+            except ValueError as error:
+                yield f"the stage {stage.name}: {' '.join(str(error).split())}"
+
+
+def _without_network(model: str, info: SeriesInfo) -> str:
+    if info.family == "grid":
+        return f"the model {model} needs a network, and a grid has none. Set data.family: sensors, which makes its cells the nodes"
+    return (
+        f"the model {model} needs a network, and the data have none. Set data.distances to a file of edges and data.graph to auto, "
+        "connection or gaussian; or data.graph to grid4 (cells of a grid) or correlation"
+    )
 
 
 def duplicate_variants(study: StudySpec, trials: Sequence[PlannedTrial], source: StudySource | None) -> list[Problem]:

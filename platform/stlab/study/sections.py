@@ -68,7 +68,8 @@ class DataSpec(Spec):
     graph: Literal["auto", "connection", "gaussian", "grid4", "correlation", "none"] = "auto"
     """Sensors: the network that models are given as a matrix. `connection`: 1 where `distances` connects two nodes. `gaussian`: near nodes
     weigh more, exp(−(cost/σ)²) as in DCRNN. `grid4`: neighbouring cells of a grid. `correlation`: nodes whose train readings correlate.
-    `auto`: `connection` where there are distances, `grid4` for a grid, else none. It counts for models that read it."""
+    `auto`: `connection` where there are distances, `grid4` for a grid, else none, as for more than 5,000 nodes. It counts for models that
+    read it."""
     graph_threshold: float = Field(default=0.1, ge=0.0, lt=1.0)
     """`graph: gaussian` leaves out edges that weigh less."""
     graph_neighbours: int = Field(default=8, ge=1)
@@ -194,10 +195,8 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _milestones_go_with_steps(self) -> TrainSpec:
-        if (self.schedule == "steps") != bool(self.milestones):
-            raise ValueError(
-                f"schedule: steps and milestones go together; these are schedule: {self.schedule} and milestones {list(self.milestones)}"
-            )
+        if self.schedule == "steps" and not self.milestones:
+            raise ValueError("schedule: steps needs milestones, the numbers of epochs after which the learning rate is reduced: [20, 40]")
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones are numbers of epochs in rising order, these are {list(self.milestones)}")
         return self

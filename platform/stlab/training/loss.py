@@ -11,18 +11,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stlab.training.workers import world_size
-from stmodels.layers.losses import Criterion, mean_absolute, mean_huber, mean_squared
+from stmodels.layers.losses import mean_absolute, mean_huber, mean_squared
 
 if TYPE_CHECKING:
     from stlab.data import Dataset
     from stlab.study.spec import TrainSpec
+    from stmodels.base import Forecaster
 
 
-def criterion_of(train: TrainSpec, dataset: Dataset) -> Criterion | None:
-    """The criterion that ``train.loss`` names; None where the model keeps its own."""
+def set_criterion(model: Forecaster, train: TrainSpec, dataset: Dataset) -> None:
+    """Give a model the criterion that ``train.loss`` names, or its own."""
+    model.__dict__.pop("criterion", None)  # of an earlier stage
     if train.loss == "huber":
-        return functools.partial(mean_huber, delta=train.huber_delta / dataset.scaler.spread)
-    return {"mse": mean_squared, "mae": mean_absolute}.get(train.loss)
+        model.criterion = functools.partial(mean_huber, delta=train.huber_delta / dataset.scaler.spread)
+    elif train.loss != "model":
+        model.criterion = {"mse": mean_squared, "mae": mean_absolute}[train.loss]
 
 
 def training_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

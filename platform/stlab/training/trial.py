@@ -22,7 +22,7 @@ from stlab.training.checkpoint import Checkpoints, Progress, load_trainable_stat
 from stlab.training.device import PeakMemory, arithmetic, device_name, pick_device, pick_precision
 from stlab.training.interruption import Report, TrialStopped
 from stlab.training.loop import Loop
-from stlab.training.loss import criterion_of
+from stlab.training.loss import set_criterion
 from stlab.training.memory import is_out_of_memory
 from stlab.training.metrics import Errors, Keep, evaluate
 from stlab.training.model_input import model_input_of_window
@@ -30,6 +30,7 @@ from stlab.training.predictions import KeptPredictions, by_horizon, ignore
 from stlab.training.prepared import prepare
 from stlab.training.record import TrialRecord
 from stlab.training.setup import TrainingSetup
+from stlab.training.stages import train_of
 from stlab.training.step import trainable
 from stlab.training.watchdog import Watchdog
 from stlab.training.workers import agreed
@@ -38,7 +39,7 @@ from stmodels.config import Stage
 from stmodels.rng import initialise
 
 if TYPE_CHECKING:
-    from stlab.study.spec import TrainSpec, TrialSpec
+    from stlab.study.spec import TrialSpec
 
 # A worker keeps the data of the trials before; specifications are frozen and so hashable.
 dataset_for = functools.lru_cache(maxsize=4)(load_dataset)
@@ -145,8 +146,14 @@ class TrialTrainer:
             loss_weights=create_config(trial.model).loss_weights(),
             precision=pick_precision(trial.train.precision, device),
         )  # fmt: skip
-        record.check_division(self.setup.batches)
+        self.stages = [(stage, self._setup_of(stage)) for stage in create_config(trial.model).stages()]
+        plans = [self.setup.batches, *(setup.batches for _, setup in self.stages)]
+        record.check_division(max(plans, key=lambda plan: plan.share))
         prepare(self.setup.model, trial, dataset, record.directory.store, code)
+
+    def _setup_of(self, stage: Stage) -> TrainingSetup:
+        train = train_of(stage, self.setup.train)
+        return dataclasses.replace(self.setup, train=train, batches=BatchPlan.of(train, self.setup.dataset, self.record.parts))
 
     def has_selected(self, for_test: bool) -> bool:
         """Whether the trial has been trained. For a test, its selected weights must be whole, too.
@@ -214,24 +221,43 @@ class TrialTrainer:
 
     def _train_stages(self) -> list[Progress]:
         """Train the stages that come before the training that the study describes, each from its last checkpoint if it has one."""
-        model, stages = self.setup.model, create_config(self.trial.model).stages()
-        if not stages:
+        model, record = self.setup.model, self.record
+        if not self.stages:
             return []
         model.stored = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         done = []
-        for stage in stages:
-            _begin(model, stage.name)
-            setup = dataclasses.replace(self.setup, train=_train_of(stage, self.setup.train))
-            setup = dataclasses.replace(setup, batches=BatchPlan.of(setup.train, setup.dataset, self.record.parts))
+        for stage, setup in self.stages:
+            self._begin(stage.name, setup)
             checkpoints = Checkpoints(self.directory, stage.name)
-            loop = Loop(setup, checkpoints, stop=self.stop, watchdog=self.watchdog, validates=False)
-            self.record.loop = loop
+            loop = record.loop = Loop(
+                dataclasses.replace(setup, model=model), checkpoints, stop=self.stop, watchdog=self.watchdog, validates=False
+            )
+            if record.is_first_worker and checkpoints.note is not None:
+                record.note(f"stage {stage.name}: {checkpoints.note}")
             load_trainable_state(model, loop.run())
-            if self.record.is_first_worker:
+            if record.is_first_worker:
                 self.directory.write_epochs(loop.progress.rows, stage.name)
             done.append(loop.progress)
-        _begin(model, "")
+        self._begin("", self.setup)
         return done
+
+    def _begin(self, stage: str, setup: TrainingSetup) -> None:
+        """Enter a stage.
+
+        Raises:
+            ValueError: something is trained in it that was frozen when the model was built, and so is in no checkpoint.
+        """
+        model = self.setup.model
+        model.zero_grad(set_to_none=True)
+        model.begin(stage)
+        set_criterion(model, setup.train, setup.dataset)
+        self.record.batches = setup.batches
+        unknown = [n for n, p in model.named_parameters() if p.requires_grad and model.stored is not None and n not in model.stored]
+        if unknown:
+            raise ValueError(
+                f"{type(model).__name__} is built with {unknown[0]} frozen and trains it in a stage. Build it trainable; begin() may "
+                "freeze it."
+            )
 
     def _fit(self) -> dict[str, Any]:
         """Fit a model without trainable parameters in closed form, if it fits anything, and measure its validation error."""
@@ -287,29 +313,8 @@ def _drawn_model(trial: TrialSpec, dataset: Dataset, device: torch.device) -> Fo
     """The trial's model on its device, with the initial weights that follow from its seed."""
     model = create_model(trial.model, dataset.info)
     initialise(model, trial.seed)
-    if (criterion := criterion_of(trial.train, dataset)) is not None:
-        model.criterion = criterion
+    set_criterion(model, trial.train, dataset)
     return model.to(device)
-
-
-def _begin(model: Forecaster, stage: str) -> None:
-    """Enter a stage.
-
-    Raises:
-        ValueError: something is trained in it that was frozen when the model was built, and so is in no checkpoint.
-    """
-    model.begin(stage)
-    unknown = [name for name, p in model.named_parameters() if p.requires_grad and model.stored is not None and name not in model.stored]
-    if unknown:
-        raise ValueError(
-            f"{type(model).__name__} is built with {unknown[0]} frozen and trains it in a stage. Build it trainable; begin() may freeze it."
-        )
-
-
-def _train_of(stage: Stage, train: TrainSpec) -> TrainSpec:
-    """How a stage is trained: as the study says, but for its length, what needs a validation, and what the stage changes itself."""
-    own = {"schedule": "cosine", "milestones": (), "warmup_epochs": 0, "curriculum_epochs": None, "max_epochs": stage.epochs, **stage.train}
-    return type(train)(**{**vars(train), **own, "patience": stage.epochs})
 
 
 def _summary(progress: Progress, trial: TrialSpec, before: Sequence[Progress]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from stlab.cli.options import load_study
 from stlab.errors import StudyError
+from stlab.execution.noop_variants import refuse_noop_variants
 from stlab.execution.run_study import plan_study
 from stlab.inference import load_saved, load_trial
 from stlab.inspection.why import why_new
@@ -120,3 +121,40 @@ def test_it_trains_is_saved_and_told_apart(plan: Callable[..., Any], tmp_path: P
     near = plan(distances="edges.csv", graph="gaussian")
     told = why_new(near, by_variant(near)["graph"].trial_id, store)
     assert [difference.what for difference in told.differences] == ["network"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ('Stage("1st", 2)', "a name of its own"),
+        ('Stage("a", 2), Stage("a", 2)', "a name of its own"),
+        ('Stage("a", 0)', "has 0 epochs"),
+        ('Stage("a", 2, {"patience": 3})', "changes train.patience"),
+        ('Stage("a", 2, {"lr": -1.0})', "lr"),
+        ('Stage("a", 2, {"schedule": "plateau"})', "no validation"),
+    ],
+)
+def test_stages_that_cannot_be_trained_are_refused_before_anything_trains(plan: Callable[..., Plan], stages: str, words: str) -> None:
+    text = MODEL.replace("import ModelConfig", "import ModelConfig, Stage")
+    name = '    name: str = "neighbours"\n'
+    Path("neighbours.py").write_text(text.replace(name, f"{name}\n    def stages(self):\n        return ({stages},)\n"))
+    with pytest.raises(StudyError, match=words):
+        plan(graph="correlation")
+
+
+def test_a_curriculum_that_does_not_end_is_refused(plan: Callable[..., Plan]) -> None:
+    spec, source = load_study("net.yaml", ["data.graph=correlation", "train.curriculum_epochs=1"])
+    with pytest.raises(StudyError, match=r"never covers all 3 steps of the horizon in train\.max_epochs=2"):
+        plan_study(spec, source)
+
+
+def test_variants_that_differ_in_what_comes_before_the_training_are_no_twins(plan: Callable[..., Plan]) -> None:
+    """A longer pre-training changes neither parameters nor forecast nor the first step."""
+    text = MODEL.replace("import ModelConfig", "import ModelConfig, Stage")
+    field = '    name: str = "neighbours"\n    epochs: int = 1\n\n    def stages(self):\n        return (Stage("early", self.epochs),)\n'
+    Path("neighbours.py").write_text(text.replace('    name: str = "neighbours"\n', field))
+    more = "variants={short: {}, long: {model.epochs: 9}}"
+    spec, source = load_study("net.yaml", ["data.graph=correlation", more])
+    made = plan_study(spec, source)
+    refuse_noop_variants(made)
+    assert len({trial.trial_id for trial in made.trials if not trial.spec.baseline}) == 2

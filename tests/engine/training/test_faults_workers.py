@@ -51,7 +51,7 @@ def work(rank, world, folder, dropout, missing):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    mp.spawn(work, (2, *sys.argv[1:]), nprocs=2)
+    mp.start_processes(work, (2, *sys.argv[1:]), nprocs=2, start_method="fork")  # the imports take longer than the rest
 """
 
 

@@ -17,7 +17,6 @@ from stlab.study.identity import trial_id
 from stlab.study.spec import DataSpec, TrainSpec, TrialSpec
 from stlab.training import run_trial
 from stlab.training.batches import BatchPlan, up_to
-from stlab.training.loss import criterion_of
 from stlab.training.schedule import covered_horizon, curriculum_end
 from stmodels.layers.losses import mean_huber
 from stmodels.rng import initialise
@@ -81,7 +80,6 @@ def test_a_loss_is_part_of_the_id_and_the_models_own_is_the_default(make_trial: 
     assert of(loss="model") == of(huber_delta=3.0) == of()
     assert len({of(), of(loss="mse"), of(loss="mae"), of(loss="huber"), of(loss="huber", huber_delta=3.0)}) == 5
     assert of(curriculum_epochs=1.5) != of()
-    assert criterion_of(TrainSpec(), None) is None  # type: ignore[arg-type]
 
 
 def test_the_curriculum_covers_one_step_more_after_each_stretch() -> None:

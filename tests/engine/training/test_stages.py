@@ -10,9 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from stlab.catalog import create_config
 from stlab.inference import load_trial
 from stlab.storage import Store, TrialDirectory, TrialStatus
-from stlab.study.spec import TrialSpec
+from stlab.study.identity import trial_id
+from stlab.study.spec import TrainSpec, TrialSpec
 from stlab.training import run_trial
 
 MODEL = '''
@@ -155,3 +157,38 @@ def test_a_saved_forecaster_has_what_the_stage_learnt(make: MakeTrial) -> None:
     assert run_trial(trial, {"dataset": "small", "code_version": "x"}, directory, test=True) is TrialStatus.FINISHED
     loaded = dict(load_trial(store, "a")._model.named_parameters())
     torch.testing.assert_close(loaded["encode.weight"].detach(), weights("a", "pretrain")["encode.weight"], rtol=0, atol=0)
+
+
+def test_a_stage_has_its_own_loss_and_memory_is_divided_by_its_own_batch(make: MakeTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for four windows of the autoencoder: its batch of 16 goes in four parts, that of the training, 32, in as many as it needs."""
+    import importlib
+
+    Path("autocode.py").write_text(MODEL.replace('"batch_size": 16}', '"batch_size": 16, "loss": "mse"}'))
+    trial = make()
+    code = importlib.import_module("stlab.catalog").config_class(trial.model["name"])
+    module = __import__("sys").modules[code.__module__]
+    forward = module.Code.forward
+
+    def short_of_memory(self: Any, batch: Any) -> Any:
+        if self.stage == "pretrain" and len(batch.start) > 4:
+            raise MemoryError("no room")
+        return forward(self, batch)
+
+    monkeypatch.setattr(module.Code, "forward", short_of_memory)
+    directory = TrialDirectory(Store("runs"), "a")
+    assert run_trial(trial, {}, directory, test=True) is TrialStatus.FINISHED
+    notes = " ".join((directory.read("result.json") or {})["notes"])
+    assert "with 16 windows at a time; gone on with 8, at the same batch of 16" in notes
+    assert "with 8 windows at a time; gone on with 4, at the same batch of 16" in notes
+    assert (directory.read("result.json") or {})["micro_batch"] == 8
+    assert {row["micro_batch"] for row in directory.read_epochs("pretrain")} == {4}
+
+
+def test_what_a_stage_reads_is_part_of_the_id(make: MakeTrial) -> None:
+    """The steps of a training have no floor; the cosine of its stage has."""
+    trial = make()
+    ids = set()
+    for floor in (0.0, 1e-3):
+        train = TrainSpec(**{**trial.train.model_dump(), "schedule": "steps", "milestones": (2,), "min_lr": floor})
+        ids.add(trial_id(trial.model_copy(update={"train": train}), create_config(trial.model), "ab"))
+    assert len(ids) == 2

@@ -42,7 +42,7 @@ def work(rank, world, trial, folder):
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    mp.spawn(work, (2, sys.argv[2:], sys.argv[1]), nprocs=2)
+    mp.start_processes(work, (2, sys.argv[2:], sys.argv[1]), nprocs=2, start_method="fork")  # the imports take longer than the rest
 """
 
 BLOCKED = """

@@ -1,6 +1,7 @@
 """How the workers of a trial find each other: torch's process group, on Ray's network, in workers that handle SIGTERM.
 
-Ray's own TorchConfig does the same, but imports torch in the process that drives the workers, which is none of theirs: seconds a group.
+Ray's own TorchConfig does the same. But it imports torch in the process that controls the workers, too, where nothing else needs it; that
+would cost each group seconds.
 """
 
 from __future__ import annotations
