@@ -39,9 +39,9 @@ class Finder(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = exec_module
         return spec
 
-def start(config):
+def start(dist):
     """The first worker that looks for the others does not find them, in the first group of either size."""
-    init = config.dist.init_process_group
+    init = dist.init_process_group
 
     def refused(*args, **kwargs):
         try:
@@ -51,7 +51,7 @@ def start(config):
         raise RuntimeError("Gloo connectFullMesh failed with: Connection refused")
 
     if "STLAB_TEST_REFUSED" in os.environ:
-        config.dist.init_process_group = refused
+        dist.init_process_group = refused
 
 def step(lstm):
     model = lstm.LSTMForecaster
@@ -73,7 +73,7 @@ def step(lstm):
 
     model.forward = faulty
 
-SABOTAGED = {"stmodels.series.lstm": step, "ray.train.torch.config": start}
+SABOTAGED = {"stmodels.series.lstm": step, "torch.distributed": start}
 if any("default_worker.py" in word for word in sys.orig_argv):
     sys.meta_path.insert(0, Finder())
 '''
