@@ -218,8 +218,7 @@ def _baselines(
         raise study_error([problem(message, ("baselines",), source)])
     first: dict[DataSpec, TrialSpec] = {}
     for spec in specs:
-        data = spec.data.model_copy(update=_NO_GRAPH)  # no reference forecast reads the network
-        first.setdefault(data, spec.model_copy(update={"data": data}))
+        first.setdefault(spec.data.model_copy(update=_NO_GRAPH), spec)  # no reference forecast reads the network
     planned: list[PlannedTrial] = []
     notes: list[str] = []
     for spec, name in itertools.product(first.values(), wanted):
