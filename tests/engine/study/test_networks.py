@@ -158,3 +158,12 @@ def test_variants_that_differ_in_what_comes_before_the_training_are_no_twins(pla
     made = plan_study(spec, source)
     refuse_noop_variants(made)
     assert len({trial.trial_id for trial in made.trials if not trial.spec.baseline}) == 2
+
+
+def test_references_stand_once_whatever_the_graph(plan: Callable[..., Plan]) -> None:
+    """And they are planned from the data as the variants read them, so that no file is read twice."""
+    graphs = "variants={near: {data.graph: correlation}, far: {data.graph: correlation, data.graph_neighbours: 1}}"
+    spec, source = load_study("net.yaml", [graphs])
+    references = [trial for trial in plan_study(spec, source).trials if trial.spec.baseline]
+    assert len({trial.spec.variant for trial in references}) == len(references) > 1
+    assert {trial.spec.data.graph for trial in references} == {"correlation"}
