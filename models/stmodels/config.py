@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # Annotations of fields: ``flow_weight: Annotated[float, KEEPS_COST] = 0.5``. Their texts explain themselves in a type's repr.
 KEEPS_NUMBERS: Final = "another value cannot change a number, so the field is no part of a trial's id"
 KEEPS_COST: Final = "another value does not change the time that a step takes"
+READ_BY_SOME: Final = "only some models read what it makes of the data, and it is part of the ids of their trials alone, by its content"
+
+PARTS: Final = ("network", "inputs")
+"""What only some models read of the data: the network of the sensors, and further channels."""
 
 
 def marked(owner: type[Any], mark: str) -> frozenset[str]:
@@ -58,8 +62,9 @@ class ModelConfig:
     """The families of data that it forecasts."""
     NEEDS: ClassVar[tuple[str, ...]] = ()
     """``calendar`` (it reads the slots of the week, whatever its fields), ``season`` (it reads the means by slot), ``network`` (it reads
-    ``info.adjacency``) or ``weights`` (pretrained ones). A loaded model is given calendar and season only if it needs them, and a trial of
-    a model that needs a network is refused where the data have none; the last is for the reader of a list."""
+    ``info.adjacency``), ``inputs`` (it reads ``batch.history_inputs``) or ``weights`` (pretrained ones). A loaded
+    model is given calendar and season only if it needs them, and a trial of a model that needs a network or inputs is refused where the
+    data have none; the last is for the reader of a list."""
     PAPER: ClassVar[str] = ""
     """Where it was published."""
     SMALL: ClassVar[Mapping[str, Any]] = {}
@@ -93,9 +98,9 @@ class ModelConfig:
         """``NEEDS``, or what the fields say beside it."""
         return self.NEEDS
 
-    def reads_network(self) -> bool:
-        """Whether the numbers depend on ``info.adjacency``, which is then part of a trial's id."""
-        return "network" in self.needs()
+    def reads(self) -> tuple[str, ...]:
+        """Of ``PARTS``, what the numbers depend on where the data have it. It is then part of a trial's id."""
+        return tuple(part for part in PARTS if part in self.needs())
 
     def stages(self) -> tuple[Stage, ...]:
         """The trainings that come before the one that the study describes, in order. None of them selects by validation errors.

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
     history_season: Tensor | None = None  # (B, P, *S): mean of the train segment at that slot of the week
     target_season: Tensor | None = None  # (B, Q, *S); on train windows both means leave the reading itself out
     target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
+    history_inputs: Tensor | None = None  # (B, P, N, K): further channels of the sensors, each scaled by itself; None without any
 
 
 class Readings(NamedTuple):
@@ -36,6 +37,7 @@ class Readings(NamedTuple):
     values: Tensor  # (n, *S)
     slot: Tensor | None = None  # (n,) int64: slot of the week; None without timestamps
     mask: Tensor | None = None  # (n, *S) bool: True where there is a reading; None means everywhere
+    inputs: Tensor | None = None  # (n, N, K): further channels, each scaled by itself; None without any
 
 
 class Forecast(NamedTuple):
@@ -66,6 +68,7 @@ class SeriesInfo(NamedTuple):
     zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window
     adjacency: Tensor | None = None  # (N, N) float32 ≥ 0: weight of the edge from node i to node j at [i, j]; None without a network
+    inputs: int = 0  # K, the number of further channels that the model is given of the history
 
 
 def ring(nodes: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from stlab.catalog import create_config, create_model
 from stlab.data import Dataset
 from stlab.data.formats.content import DAY_SECONDS
+from stlab.data.inputs import InputScalers
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.protocol.season import season_by_slot, slot_of_week
 from stlab.errors import DataError, ModelError, UserError
@@ -74,6 +75,8 @@ class Facts:
     node_names: tuple[str, ...] | None
     needs: tuple[str, ...] = ()
     """What the model declares to need beside its history (``NEEDS`` of its configuration)."""
+    inputs: InputScalers | None = None
+    """Names and scalers of the further channels; None if the model reads none."""
 
     @property
     def step_seconds(self) -> int | None:
@@ -132,48 +135,74 @@ class TrainedForecaster:
         """Whether ``predict`` needs the start times of the histories."""
         return self.facts.needs_start
 
-    def predict(self, history: ArrayLike, start: ArrayLike | None = None) -> NDArray[np.float32]:
+    @property
+    def inputs_shape(self) -> tuple[int, ...] | None:
+        """(P, N, K) of the further channels that ``predict`` needs; None if it needs none."""
+        scaling = self.facts.inputs
+        return None if scaling is None else (self.facts.info.history, self.facts.info.shape[0], len(scaling.names))
+
+    def predict(
+        self, history: ArrayLike, start: ArrayLike | None = None, inputs: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
         """Forecast windows.
 
         Args:
             history: (B, P, *S) readings in the unit of the data.
             start: (B,) datetime64, local time of each window's first step, or one time for all windows. It is required if the model
                 uses the calendar or the season (``needs_start``), and ignored otherwise.
+            inputs: (B, P, N, K) readings of the further channels (``facts.inputs.names``), each in its own unit. They are required if the
+                model reads them (``inputs_shape``), and ignored otherwise.
 
         Returns:
             (B, Q, *S) float32 in the unit of the data.
 
         Raises:
-            DataError: the shape is wrong, values are not finite, or required times are missing.
+            DataError: a shape is wrong, values are not finite, or required times or channels are missing.
         """
-        values = self._checked(history)
+        values = self._checked(history, "history", self.history_shape)
         slots = self._slots(start, len(values))
+        further = self._further(inputs, len(values))
         parts = []
         with torch.inference_mode():
             for first in range(0, len(values), _WINDOWS_AT_ONCE):
                 chosen = slice(first, first + _WINDOWS_AT_ONCE)
-                batch = self._batch(values[chosen], None if slots is None else slots[chosen])
+                batch = self._batch(
+                    values[chosen], None if slots is None else slots[chosen], None if further is None else further[chosen]
+                )
                 with self._autocast():
                     scaled = self._model(batch).value
                 # The facts have the fields of a data set that the unit depends on: scaler, clamp and nonnegative.
                 parts.append(to_unit(cast(Dataset, self.facts), scaled).cpu().numpy())
         return np.concatenate(parts) if parts else np.empty((0, *self.forecast_shape), np.float32)
 
-    def _checked(self, history: ArrayLike) -> NDArray[np.float32]:
+    def _checked(self, given: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         try:
-            values = np.asarray(history, dtype=np.float32)
+            values = np.asarray(given, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise DataError(f"history: no array of numbers ({error}).") from error
-        if values.shape[1:] != self.history_shape:
-            expected = ", ".join(map(str, self.history_shape))
-            raise DataError(f"history: its shape is {values.shape}, needed is (windows, {expected}) in the data's unit.")
+            raise DataError(f"{name}: no array of numbers ({error}).") from error
+        if values.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise DataError(f"{name}: its shape is {values.shape}, needed is (windows, {expected}) in the data's unit.")
         finite = np.isfinite(values)
         if finite.all():
             return values
         if self.facts.missing != "zero":
             place = [int(i) for i in np.argwhere(~finite)[0]]
-            raise DataError(f"history: {int((~finite).sum())} values are not finite, the first at {place}. Fill them first.")
+            raise DataError(f"{name}: {int((~finite).sum())} values are not finite, the first at {place}. Fill them first.")
         return np.where(finite, values, np.float32(0))
+
+    def _further(self, inputs: ArrayLike | None, windows: int) -> NDArray[np.float32] | None:
+        """(B, P, N, K) scaled further channels. None if the model does not read them."""
+        shape, scaling = self.inputs_shape, self.facts.inputs
+        if shape is None or scaling is None:
+            return None
+        names = ", ".join(scaling.names)
+        if inputs is None:
+            raise DataError(f"inputs: this model reads further channels ({names}): predict(history, inputs=…), (windows, {shape}).")
+        values = self._checked(inputs, "inputs", shape)
+        if len(values) != windows:
+            raise DataError(f"inputs: they have {len(values)} windows, and the history has {windows}.")
+        return scaling.transform(values)
 
     def _slots(self, start: ArrayLike | None, windows: int) -> NDArray[np.int64] | None:
         """(B, P + Q) slots of the week. None if the model does not use them."""
@@ -194,11 +223,13 @@ class TrainedForecaster:
         steps = np.arange(self.facts.info.history + self.facts.info.horizon) * np.timedelta64(step, "s")
         return slot_of_week((times[:, None] + steps).astype("datetime64[s]"), step)
 
-    def _batch(self, values: NDArray[np.float32], slots: NDArray[np.int64] | None) -> Batch:
+    def _batch(self, values: NDArray[np.float32], slots: NDArray[np.int64] | None, further: NDArray[np.float32] | None) -> Batch:
         scaled = self.facts.scaler.transform(values.astype(np.float64)).astype(np.float32)
         history = torch.from_numpy(scaled).to(self._device)
         nothing_ahead = history.new_full((len(history), *self.forecast_shape), torch.nan)
         batch = Batch(history, nothing_ahead, torch.zeros(len(history), dtype=torch.int64, device=self._device))
+        if further is not None:
+            batch = batch._replace(history_inputs=torch.from_numpy(further).to(self._device))
         if slots is None:
             return batch
         week, cut = torch.from_numpy(slots).to(self._device), self.facts.info.history
@@ -221,7 +252,7 @@ class TrainedForecaster:
         (place / _FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _tensors(self._model).items()}
         safetensors.torch.save_file(tensors, place / _WEIGHTS)
-        if (network := self.facts.info.adjacency) is not None and create_config(self.facts.model).reads_network():
+        if (network := self.facts.info.adjacency) is not None and "network" in create_config(self.facts.model).reads():
             safetensors.torch.save_file({"adjacency": network.contiguous()}, place / _NETWORK)
         if self._season is not None:
             safetensors.torch.save_file({"season": self._season.cpu().contiguous()}, place / _SEASON)
@@ -250,8 +281,9 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     dataset = dataset_for(spec)
     if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
         raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")
-    if dataset.network_sha256 != trial.get("network_sha256", dataset.network_sha256):
-        raise DataError(f"{spec.distances or spec.path}: its network is not what trial {trial_id} was trained on.")
+    if changed := dataset.changed_parts(trial):
+        raise DataError(f"{spec.path}: its {changed[0]} are not what trial {trial_id} was trained on.")
+    config = create_config(trial["model"])
     model = create_model(trial["model"], dataset.info)
     try:
         Checkpoints(directory).load_best(model)
@@ -269,7 +301,8 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         precision=str(result.get("precision", "fp32")),
         channel_names=tuple(dataset.channel_names),
         node_names=dataset.node_names,
-        needs=create_config(trial["model"]).needs(),
+        needs=config.needs(),
+        inputs=dataset.inputs.scaling if dataset.inputs is not None and "inputs" in config.reads() else None,
     )
     return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
 
@@ -303,6 +336,7 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
         "channel_names": tuple(values["channel_names"]),
         "node_names": values["node_names"] and tuple(values["node_names"]),
         "needs": tuple(values.get("needs", ())),
+        "inputs": _input_scalers(values.get("inputs")),
     })  # fmt: skip
     facts.model["name"] = relocated(facts.model["name"], Store(place))
     network = safetensors.torch.load_file(place / _NETWORK)["adjacency"] if (place / _NETWORK).exists() else None
@@ -311,6 +345,10 @@ def load_saved(folder: str | Path, device: str = "cpu") -> TrainedForecaster:
     _restore(model, weights, str(place))
     season = safetensors.torch.load_file(place / _SEASON)["season"] if facts.needs_season else None
     return TrainedForecaster(facts, model, season, device)
+
+
+def _input_scalers(saved: Mapping[str, Any] | None) -> InputScalers | None:
+    return None if saved is None else InputScalers(tuple(saved["names"]), tuple(Scaler(**scaler) for scaler in saved["scalers"]))
 
 
 def _portable(model: Mapping[str, Any]) -> dict[str, Any]:

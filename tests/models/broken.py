@@ -31,8 +31,11 @@ class LinearConfig(ModelConfig):
     def components(self) -> dict[str, dict[str, Any]]:
         return {"level": {"model.level": False}, **({"breaks": {"model.breaks": ""}} if self.breaks == "components" else {})}
 
-    def reads_network(self) -> bool:
-        return self.breaks in ("network: unread", "nothing, and reads the network")
+    def reads(self) -> tuple[str, ...]:
+        for part in ("network", "inputs"):
+            if self.breaks in (f"{part}: unread", f"nothing, and reads the {part}"):
+                return (part,)
+        return ()
 
     def check(self, info: SeriesInfo) -> None:
         if info.history % 2 and self.breaks != "odd sizes":
@@ -82,6 +85,8 @@ class Linear(Forecaster):
         value = torch.einsum("qp,bp...->bq...", self.weight, batch.history)
         if "network" in self.breaks and self.breaks != "network: unread" and self.info.adjacency is not None:
             value = value + 0.1 * torch.einsum("nm,bqmc->bqnc", self.info.adjacency, value)
+        if "inputs" in self.breaks and self.breaks != "inputs: unread" and batch.history_inputs is not None:
+            value = value + 0.1 * batch.history_inputs.mean((1, 3))[:, None, :, None]
         if self.level is not None:
             value = value + self.level.level.view(-1, *[1] * (value.ndim - 2))
         return Forecast(self._broken(value, batch))

@@ -13,6 +13,7 @@ from stlab import catalog
 from stlab.data import Dataset, load_dataset
 from stlab.inspection.contract import CHECKS, NotApplicable, Subject, examine
 from stlab.study.spec import DataSpec
+from stmodels.config import PARTS
 from stmodels.errors import ConfigError
 from tests.models import broken
 
@@ -112,7 +113,9 @@ def test_a_sound_model_passes_every_clause(linear: Callable[..., Subject]) -> No
         ("learning", "learning", "its loss is still 1.00 of the first"),
         ("components", "components", "without breaks nothing changes"),
         ("network", "network: unsaid", "it reads the network and does not say so"),
-        ("network", "network: unread", "it says that it reads the network, and nothing changes with it"),
+        ("network", "network: unread", "it says that it reads the network, and without that nothing changes"),
+        ("inputs", "inputs: unsaid", "it reads further channels and does not say so"),
+        ("inputs", "inputs: unread", "it says that it reads further channels, and without that nothing changes"),
         ("odd sizes", "odd sizes", "ValueError instead of a ConfigError: odd"),
         ("traced", "traced", "it is not traced"),
     ],
@@ -123,8 +126,9 @@ def test_each_clause_finds_a_model_that_breaks_it(linear: Callable[..., Subject]
     assert re.search(words, found[clause]), found[clause]
 
 
-def test_a_model_that_says_that_it_reads_the_network_may(linear: Callable[..., Subject]) -> None:
-    assert [finding for finding in examine(linear("nothing, and reads the network")) if finding.problem] == []
+@pytest.mark.parametrize("part", PARTS)
+def test_a_model_that_says_what_it_reads_of_the_data_may(linear: Callable[..., Subject], part: str) -> None:
+    assert [finding for finding in examine(linear(f"nothing, and reads the {part}")) if finding.problem] == []
 
 
 def test_a_number_of_parameters_that_is_wrong_is_found(linear: Callable[..., Subject]) -> None:

@@ -41,6 +41,10 @@ class LSTMConfig(ModelConfig):
         """The components that an ablation can leave out: component → dotted fields, of the whole trial, that switch it off."""
         return {"time_of_day": {"model.time_of_day": False}}
 
+    def reads(self) -> tuple[str, ...]:
+        """Further channels are read where the data have them."""
+        return ("inputs",)
+
     def relative_cost(self) -> float:
         """Multiplications per step, relative to one layer of 64 units."""
         return self.layers * (self.hidden / 64) ** 2

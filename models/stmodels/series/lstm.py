@@ -46,17 +46,19 @@ class LSTMForecaster(Forecaster):
         self.config = config
         self.info = info
         channels = info.shape[-1]
+        seen = channels + info.inputs
         width = config.hidden
         self.time_of_day = TimeOfDay(info.slots_per_day or 0, width) if config.time_of_day else None
         # The embedding is added to a token of the same width. Without it the encoder reads the readings themselves.
-        self.embed = Linear(channels, width) if config.time_of_day else None
-        self.encoder = LSTM(width if config.time_of_day else channels, width, config.layers)
+        self.embed = Linear(seen, width) if config.time_of_day else None
+        self.encoder = LSTM(width if config.time_of_day else seen, width, config.layers)
         self.decoder = LSTM(width, width, config.layers)
         self.readout = Linear(width, channels)
 
     def forward(self, batch: Batch) -> Forecast:
         b, p, n, c = batch.history.shape
-        readings = batch.history.transpose(0, 1).reshape(p, b * n, c)
+        seen = batch.history if batch.history_inputs is None else torch.cat([batch.history, batch.history_inputs], dim=-1)
+        readings = seen.transpose(0, 1).reshape(p, b * n, -1)
         if self.time_of_day is None or self.embed is None:
             _, (hidden, _) = self.encoder(readings)
             states, _ = self.decoder.repeat(hidden[-1], self.info.horizon)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stlab.data.dataset import Dataset
-from stlab.data.formats.content import ReadyWindows, one_channel
+from stlab.data.formats.content import ReadyWindows
 from stlab.data.formats.readers import read_content
 from stlab.data.from_series import dataset_from_series
 from stlab.data.from_windows import dataset_from_windows
@@ -27,4 +27,4 @@ def load_dataset(spec: DataSpec) -> Dataset:
     content = read_content(spec)
     if isinstance(content, ReadyWindows):
         return dataset_from_windows(content, spec)
-    return dataset_from_series(one_channel(content, spec.channel) if spec.family == "sensors" else content, spec)
+    return dataset_from_series(content, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 
 from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS, content_hash
+from stlab.data.inputs import Inputs
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
+from stmodels.config import PARTS
 from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ class TrainReadings:
     """(n,) slots of the week, counted from Monday 00:00."""
     timestamps: NDArray[np.datetime64] | None
     """(n,) datetime64[s]."""
+
+
+_IN_WORDS = {"network": "network's edges (data.distances, data.graph)", "inputs": "further channels (data.inputs)"}
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,21 @@ class Dataset:
     edges: NDArray[np.float64] | None = None
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
 
+    inputs: Inputs | None = None
+    """Further channels of the sensors (``data.inputs``)."""
+
     @functools.cached_property
-    def network_sha256(self) -> str | None:
-        """Hash of the network's weights, ``info.adjacency``; None without a network."""
-        return None if self.info.adjacency is None else content_hash(self.info.adjacency.numpy())
+    def parts(self) -> dict[str, str]:
+        """What only some models read of the data, by name (``PARTS``), with the hash of its content: the network's weights, and the further
+        channels."""
+        network = None if self.info.adjacency is None else content_hash(self.info.adjacency.numpy())
+        found = {"network": network, "inputs": None if self.inputs is None else self.inputs.sha256}
+        return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
+
+    def changed_parts(self, trial: Mapping[str, Any]) -> list[str]:
+        """Of the parts that the record of a trial has a hash of, those that are others here, in words."""
+        recorded = {part: trial.get(f"{part}_sha256") for part in PARTS}
+        return [_IN_WORDS[part] for part, sha256 in recorded.items() if sha256 not in (None, self.parts.get(part))]
 
     def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
         """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once."""

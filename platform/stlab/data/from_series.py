@@ -11,7 +11,8 @@ import torch
 
 from stlab.data.adjacency import adjacency
 from stlab.data.dataset import Dataset, TrainReadings, fingerprint
-from stlab.data.formats.content import Series, channel_names, content_hash
+from stlab.data.formats.content import Series, channel_names, channels_of, content_hash
+from stlab.data.inputs import Inputs, make_inputs
 from stlab.data.protocol.missing import fill_missing
 from stlab.data.protocol.scaler import Scaler, fit_min_max, fit_z_score
 from stlab.data.protocol.season import Season, season_by_slot, slot_of_week
@@ -49,9 +50,12 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
 
     Missing readings (``data.null``) keep their value in the history, and everything that is fitted leaves them out.
 
+    Args:
+        series: the content of the file, with all its channels. Of a network, ``data.channel`` is forecast.
+
     Raises:
-        DataError: there are too few steps, values are missing and ``data.missing`` is ``error``, the train segment does not change, or
-            the protocol is that of ready-made windows.
+        DataError: there is no such channel, there are too few steps, values are missing and ``data.missing`` is ``error``, the train
+            segment does not change, or the protocol is that of ready-made windows.
     """
     if spec.protocol != "forecast":
         raise DataError(
@@ -60,7 +64,11 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
         )
     segments = split_series(len(series.values), spec, series.source)
     (_, train_end), (validation_start, validation_end), (_, end) = segments.values()
-    values, filled = fill_missing(series, spec.missing, spec.family, (train_end, validation_start, validation_end, end))
+    ends = (train_end, validation_start, validation_end, end)
+    inputs = make_inputs(series, spec, train_end, ends)
+    if spec.family == "sensors":
+        series = channels_of(series, [spec.channel])
+    values, filled = fill_missing(series, spec.missing, spec.family, ends)
     train, times = values[:train_end], series.timestamps
     seen = None if series.null is None else values != np.float32(series.null)
     if seen is not None:
@@ -78,6 +86,8 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
     if spec.family == "sensors":
         matrix = adjacency(series, spec, train, None if seen is None else seen[:train_end])
         info = info._replace(adjacency=None if matrix is None else torch.from_numpy(matrix))
+    if inputs is not None:
+        info = info._replace(inputs=inputs.values.shape[-1])
     sha256 = content_hash(series.values, times)
     return Dataset(
         name=series.name,
@@ -103,10 +113,11 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
             train, None if slots is None else slots[:train_end], None if times is None else times[:train_end]
         ),
         source=SeriesSource(
-            _tensors(values, scaler, slots, season, seen), segments, spec.history, spec.horizon, times
+            _tensors(values, scaler, slots, season, seen, inputs), segments, spec.history, spec.horizon, times
         ),
         node_names=series.node_names,
         edges=series.edges,
+        inputs=inputs,
     )
 
 
@@ -164,12 +175,14 @@ def _tensors(
     slots: NDArray[np.int64] | None,
     season: Season | None,
     seen: NDArray[np.bool_] | None,
+    inputs: Inputs | None,
 ) -> SeriesTensors:
     return SeriesTensors(
         series=scaled_tensor(values, scaler),
         slots=None if slots is None else torch.from_numpy(slots),
         season=None if season is None else scaled_tensor(season.values, scaler),
         mask=None if seen is None else torch.from_numpy(seen),
+        inputs=None if inputs is None else inputs.values,
     )
 
 

@@ -53,21 +53,18 @@ class Windows(ABC):
 
 @dataclass(frozen=True)
 class SeriesTensors:
-    """A series on one device: ``series`` and ``season`` (T, *S) scaled, ``slots`` (T,) int64, ``mask`` (T, *S) bool. All but the first may
-    be None."""
+    """A series on one device: ``series`` and ``season`` (T, *S) scaled, ``slots`` (T,) int64, ``mask`` (T, *S) bool, ``inputs`` (T, N, K)
+    scaled. All but the first may be None."""
 
     series: Tensor
     slots: Tensor | None
     season: Tensor | None
     mask: Tensor | None
+    inputs: Tensor | None = None
 
     def to(self, device: torch.device) -> SeriesTensors:
-        return SeriesTensors(
-            self.series.to(device),
-            None if self.slots is None else self.slots.to(device),
-            None if self.season is None else self.season.to(device),
-            None if self.mask is None else self.mask.to(device),
-        )
+        tensors = (self.slots, self.season, self.mask, self.inputs)
+        return SeriesTensors(self.series.to(device), *(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
 class SeriesWindows(Windows):
@@ -103,13 +100,13 @@ class SeriesWindows(Windows):
             history_season=None if data.season is None else _at(data.season, before),
             target_season=None if data.season is None else _at(data.season, ahead),
             target_mask=None if data.mask is None else _at(data.mask, ahead),
+            history_inputs=None if data.inputs is None else _at(data.inputs, before),
         )
 
     def readings(self) -> Readings:
         cut, data = slice(*self._segment), self._tensors
-        return Readings(
-            data.series[cut], None if data.slots is None else data.slots[cut], None if data.mask is None else data.mask[cut]
-        )
+        further = (data.slots, data.mask, data.inputs)
+        return Readings(data.series[cut], *(None if tensor is None else tensor[cut] for tensor in further))
 
     def times(self, index: Tensor) -> NDArray[np.datetime64] | None:
         return None if self._timestamps is None else self._timestamps[self._target_steps[index].cpu().numpy()]

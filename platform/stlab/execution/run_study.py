@@ -104,7 +104,7 @@ def data_facts(spec: DataSpec) -> DataFacts:
         DataError: it cannot be used.
     """
     data = dataset_for(spec)
-    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.network_sha256)
+    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.parts)
 
 
 @contextlib.contextmanager

@@ -168,9 +168,10 @@ class _Beyond:
 def windows_apart(subject: Subject) -> str | None:
     """The windows of a batch do not see each other."""
     model, batch = subject.model(), subject.batch()
-    history = batch.history.clone()
-    history[1:] = torch.randn_like(history[1:])
-    one, other = forecast(model, batch)[:1], forecast(model, batch._replace(history=history))[:1]
+    changed = {name: value.clone() for name in ("history", "history_inputs") if (value := getattr(batch, name)) is not None}
+    for value in changed.values():
+        value[1:] = torch.randn_like(value[1:])
+    one, other = forecast(model, batch)[:1], forecast(model, batch._replace(**changed))[:1]
     return None if _is_close(one, other) else "the forecast of a window changes with the other windows of its batch"
 
 
@@ -334,10 +335,30 @@ def network(subject: Subject) -> str | None:
         model = subject.model(0, subject.dataset.info._replace(adjacency=matrix))
         subject.fit(model)
         effects.append(effect_of(model, batch, weights))
-    is_same, reads = looks_same(*effects), subject.config.reads_network()
-    if reads and is_same:
-        return "it says that it reads the network, and nothing changes with it"
-    return None if reads or is_same else "it reads the network and does not say so: NEEDS, or reads_network()"
+    return _as_it_says(subject, "network", "the network", looks_same(*effects))
+
+
+def inputs(subject: Subject) -> str | None:
+    """Further channels matter to a model if, and only if, it says that it reads them."""
+    info = subject.dataset.info
+    if info.family != "sensors":
+        raise NotApplicable("a grid has no further channels: all of them are forecast")
+    subject.only_if_trained()
+    batch, weights = subject.batch(), subject.config.loss_weights()
+    model = subject.model(0, info._replace(inputs=2))
+    shape = (*batch.history.shape[:3], 2)
+    effects = []
+    for level in (0.0, 1.0):
+        subject.fit(model)
+        effects.append(effect_of(model, batch._replace(history_inputs=torch.full(shape, level)), weights))
+    return _as_it_says(subject, "inputs", "further channels", looks_same(*effects))
+
+
+def _as_it_says(subject: Subject, part: str, words: str, is_same: bool) -> str | None:
+    says = part in subject.config.reads()
+    if says and is_same:
+        return f"it says that it reads {words}, and without that nothing changes"
+    return None if says or is_same else f"it reads {words} and does not say so: NEEDS, or reads()"
 
 
 def odd_sizes(subject: Subject) -> str | None:
@@ -383,6 +404,9 @@ def random_batch(info: SeriesInfo, count: int, seed: int = 0) -> Batch:
 
     start = torch.randint(0, 1000, (count,), generator=rng)
     batch = Batch(normal(info.history), normal(info.horizon), start)
+    if info.inputs:
+        further = torch.randn(count, info.history, info.shape[0], info.inputs, generator=rng)
+        batch = batch._replace(history_inputs=further)
     if info.slots_per_day is None:
         return batch
     slot = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * info.slots_per_day)
@@ -447,6 +471,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "learning": learning,
     "components": components,
     "network": network,
+    "inputs": inputs,
     "odd sizes": odd_sizes,
     "parameters": parameters,
     "traced": traced,

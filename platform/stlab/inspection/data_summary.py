@@ -16,9 +16,9 @@ from stlab.data.formats.content import (
     ReadyWindows,
     Series,
     channel_names,
+    channels_of,
     content_hash,
     numbered_channels,
-    one_channel,
     windows_hash,
 )
 from stlab.data.formats.readers import read_content
@@ -148,7 +148,7 @@ def summarise(spec: DataSpec) -> DataSummary:
 
 def _of_series(series: Series, spec: DataSpec) -> DataSummary:
     values, times, steps = series.values, series.timestamps, len(series.values)
-    used = one_channel(series, spec.channel) if spec.family == "sensors" else series
+    used = channels_of(series, [spec.channel]) if spec.family == "sensors" else series
     segments = segments_of(steps, spec.split, spec.train_ratio)
     short = too_short_message(steps, spec, series.source)
     gaps = missing_message(used, spec.family) if spec.missing == "error" else None

@@ -19,7 +19,7 @@ from stlab.inspection.status import find_trial
 from stlab.model_files import relocated
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.aliases import trial_with_current_fields
-from stlab.study.identity import absolute, code_version, library_versions, source_digests, trial_id
+from stlab.study.identity import absolute, code_version, library_versions, recorded_parts, source_digests, trial_id
 from stlab.study.spec import DataSpec, TrialSpec
 from stlab.training import run_trial
 from stlab.training.trial import dataset_for
@@ -158,8 +158,8 @@ def _check_data(directory: TrialDirectory, trial: Mapping[str, Any], spec: Trial
         raise DataError(f"{path}: the data of trial {directory.trial_id} is gone. Put it back, or name its new path: --data PATH.")
     dataset = dataset_for(spec.data)
     found = dataset.sha256
-    if "network_sha256" in trial and trial["network_sha256"] != dataset.network_sha256:
-        raise DataError(f"{spec.data.distances or path}: its network is not what trial {directory.trial_id} was trained on.")
+    if changed := dataset.changed_parts(trial):
+        raise DataError(f"{path}: its {changed[0]} are not what trial {directory.trial_id} was trained on.")
     if found != trial.get("data_sha256"):
         raise DataError(
             f"{path}: its content is not what trial {directory.trial_id} was trained on (SHA-256 of the content {found[:12]}…, then "
@@ -183,7 +183,7 @@ def _conditions(
     then, now = directory.read("result.json") or {}, again.read("result.json") or {}
     code = Condition("code", *_codes(trial, spec))
     found = [code]
-    identical = trial_id(spec, create_config(spec.model), trial["data_sha256"], trial.get("network_sha256")) == directory.trial_id
+    identical = trial_id(spec, create_config(spec.model), trial["data_sha256"], recorded_parts(trial)) == directory.trial_id
     if not code.differs and not identical:
         found.append(Condition("content of the weights, or of another file of the model", "as in the trial's id", "different"))
     recorded = trial.get("libraries")

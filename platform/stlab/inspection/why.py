@@ -13,9 +13,10 @@ from stlab.errors import ModelError, UserError
 from stlab.model_files import short
 from stlab.storage import Store, TrialDirectory
 from stlab.study.aliases import trial_with_current_fields
-from stlab.study.identity import document
+from stlab.study.identity import document, recorded_parts
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
+from stmodels.config import PARTS
 from stmodels.errors import ConfigError
 
 _ABSENT = "absent"
@@ -26,7 +27,7 @@ class Difference:
     """An entry of the document that a trial's id is the hash of."""
 
     what: str
-    """A dotted field, ``seed``, ``content of the data``, ``code of <file>``, or ``code``."""
+    """A dotted field, ``seed``, ``content of the data``, ``network``, ``inputs``, ``code of <file>``, or ``code``."""
     there: str
     """In the trial that the storage has."""
     here: str
@@ -54,8 +55,8 @@ def why_new(plan: Plan, given: str, store: Store) -> Why:
     planned = _find(plan, given)
     if TrialDirectory(store, planned.trial_id).read("trial.json") is not None:
         return Why(planned, is_there=True)
-    hashes = planned.identity["data_sha256"], planned.identity.get("network_sha256")
-    mine = document(planned.spec, create_config(planned.spec.model), *hashes)
+    parts = recorded_parts(planned.identity)
+    mine = document(planned.spec, create_config(planned.spec.model), planned.identity["data_sha256"], parts)
     best: Why | None = None
     for name in store.names("trials"):
         record = TrialDirectory(store, name).read("trial.json")
@@ -83,7 +84,7 @@ def _document_of(record: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         current = trial_with_current_fields(record)
         spec = TrialSpec(**{name: value for name, value in current.items() if name in TrialSpec.model_fields})
-        made = document(spec, create_config(spec.model), str(record.get("data_sha256")), record.get("network_sha256"))
+        made = document(spec, create_config(spec.model), str(record.get("data_sha256")), recorded_parts(record))
     except (ValidationError, ConfigError, ModelError, TypeError, ValueError, KeyError):
         return None
     return {**made, "code": record.get("code")}
@@ -96,8 +97,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], version: str
         found.append(Difference("seed", str(there["seed"]), str(here["seed"])))
     if there["data"] != here["data"]:
         found.append(Difference("content of the data", f"SHA-256 {there['data'][:12]}…", f"{here['data'][:12]}…"))
-    if there.get("network") != here.get("network"):
-        found.append(Difference("network", *(f"SHA-256 {one.get('network') or 'none'}"[:20] for one in (there, here))))
+    for part in PARTS:
+        if there.get(part) != here.get(part):
+            found.append(Difference(part, *(f"SHA-256 {one.get(part) or 'none'}"[:20] for one in (there, here))))
     if there["code"] is None:
         found.append(Difference("code", f"stlab {version}, which kept no record of its files", "its files are known"))
         return found

@@ -16,16 +16,14 @@ from stlab.model_files import home, short
 from stlab.study import sources
 from stlab.study.spec import DataSpec, TrainSpec, TrialSpec
 from stlab.version import __version__
-from stmodels.config import KEEPS_NUMBERS, ModelConfig, marked
+from stmodels.config import KEEPS_NUMBERS, PARTS, READ_BY_SOME, ModelConfig, marked
 
 _LENGTH = 16
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "numba", "numpy", "scipy", "pandas")
 _TRAINING = ("stlab.training.trial", "stlab.data")
 _FOLLOWED = {"training", "data"}  # of stlab, beside all of stmodels
-_NETWORK_FIELDS = {"data.graph", "data.graph_threshold", "data.graph_neighbours"}
 _NOT_NUMERIC = {
     "stlab.data.adjacency",  # so is the network
-
     "stlab.data.formats",  # the content that a format gives is hashed by itself
     "stlab.training.interruption",
     "stlab.training.memory",
@@ -76,13 +74,13 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
 
 
-def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha256: str | None = None) -> str:
+def trial_id(spec: TrialSpec, config: ModelConfig, data_sha256: str, parts: Mapping[str, str] | None = None) -> str:
     """The id of a resolved trial: the hash of :func:`document`.
 
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
     """
-    return id_of(document(spec, config, data_sha256, network_sha256))
+    return id_of(document(spec, config, data_sha256, parts))
 
 
 def id_of(made: Mapping[str, Any]) -> str:
@@ -90,10 +88,13 @@ def id_of(made: Mapping[str, Any]) -> str:
     return _hash(made)[:_LENGTH]
 
 
-def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha256: str | None = None) -> dict[str, Any]:
+def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, parts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Everything that changes a trial's numbers: its fields by dotted path, its seed, its data, and the code that it runs.
 
-    The network is among its data where the model reads it, by its weights and not by how they were made.
+    The network is among its data where the model reads it, by its weights and not by how they were made, and so are further channels.
+
+    Args:
+        parts: what only some models read of the data, with the hash of its content (:attr:`stlab.data.Dataset.parts`).
 
     Raises:
         ModelError: a file that the model names (weights, a tokenizer) does not exist.
@@ -104,7 +105,8 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha
         ("train", spec.train.model_dump(mode="json"), TrainSpec),
     )
     # A stage has a schedule of its own, so with stages every field of training may count.
-    without = config.inert() | (set() if config.stages() else spec.train.inert()) | _NETWORK_FIELDS
+    without = config.inert() | (set() if config.stages() else spec.train.inert())
+    without |= {f"data.{name}" for name in marked(DataSpec, READ_BY_SOME)}
     fields = {
         f"{section}.{name}": value
         for section, values, owner in sections
@@ -115,8 +117,18 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, network_sha
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]
         fields |= dict.fromkeys(naming or [f"file {path}"], content_hash(path, " = ".join(naming) or "model"))
-    network = {"network": network_sha256} if config.reads_network() else {}
-    return {"fields": fields, "seed": spec.seed, "data": data_sha256, **network, "code": source_digests(config)}
+    read = read_parts(config, parts or {})
+    return {"fields": fields, "seed": spec.seed, "data": data_sha256, **read, "code": source_digests(config)}
+
+
+def read_parts(config: ModelConfig, parts: Mapping[str, str]) -> dict[str, str]:
+    """Of what only some models read of the data, that which a model reads."""
+    return {part: parts[part] for part in config.reads() if part in parts}
+
+
+def recorded_parts(trial: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of the data, with their hashes, that the record of a trial names."""
+    return {part: trial[f"{part}_sha256"] for part in PARTS if trial.get(f"{part}_sha256")}
 
 
 def _hash(found: Mapping[str, Any]) -> str:

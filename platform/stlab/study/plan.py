@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from stlab.catalog import create_config
+from stlab.model_files import short
 from stlab.study.ablate import with_ablation
 from stlab.study.aliases import current
 from stlab.study.errors import Problem, problem, study_error
-from stlab.study.identity import code_version, document, id_of, library_versions
+from stlab.study.identity import code_version, document, id_of, library_versions, read_parts
 from stlab.study.paper import paper_problems
 from stlab.study.plan_checks import (
     bad_overrides,
@@ -33,6 +34,7 @@ from stlab.study.resolve import resolve
 from stlab.study.source import StudySource, flatten_overrides
 from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrialSpec
 from stmodels.baselines.config import BASELINES
+from stmodels.config import READ_BY_SOME, marked
 from stmodels.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ class DataFacts:
     leaks: bool
     protocol: dict[str, Any]
     info: SeriesInfo
-    network_sha256: str | None = None
-    """Hash of the network's weights; None without a network."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What only some models read of the data, with the hash of its content."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
 
     baselines, notes = _baselines(study, specs, facts_of, source)
     notes += [f"{path} is {current(path)} now. The old name goes on working." for path in (source.former_paths if source else ())]
+    notes += _inputs_not_read(first_seed)
     if study.search is not None:
         return Plan(study, tuple(baselines), tuple(notes), tuple(_branches(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
@@ -178,6 +181,13 @@ def _trial_specs(study: StudySpec, source: StudySource | None) -> tuple[list[Tri
     return specs, problems
 
 
+def _inputs_not_read(specs: Sequence[TrialSpec]) -> list[str]:
+    """A note on the models that ignore the further channels of their data."""
+    models = {short(spec.model["name"]): create_config(spec.model) for spec in specs if set(spec.data.inputs) - {spec.data.channel}}
+    ignoring = [name for name, config in models.items() if "inputs" not in config.reads()]
+    return [f"data.inputs: {', '.join(ignoring)} cannot read further channels and forecasts without them."] if ignoring else []
+
+
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination of the axes' values, by dotted path; a single empty one where there are no axes."""
     for values in itertools.product(*axes.values()):
@@ -188,15 +198,14 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     # `auto` is resolved first, so that a trial that says `auto` and one that says the value have the same id.
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"null": facts.protocol.get("mask", spec.data.null)})})
     config = create_config(spec.model)
-    network = facts.network_sha256 if config.reads_network() else None
-    made = document(spec, config, facts.sha256, network)
+    made = document(spec, config, facts.sha256, facts.parts)
     identity = {
         "dataset": facts.name,
         "synthetic": facts.synthetic,
         "leaks": facts.leaks,
         "protocol": json.dumps(facts.protocol, sort_keys=True),
         "data_sha256": facts.sha256,
-        **({} if network is None else {"network_sha256": network}),
+        **{f"{part}_sha256": sha256 for part, sha256 in read_parts(config, facts.parts).items()},
         "code_version": code_version(),
         "code": made["code"],
         "weights": spec.model.get("weights", "none"),
@@ -205,7 +214,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)
 
 
-_NO_GRAPH = {name: DataSpec.model_fields[name].default for name in ("graph", "graph_threshold", "graph_neighbours")}
+_PLAIN = {name: DataSpec.model_fields[name].default for name in sorted(marked(DataSpec, READ_BY_SOME))}
 
 
 def _baselines(
@@ -218,7 +227,7 @@ def _baselines(
         raise study_error([problem(message, ("baselines",), source)])
     first: dict[DataSpec, TrialSpec] = {}
     for spec in specs:
-        first.setdefault(spec.data.model_copy(update=_NO_GRAPH), spec)  # no reference forecast reads the network
+        first.setdefault(spec.data.model_copy(update=_PLAIN), spec)  # no reference forecast reads any of it
     planned: list[PlannedTrial] = []
     notes: list[str] = []
     for spec, name in itertools.product(first.values(), wanted):

@@ -67,6 +67,10 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
         config = create_config(spec.model)
         if "network" in config.needs() and info.adjacency is None:
             raise ConfigError(_without_network(short(spec.model["name"]), info))
+        if "inputs" in config.needs() and not info.inputs:
+            raise ConfigError(
+                f"the model {short(spec.model['name'])} needs further channels of sensors, and the data give none. Name them: data.inputs"
+            )
         config.check(info)
         for wrong in _bad_stages(config.stages(), spec.train):
             raise ConfigError(wrong)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from stmodels.config import KEEPS_COST, KEEPS_NUMBERS
+from stmodels.config import KEEPS_COST, KEEPS_NUMBERS, READ_BY_SOME
 
 Family = Literal["grid", "sensors"]
 
@@ -56,6 +56,9 @@ class DataSpec(Spec):
     """Reported errors are multiplied by this factor (Crowd and Cellular are reported ×10³)."""
     channel: int = Field(default=0, ge=0)
     """Sensors: index, from 0, of the channel that is forecast. All channels of a grid are forecast together."""
+    inputs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], READ_BY_SOME] = ()
+    """Sensors: indices, from 0, of further channels, whose history a model is given beside that of `channel`, which may be among them.
+    It counts for models that read them."""
     start: Annotated[str | None, KEEPS_NUMBERS] = None
     """Time of the first step (ISO, 2018-01-01T00:00), for a file without timestamps. stlab knows that of PEMS03, 04, 07 and 08."""
     step_minutes: Annotated[float | None, KEEPS_NUMBERS] = Field(default=None, gt=0.0)
@@ -65,14 +68,14 @@ class DataSpec(Spec):
     distances: Annotated[str | None, KEEPS_NUMBERS] = None
     """Sensors: a CSV file with the columns `from,to,cost` (or `distance`) and one edge per line. Nodes are named by id, or by index from 0
     if the data has no ids."""
-    graph: Literal["auto", "connection", "gaussian", "grid4", "correlation", "none"] = "auto"
+    graph: Annotated[Literal["auto", "connection", "gaussian", "grid4", "correlation", "none"], READ_BY_SOME] = "auto"
     """Sensors: the network that models are given as a matrix. `connection`: 1 where `distances` connects two nodes. `gaussian`: near nodes
     weigh more, exp(−(cost/σ)²) as in DCRNN. `grid4`: neighbouring cells of a grid. `correlation`: nodes whose train readings correlate.
     `auto`: `connection` where there are distances, `grid4` for a grid, else none, as for more than 5,000 nodes. It counts for models that
     read it."""
-    graph_threshold: float = Field(default=0.1, ge=0.0, lt=1.0)
+    graph_threshold: Annotated[float, READ_BY_SOME] = Field(default=0.1, ge=0.0, lt=1.0)
     """`graph: gaussian` leaves out edges that weigh less."""
-    graph_neighbours: int = Field(default=8, ge=1)
+    graph_neighbours: Annotated[int, READ_BY_SOME] = Field(default=8, ge=1)
     """`graph: correlation`: the number of nodes that each chooses."""
 
     @model_validator(mode="before")
@@ -93,11 +96,18 @@ class DataSpec(Spec):
             raise ValueError(f"{value!r} is for sensors; the family is grid. Leave it out, or set data.family: sensors")
         return value
 
-    @field_validator("channel", "node_ids", "distances")
+    @field_validator("channel", "inputs", "node_ids", "distances")
     @classmethod
     def _is_for_sensors(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("family") == "grid":
             raise ValueError(f"{value!r} is for sensors; the family is grid. Leave it out, or set data.family: sensors")
+        return value
+
+    @field_validator("inputs")
+    @classmethod
+    def _channels_are_named_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} names a channel twice. Name each once")
         return value
 
     @field_validator("start")

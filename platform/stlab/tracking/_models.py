@@ -126,11 +126,13 @@ def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
     dataset = dataset_for(DataSpec(**(directory.read("trial.json") or {})["data"]))
     windows = dataset.windows("test")
     positions = torch.from_numpy(np.searchsorted(windows.starts.numpy(), chosen))
-    history = dataset.scaler.inverse(windows.gather(positions).history).numpy()
+    batch = windows.gather(positions)
+    history = dataset.scaler.inverse(batch.history).numpy()
+    further = None if dataset.inputs is None or batch.history_inputs is None else dataset.inputs.scaling.inverse(batch.history_inputs)
     times = windows.times(positions)
     step = forecaster.facts.step_seconds
     start = None if times is None or step is None else times[:, 0] - forecaster.facts.info.history * np.timedelta64(step, "s")
-    worst = float(np.abs(forecaster.predict(history, start) - expected).max())
+    worst = float(np.abs(forecaster.predict(history, start, further) - expected).max())
     allowed = _TOLERANCE.get(forecaster.facts.precision, 1e-1) * max(dataset.scaler.spread, float(expected.std()))
     if not worst <= allowed:
         raise ModelError(
@@ -142,8 +144,8 @@ def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
 def signature(forecaster: TrainedForecaster) -> ModelSignature:
     """The signature: history as input and forecast as output, float32 in the data's unit.
 
-    The input is one array (−1, P, *S). A model that needs the time of the history takes a mapping of ``history`` and ``start`` (−1,),
-    the seconds since 1970 at which each history begins.
+    The input is one array (−1, P, *S). A model that needs the time of the history or further channels takes a mapping of ``history``,
+    ``start`` (−1,), the seconds since 1970 at which each history begins, and ``inputs`` (−1, P, N, K).
     """
     import numpy as np
     from mlflow.models import ModelSignature
@@ -152,8 +154,13 @@ def signature(forecaster: TrainedForecaster) -> ModelSignature:
     real = np.dtype("float32")
     history, forecast = (-1, *forecaster.history_shape), (-1, *forecaster.forecast_shape)
     inputs: list[ColSpec | TensorSpec] = [TensorSpec(real, history)]
+    beside: list[ColSpec | TensorSpec] = []
     if forecaster.needs_start:
-        inputs = [TensorSpec(real, history, "history"), TensorSpec(np.dtype("int64"), (-1,), "start")]
+        beside.append(TensorSpec(np.dtype("int64"), (-1,), "start"))
+    if forecaster.inputs_shape is not None:
+        beside.append(TensorSpec(real, (-1, *forecaster.inputs_shape), "inputs"))
+    if beside:
+        inputs = [TensorSpec(real, history, "history"), *beside]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema([TensorSpec(real, forecast)]))
 
 

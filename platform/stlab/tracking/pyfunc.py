@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 
 class PyfuncForecaster:
-    """A forecaster with MLflow's interface. The input is an array of histories, or a mapping of ``history`` and ``start``."""
+    """A forecaster with MLflow's interface.
+
+    The input is an array of histories, or a mapping of ``history``, and ``start`` and ``inputs`` where the model needs them.
+    """
 
     def __init__(self, forecaster: TrainedForecaster) -> None:
         self.forecaster = forecaster
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:
-        """(B, P, *S), or ``{"history": (B, P, *S), "start": (B,) seconds since 1970, local time}`` → (B, Q, *S).
+        """(B, P, *S), or ``{"history": (B, P, *S), "start": (B,) seconds since 1970, local time, "inputs": (B, P, N, K)}`` → (B, Q, *S).
 
         Raises:
             DataError: see :meth:`stlab.inference.TrainedForecaster.predict`.
@@ -29,7 +32,7 @@ class PyfuncForecaster:
             return self.forecaster.predict(model_input)
         start = model_input.get("start")
         times = None if start is None else np.asarray(start, dtype=np.int64).astype("datetime64[s]")
-        return self.forecaster.predict(model_input["history"], times)
+        return self.forecaster.predict(model_input["history"], times, model_input.get("inputs"))
 
 
 def _load_pyfunc(path: str) -> PyfuncForecaster:

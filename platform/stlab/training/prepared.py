@@ -43,15 +43,15 @@ def prepare(model: Forecaster, trial: TrialSpec, dataset: Dataset, store: Store,
 def prepared_path(trial: TrialSpec, dataset: Dataset, code: Mapping[str, str] | None) -> str | None:
     """Where the storage keeps what the model of a trial prepares: ``prepared/<hash>.safetensors``; None if it prepares nothing.
 
-    The hash covers the train segment, the network where the model reads it, the fields that the model names, and the code.
+    The hash covers the train segment, what else the model reads of the data, the fields that the model names, and the code.
     """
     config = create_config(trial.model)
     fields = config.prepared_from()
     if fields is None:
         return None
-    network = dataset.network_sha256 if config.reads_network() else None
+    parts = {part: dataset.parts.get(part) for part in config.reads()}
     train = {**dataset.protocol, "train_ratio": trial.data.train_ratio}
-    whole = {"model": short(config.name), "fields": dict(fields), "train": train, "network": network, "code": dict(code or {})}
+    whole = {"model": short(config.name), "fields": dict(fields), "train": train, "parts": parts, "code": dict(code or {})}
     return f"prepared/{hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
 
 

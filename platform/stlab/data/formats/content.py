@@ -6,7 +6,7 @@ Legend: T steps, P history, Q horizon, S the shape of one step: (C, H, W) for a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -89,23 +89,24 @@ def flattened(grid: Series) -> Series:
     return replace(grid, values=np.ascontiguousarray(cells), node_names=names, null=None, grid_shape=(height, width))
 
 
-def one_channel(series: Series, channel: int) -> Series:
-    """One channel of a sensor series, (T, N, 1), with its name.
+def channels_of(series: Series, chosen: Sequence[int], field: str = "data.channel") -> Series:
+    """Some channels of a sensor series, (T, N, channels), with their names. ``field`` names the choice in messages.
 
     Raises:
         DataError: there is no such channel.
     """
     names = channel_names(series, "sensors")
-    if channel >= len(names):
-        raise DataError(
-            f"{series.source}: array `{series.array}` has {len(names)} channels, and data.channel={channel} is none of "
-            f"them. Set data.channel to {' or '.join(f'{i} ({name})' for i, name in enumerate(names))}."
-        )
+    for channel in chosen:
+        if channel >= len(names):
+            raise DataError(
+                f"{series.source}: array `{series.array}` has {len(names)} channels, and {field}={channel} is none of "
+                f"them. Set {field} to {' or '.join(f'{i} ({name})' for i, name in enumerate(names))}."
+            )
     return replace(
         series,
-        values=np.ascontiguousarray(series.values[:, :, channel : channel + 1]),
-        channel_names=(names[channel],),
-        first_channel=channel,
+        values=np.ascontiguousarray(series.values[:, :, list(chosen)]),
+        channel_names=tuple(names[channel] for channel in chosen),
+        first_channel=chosen[0],
     )
 
 
