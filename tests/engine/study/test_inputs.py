@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def test_a_model_that_is_told_more_forecasts_better_and_is_saved_with_it(values:
     expected = loaded.predict(history, inputs=further)
     np.testing.assert_array_equal(saved.predict(history, inputs=further), expected)
     np.testing.assert_array_equal(PyfuncForecaster(saved).predict({"history": history, "inputs": further}), expected)
-    assert np.abs(saved.predict(history, inputs=further + [0, 0.1]) - expected).max() > 0.1
+    assert np.abs(saved.predict(history, inputs=further + np.float32([0, 0.1])) - expected).max() > 0.1
     assert [tensor.name for tensor in signature(saved).inputs] == ["history", "inputs"]
     _check(saved, store, trials["more"].trial_id)
     with pytest.raises(DataError, match=r"reads further channels \(channel 3, channel 2\): predict\(history, inputs=…\)"):
