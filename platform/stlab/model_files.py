@@ -51,12 +51,17 @@ def short(name: str) -> str:
 
 
 def located(name: str, folder: Path | None = None) -> str:
-    """The name with the absolute path of its file, which is looked for in ``folder`` and then where the command runs."""
+    """The name with the absolute path of its file, which is looked for in ``folder`` and then where the command runs.
+
+    A study in a storage names the file that the storage kept. It is found there after the storage was moved, too.
+    """
     place, _, found = name.rpartition(":")
     if not is_file(name) or is_uri(place):
         return name
     path = Path(place).expanduser()
     candidates = [folder / path, path] if folder is not None else [path]
+    if folder is not None and path.parts[-3:-2] == (_CODE,):
+        candidates.append(folder.parent.parent.joinpath(*path.parts[-3:]))
     return f"{next((c for c in candidates if c.is_file()), path).absolute()}:{found}"
 
 
@@ -123,6 +128,10 @@ def _module_of_file(path: Path, name: str) -> ModuleType:
             "command runs."
         )
     try:
+        if path.stem in sys.stdlib_module_names:
+            raise ModelError(
+                f"model.name={short(name)}: {path.name} has the name of a module of Python's own, which others import. Rename the file."
+            )
         files = sources.digests([path.stem], _beside(path.parent))
         content = b"".join((path.parent / file).read_bytes() for file in files)
         # The content is part of the name: a file that was edited is another module, and its classes are others.
@@ -130,6 +139,8 @@ def _module_of_file(path: Path, name: str) -> ModuleType:
         if module_name not in sys.modules:
             _make_room({PurePosixPath(file).parts[0].removesuffix(".py") for file in files} - {path.stem}, path.parent)
             _execute(module_name, path)
+    except ModelError:
+        raise
     except Exception as error:
         raise broken(name, error) from error
     return sys.modules[module_name]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlab.errors import UserError
+from stlab.files import is_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +101,8 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
     if text is None:
         raise UserError(f"--add-seeds: no study '{name}' was run in {store.location}. Run it first: stlab run {study}")
     label = store.address(f"studies/{name}/study.yaml")
-    source = StudySource.from_text(text, label, overrides or ())
+    folder = None if is_uri(label) else Path(label).resolve().parent
+    source = StudySource.from_text(text, label, overrides or (), folder)
     spec = parse(source)
     if spec.search is not None:
         raise UserError("--add-seeds: a search trains the selected trial with the seeds of the study. Set those: --set seeds=[0, 1, 2].")
@@ -112,7 +114,7 @@ def extended(study: str, overrides: list[str] | None, store: Store, count: int) 
         )
     first = max(spec.seeds) + 1
     seeds = [*spec.seeds, *range(first, first + count)]
-    source = StudySource.from_text(text, label, [*(overrides or ()), f"seeds={seeds}"])
+    source = StudySource.from_text(text, label, [*(overrides or ()), f"seeds={seeds}"], folder)
     return parse(source), source
 
 

@@ -135,7 +135,9 @@ def _extension(order: Order, notes: list[str]) -> Checked:
         source = load_study_source(order.study)
     except StudyError:
         return Checked(order.study, None, notes)
-    return Checked(parse(source).name, find_study(order.study).read_text(encoding="utf-8-sig"), notes)
+    file, spec = find_study(order.study), parse(source)
+    # The storage keeps the files of models, and not the packages.
+    return Checked(spec.name, file.read_text(encoding="utf-8-sig"), notes, model_sources(model_names(spec), file.resolve().parent))
 
 
 def _check_places(order: Order) -> None:

@@ -52,6 +52,8 @@ class TrialRecord:
         """How the attempt divides batches; None until everything is built."""
         self.loop: Loop | None = None
         """The attempt's training; None before it begins, and for a model without trainable parameters."""
+        self.stage = ""
+        """The stage that the training is of; empty for the one that the study describes."""
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Write ``trial.json``, unless an earlier attempt did."""
@@ -176,7 +178,7 @@ class TrialRecord:
         self.has_failed = True
         self.directory.write_failure(
             {
-                "reason": reason,
+                "reason": f"in the stage {self.stage}: {reason}" if self.stage else reason,
                 "epoch": epochs,
                 "step": steps if step is None else step,
                 "failed_at": datetime.now(UTC).isoformat(),

@@ -251,7 +251,7 @@ class TrialTrainer:
         model.zero_grad(set_to_none=True)
         model.begin(stage)
         set_criterion(model, setup.train, setup.dataset)
-        self.record.batches = setup.batches
+        self.record.stage, self.record.batches = stage, setup.batches
         unknown = [n for n, p in model.named_parameters() if p.requires_grad and model.stored is not None and n not in model.stored]
         if unknown:
             raise ValueError(

@@ -16,6 +16,7 @@ import yaml
 
 import stlab
 from stlab import catalog, model_files
+from stlab.cli.options import extended
 from stlab.errors import ModelError, UserError
 from stlab.execution.run_study import plan_study
 from stlab.inference import load_saved
@@ -129,6 +130,24 @@ def test_a_storage_keeps_the_file_and_loads_the_trial_from_it(folder: Path, tmp_
     assert model_files.relocated(kept, Store(tmp_path / "moved")) == kept.replace("/runs/", "/moved/")
 
 
+def test_a_moved_storage_goes_on_with_further_seeds(folder: Path, tmp_path: Path) -> None:
+    """The study that it keeps names the model's file at its former place."""
+    store = Store(tmp_path / "runs")
+    kept = model_files.keep(f"{folder}/mine.py:MyConfig", store)
+    text = yaml.safe_load(blocks("yaml")[0])
+    text["base"]["model"]["name"] = kept
+    (tmp_path / "runs/studies/own").mkdir(parents=True)
+    (tmp_path / "runs/studies/own/study.yaml").write_text(yaml.safe_dump({**text, "baselines": [], "axes": {}, "seeds": [3]}))
+    (trial,) = planned(folder, "baselines=[]", "axes={}", "seeds=[3]", "train.max_epochs=1").trials
+    assert run_trial(trial.spec, trial.identity, TrialDirectory(store, trial.trial_id), test=True).value == "finished"
+    folder.rename(tmp_path / "gone")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    study, source = extended("own", ["train.max_epochs=1"], Store(tmp_path / "moved"), 2)
+    assert study.seeds == [3, 4, 5]
+    assert source.data["base"]["model"]["name"] == kept.replace("/runs/", "/moved/")
+    assert plan_study(study, source).trials[0].trial_id == trial.trial_id
+
+
 def test_python_takes_the_class_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     import mine  # type: ignore[import-not-found]
@@ -202,6 +221,7 @@ def test_neighbours_of_one_name_are_each_models_own(folder: Path, tmp_path: Path
         ("./broken.py:MyConfig", "broken.py:2: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("./unfinished.py:MyConfig", "unfinished.py:1: SyntaxError"),
         ("./data.py:MyConfig", "data.py:1: FileNotFoundError"),
+        ("./profile.py:MyConfig", "profile.py has the name of a module of Python's own, which others import. Rename the file."),
         ("no_such_package.mine:MyConfig", "there is no module no_such_package.mine in this environment"),
         ("st_vfn", "Did you mean 'st_vfm'?"),
     ],
@@ -209,6 +229,7 @@ def test_neighbours_of_one_name_are_each_models_own(folder: Path, tmp_path: Path
 def test_a_model_that_is_not_there_is_told(folder: Path, say: Callable[..., Any], name: str, said: str) -> None:
     (folder / "broken.py").write_text("import torch\nimport nothing_of_this_name\n")
     (folder / "unfinished.py").write_text("def f(:\n")
+    (folder / "profile.py").write_text(blocks("python")[0])
     (folder / "data.py").write_text("open('no_such_file')\n")
     (folder / "own.yaml").write_text(blocks("yaml")[0].replace(NAME, name))
     answer = say("plan", str(folder / "own.yaml"))

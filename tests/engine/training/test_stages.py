@@ -151,6 +151,16 @@ def test_what_was_built_frozen_is_not_trained_later(make: MakeTrial) -> None:
     assert "Code is built with read.weight frozen and trains it in a stage" in (directory.read("failed.json") or {})["reason"]
 
 
+def test_a_failure_in_a_stage_names_it(make: MakeTrial) -> None:
+    text = Path("autocode.py").read_text()
+    Path("autocode.py").write_text(text.replace("(forecast.value - batch.history)", "(forecast.value / 0 - batch.history)"))
+    directory = TrialDirectory(Store("runs"), "a")
+    assert run_trial(make(), {}, directory, test=False) is TrialStatus.FAILED
+    failure = directory.read("failed.json") or {}
+    assert failure["reason"].startswith("in the stage pretrain: the loss is"), failure["reason"]
+    assert failure["epoch"] == 0
+
+
 def test_a_saved_forecaster_has_what_the_stage_learnt(make: MakeTrial) -> None:
     trial, store = make(), Store("runs")
     directory = TrialDirectory(store, "a")
