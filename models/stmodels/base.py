@@ -12,7 +12,7 @@ from stmodels.types import Batch, Forecast, ModelInput, Readings
 
 
 class TrainWindows(Protocol):
-    """The windows of the train segment."""
+    """The windows of the train or the validation segment."""
 
     series: Tensor | None
 
@@ -57,6 +57,19 @@ class Forecaster(nn.Module):
 
         It is called before training and before the test. What a forecast needs of it belongs in buffers, which checkpoints hold.
         """
+
+    def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
+        """Choose by validation error what :meth:`fit` left open, such as a penalty; it is called after each ``fit``.
+
+        A model that does so says it in ``config.chooses()``.
+
+        Args:
+            by: the error that counts, ``rmse`` or ``mae`` (``train.select_by``).
+
+        Returns:
+            Name → value chosen, for the trial's result.
+        """
+        return {}
 
     def prepare(self, train: Readings) -> dict[str, Tensor]:
         """What takes long to compute from the train segment and is the same for all seeds: buffer → content.

@@ -117,6 +117,10 @@ class ModelConfig:
         """Dotted fields, or whole sections, that cannot change a number under this configuration. They are not part of a trial's id."""
         return set()
 
+    def chooses(self) -> bool:
+        """Whether the model chooses something by validation error in closed form, so that ``train.select_by`` counts in any case."""
+        return False
+
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
         return {}

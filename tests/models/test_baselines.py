@@ -174,6 +174,33 @@ def test_ridge_against_scikit_learn(rides: Array, ridge_forecast: tuple[Array, A
     np.testing.assert_allclose(ours, reference.predict(test / x.std(0)), atol=2e-3)
 
 
+@pytest.mark.parametrize("by", ["rmse", "mae"])
+def test_ridge_takes_the_penalty_that_validation_chooses(city: Callable[..., Dataset], by: str) -> None:
+    """Against scikit-learn's, a fit for each penalty; the data are so few that one does matter."""
+    dataset = city(train_ratio=0.6)
+    model = Baseline(BaselineConfig(name="ridge"), dataset.info)
+    model.fit(dataset.windows("train"))
+    chosen = model.choose(dataset.windows("validation"), by)["penalty"]
+    x, y = _ridge_rows(model, dataset, "train")
+    seen, reality = _ridge_rows(model, dataset, "validation")
+    fits = {penalty: SklearnRidge(alpha=penalty, solver="cholesky").fit(x / x.std(0), y) for penalty in 10.0 ** np.arange(9)}
+    power = 2 if by == "rmse" else 1
+    errors = {penalty: (abs(fit.predict(seen / x.std(0)) - reality) ** power).mean() for penalty, fit in fits.items()}
+    assert chosen == min(errors, key=errors.__getitem__) > 1
+    assert min(errors.values()) < 0.98 * errors[1.0]
+    ours = seen @ model.ridge.coefficients[:-1].numpy() + model.ridge.coefficients[-1].numpy()
+    np.testing.assert_allclose(ours, fits[chosen].predict(seen / x.std(0)), atol=1e-6)
+
+
+def _ridge_rows(model: Baseline, dataset: Dataset, segment: str) -> tuple[Array, Array]:
+    """The regression's own features without the constant, which other tests hold against the specification: (rows, F), (rows, Q)."""
+    windows = dataset.windows(segment)
+    batch = windows.gather(torch.arange(len(windows)))
+    assert model.ridge is not None
+    y = batch.target.double() - model.ridge.features.reference(batch)
+    return model.ridge.features(batch).flatten(0, -2).numpy()[:, :-1], y.movedim(1, -1).flatten(0, -2).numpy()
+
+
 def test_ridge_is_fitted_on_the_train_segment_alone(city: Callable[..., Dataset]) -> None:
     dataset = city()
     model = Baseline(BaselineConfig(name="ridge"), dataset.info)

@@ -33,6 +33,9 @@ class BaselineConfig(ModelConfig):
         """All fields of training, since a reference forecast is not trained."""
         return {"train"}
 
+    def chooses(self) -> bool:
+        return self.name == "ridge"
+
     def relative_cost(self) -> float:
         """Seconds at most."""
         return 0.01

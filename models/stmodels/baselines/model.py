@@ -35,6 +35,9 @@ class Baseline(Forecaster):
         if self.ridge is not None:
             self.ridge.fit(windows)
 
+    def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
+        return {} if self.ridge is None else {"penalty": self.ridge.choose(validation, by)}
+
     def forward(self, batch: Batch) -> Forecast:
         return Forecast(value=getattr(self, f"_{self.config.name}")(batch))
 

@@ -93,19 +93,28 @@ class Moments(NamedTuple):
     gram: Tensor
     moment: Tensor
 
-    def coefficients(self, penalty: float) -> Tensor:
-        """The solution. ``penalty`` is in units of each feature's variance."""
-        diagonal = self.gram.diagonal(dim1=-2, dim2=-1)
-        count, sums = diagonal[..., -1:], self.gram[..., -1, :]
-        variance = diagonal / count - (sums / count) ** 2
-        return torch.linalg.solve(self.gram + torch.diag_embed(penalty * variance), self.moment)
+    def coefficients(self, penalties: Tensor) -> Tensor:
+        """The solutions for K penalties, (K, …, F, Q), from one eigendecomposition of the features' correlations.
+
+        A penalty is in units of each feature's variance, and the constant has none.
+        """
+        count = self.gram[..., -1:, -1:].clamp_min(1)
+        mean_x, mean_y = self.gram[..., :-1, -1:] / count, self.moment[..., -1:, :] / count
+        around = self.gram[..., :-1, :-1] - count * mean_x @ mean_x.mT
+        deviation = (around.diagonal(dim1=-2, dim2=-1) / count[..., 0]).clamp_min(0).sqrt()
+        weight = torch.where(deviation > 0, 1 / deviation, 0)[..., None]  # a feature that stands still explains nothing
+        values, vectors = torch.linalg.eigh(around * weight * weight.mT)
+        moment = vectors.mT @ (weight * (self.moment[..., :-1, :] - count * mean_x @ mean_y))
+        shares = 1 / (values.clamp_min(0)[..., None] + penalties.view(-1, *[1] * self.gram.dim()))
+        slopes = weight * (vectors @ (shares * moment))
+        return torch.cat([slopes, mean_y - mean_x.mT @ slopes], dim=-2)
 
 
 class Ridge(nn.Module):
     """The regression, which is fitted on the train windows and then forecasts any window."""
 
-    # In units of each feature's variance. Values from 1e-3 to 1e3 agree to the third decimal on the bikes of New York.
-    PENALTY = 1.0
+    # In units of each feature's variance. The sums are over all rows, of which few-shot data have few, so that no one value suits.
+    PENALTIES = tuple(10.0**power for power in range(9))
     CHUNK = 256  # windows at a time
 
     def __init__(self, info: SeriesInfo) -> None:
@@ -113,18 +122,43 @@ class Ridge(nn.Module):
         # A slot that occurs once in the train segment has no leave-one-out mean.
         self.features = SeasonalFeatures(info) if info.season_count >= 2 else DifferenceFeatures(info)
         self.register_buffer("coefficients", torch.zeros(self.features.count(), info.horizon, dtype=torch.float64))
+        self._solutions: Tensor | None = None  # (K, F, Q), one for each penalty
 
     def forward(self, batch: Batch) -> Tensor:
         ahead = (self.features(batch) @ self.coefficients).movedim(-1, 1)
         return (self.features.reference(batch) + ahead).to(batch.history.dtype)
 
     def fit(self, windows: TrainWindows) -> None:
+        """Solve for every penalty, and take the smallest until :meth:`choose` is called."""
+        penalties = self.coefficients.new_tensor(self.PENALTIES)
         whole, gaps = self._sums(windows)
         if gaps is None:
-            self.coefficients.copy_(whole.coefficients(self.PENALTY))
-            return
-        moments = Moments(whole.gram + gaps.gram, whole.moment.T[..., None] + gaps.moment)
-        self.coefficients.copy_(moments.coefficients(self.PENALTY)[..., 0].T)
+            self._solutions = whole.coefficients(penalties)
+        else:
+            moments = Moments(whole.gram + gaps.gram, whole.moment.T[..., None] + gaps.moment)
+            self._solutions = moments.coefficients(penalties)[..., 0].mT
+        self.coefficients.copy_(self._solutions[0])
+
+    def choose(self, windows: TrainWindows, by: str) -> float:
+        """Take the penalty with the smallest error over the readings of these windows, ``rmse`` or ``mae``, and return it.
+
+        Raises:
+            ValueError: nothing is fitted.
+        """
+        if self._solutions is None:
+            raise ValueError("the ridge is not fitted")
+        errors = self.coefficients.new_zeros(len(self.PENALTIES))
+        for index in torch.arange(len(windows), device=self.coefficients.device).split(self.CHUNK):
+            batch = windows.gather(index)
+            x, y = self.features(batch), (batch.target.double() - self.features.reference(batch)).movedim(1, -1)
+            seen = None if batch.target_mask is None else batch.target_mask.movedim(1, -1)
+            for number, solution in enumerate(self._solutions):
+                error = x @ solution - y
+                error = error.square() if by == "rmse" else error.abs()
+                errors[number] += (error if seen is None else error[seen]).sum()
+        best = int(errors.argmin())
+        self.coefficients.copy_(self._solutions[best])
+        return self.PENALTIES[best]
 
     def _sums(self, windows: TrainWindows) -> tuple[Moments, Moments | None]:
         """The sums over the rows with all Q readings ahead, and those by horizon step over the rows with some of them, or None."""

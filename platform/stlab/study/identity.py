@@ -113,6 +113,8 @@ def document(spec: TrialSpec, config: ModelConfig, data_sha256: str, parts: Mapp
         for name, value in values.items()
         if section not in without and f"{section}.{name}" not in without and name not in marked(owner, KEEPS_NUMBERS)
     }
+    if config.chooses():
+        fields["train.select_by"] = spec.train.select_by
     fields["model.name"] = short(config.name)  # the place of a model's file counts as little as that of the data
     for path in config.files():
         naming = [name for name, value in fields.items() if value == path]

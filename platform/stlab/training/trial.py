@@ -187,9 +187,9 @@ class TrialTrainer:
         parameters = list(model.parameters())
         ever_trained = trainable(model)  # in whichever stage
         if not trainable(model):
-            result = self._fit()
+            result = self._fit_alone()
         else:
-            model.fit(self._windows("train"))
+            chosen = self._fit()
             before = self._train_stages()
             loop = Loop(
                 self.setup, self.checkpoints, report=record.report, prunable=prunable, stop=self.stop, watchdog=self.watchdog
@@ -200,7 +200,7 @@ class TrialTrainer:
             loop.progress.notes = record.all_notes()
             best = loop.run()
             load_trainable_state(model, best)
-            result = _summary(loop.progress, self.trial, before)
+            result = {**_summary(loop.progress, self.trial, before), "chosen": chosen}
             if record.is_first_worker:
                 self.checkpoints.save_best(best)
                 self.directory.write_epochs(loop.progress.rows)
@@ -259,10 +259,15 @@ class TrialTrainer:
                 "freeze it."
             )
 
-    def _fit(self) -> dict[str, Any]:
+    def _fit(self) -> dict[str, float]:
+        """Fit in closed form what the model has of that; returns what it chose by validation error."""
+        self.setup.model.fit(self._windows("train"))
+        return self.setup.model.choose(self._windows("validation"), self.trial.train.select_by)
+
+    def _fit_alone(self) -> dict[str, Any]:
         """Fit a model without trainable parameters in closed form, if it fits anything, and measure its validation error."""
         memory, started = PeakMemory(self.setup.device), time.perf_counter()
-        self.setup.model.fit(self._windows("train"))
+        chosen = self._fit()
         with self.watchdog.watching():
             errors = self._evaluate("validation", None, self.watchdog.tick)
         if self.record.is_first_worker:
@@ -275,13 +280,14 @@ class TrialTrainer:
             "wall_seconds": seconds,
             "device_seconds": seconds,
             "peak_memory_bytes": memory.bytes(),
+            "chosen": chosen,
         }
 
     def test(self) -> None:
         """Measure the selected weights on the test segment: once, after all selection."""
         setup, directory = self.setup, self.directory
         self.checkpoints.load_best(setup.model)
-        setup.model.fit(self._windows("train"))  # for what is fitted in closed form and in no checkpoint
+        self._fit()  # for what is fitted in closed form and in no checkpoint
         windows = self._windows("test")
         kept = KeptPredictions(setup.dataset, windows)
         with self.watchdog.watching():

@@ -82,6 +82,15 @@ def test_a_loss_is_part_of_the_id_and_the_models_own_is_the_default(make_trial: 
     assert of(curriculum_epochs=1.5) != of()
 
 
+def test_what_selects_is_part_of_the_ids_of_references_that_choose(make_trial: MakeTrial) -> None:
+    def of(model: str, **train: object) -> str:
+        trial = make_trial(model={"name": model}, **train)
+        return trial_id(trial, create_config(trial.model), "ab")
+
+    assert of("ridge", select_by="mae") != of("ridge") == of("ridge", lr=0.5)
+    assert of("last_value", select_by="mae") == of("last_value")
+
+
 def test_the_curriculum_covers_one_step_more_after_each_stretch() -> None:
     train = TrainSpec(curriculum_epochs=1.5)
     covered = [covered_horizon(step, 4, train, horizon=3) for step in range(20)]

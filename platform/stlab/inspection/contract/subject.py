@@ -56,6 +56,7 @@ class Subject:
         if self.config.prepared_from() is not None:
             model.adopt(model.prepare(self.windows.readings()))
         model.fit(self.windows)
+        model.choose(self.dataset.windows("validation"), "rmse")
 
     def still(self, seed: int = 0, **changes: Any) -> Forecaster:
         """A model in training mode without dropout, so that two passes can be compared."""
