@@ -150,7 +150,21 @@ def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = 
         )
     build = _build_videomae if name == "videomae_s" else _build_test_vit if name == "vit_test" else _build_timm
     with seeded(weights_seed, f"backbone/{name}"):
-        return build(name, weights, use_cls)
+        backbone = build(name, weights, use_cls)
+        if weights == "random":
+            draw_by_width(backbone)
+    return backbone
+
+
+def draw_by_width(encoder: nn.Module) -> None:
+    """Draw the weights of all linear layers with a deviation of 1/√inputs.
+
+    The libraries draw them with 0.02, whatever the width. A narrow layer then does next to nothing, and neither does a row of a table that
+    is about a random backbone.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
 
 
 def _build_test_vit(name: str, weights: str, use_cls: bool) -> Backbone:

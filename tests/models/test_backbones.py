@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMA
 
 from stmodels.backbones import Backbone, create_backbone
 from stmodels.errors import ConfigError, WeightsError
+from stmodels.st_vlm.vilt import create_vilt
 
 TINY = "vit_tiny_patch16_224"
 SMALL_VIDEO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -85,6 +87,35 @@ def test_tokens_of_a_frame_attend_to_each_other(backbone: tuple[str, Backbone]) 
         before, after = model(tokens), model(changed)
     assert not torch.equal(before[0, 0, 1:], after[0, 0, 1:])
     assert torch.equal(before[1], after[1])  # another window
+
+
+@torch.no_grad()
+def mixing(encode: Callable[[torch.Tensor], torch.Tensor], width: int) -> tuple[float, float]:
+    """How an encoder of (B, N, D) tokens treats a token whose neighbours are drawn anew: how far it moves, as a share of its length, and
+    the cosine between its output and LayerNorm of its input, which is 1 for an encoder that does nothing."""
+    rng = torch.Generator().manual_seed(3)
+    tokens, others = (torch.randn(8, 64, width, generator=rng) for _ in range(2))
+    others[:, 0] = tokens[:, 0]
+    before, after = encode(tokens)[:, 0], encode(others)[:, 0]
+    moved = (after - before).norm(dim=-1) / before.norm(dim=-1)
+    cosine = torch.cosine_similarity(before, torch.nn.functional.layer_norm(tokens[:, 0], (width,)), dim=-1)
+    return float(moved.mean()), float(cosine.mean())
+
+
+def test_random_weights_mix_the_tokens(backbone: tuple[str, Backbone]) -> None:
+    """With the libraries' deviation of 0.02, a narrow one is the identity, and a table's row about it measures no backbone."""
+    _, model = backbone
+    moved, cosine = mixing(lambda tokens: model(tokens[:, None])[:, 0], model.width)
+    assert moved >= 0.1
+    assert cosine < 0.95
+
+
+@pytest.mark.parametrize("name", ["vilt_b32", "vilt_test"])
+def test_random_weights_of_a_vilt_mix_the_tokens(name: str) -> None:
+    vilt = create_vilt(name, "random", 0).eval()
+    moved, cosine = mixing(lambda tokens: vilt.layernorm(vilt.encoder(tokens).last_hidden_state), vilt.config.hidden_size)
+    assert moved >= 0.1
+    assert cosine < 0.95
 
 
 def test_native_positions_are_skipped(backbone: tuple[str, Backbone]) -> None:

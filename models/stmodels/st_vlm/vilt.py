@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stmodels.backbones import complete, is_file, loading
+from stmodels.backbones import complete, draw_by_width, is_file, loading
 from stmodels.errors import WeightsError
 from stmodels.layers.adapter import insert_lora
 from stmodels.layers.attention import attention
@@ -130,16 +130,14 @@ def _config(backbone: str) -> ViltConfig:
 
     if backbone == "vilt_b32":
         return ViltConfig()
-    # With ViLT's 0.02 so narrow a layer would be the identity: a smaller width needs weights with a larger spread.
-    return ViltConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=2048, initializer_range=0.12
-    )
+    return ViltConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=2048)
 
 
 def _random(config: ViltConfig) -> nn.Module:
     from transformers import ViltModel
 
     vilt = ViltModel(config, add_pooling_layer=False)
+    draw_by_width(vilt)
     # Class token and patch positions start at zero, so an untrained model could not tell patches apart by position.
     for parameter in (vilt.embeddings.cls_token, vilt.embeddings.position_embeddings):
         nn.init.trunc_normal_(parameter, std=config.initializer_range)
