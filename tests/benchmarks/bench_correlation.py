@@ -59,7 +59,7 @@ def _lagged_products(x: torch.Tensor) -> torch.Tensor:
 
 
 def _spectra(x: np.ndarray) -> np.ndarray:
-    return np.corrcoef(np.abs(np.fft.rfft(x - x.mean(-1, keepdims=True))))
+    return np.corrcoef(np.abs(np.fft.rfft(x - x.mean(-1, keepdims=True)))[:, 1:])
 
 
 def _ms(seconds: float, windows: int = 1) -> str:

@@ -1,6 +1,6 @@
 """The correlation volume of a window: three similarities of every pair of nodes, from the history alone.
 
-Legend: B batch, N nodes, T steps of the window, F = T//2 + 1 frequencies; i and j number nodes.
+Legend: B batch, N nodes, T steps of the window, F = T//2 frequencies above 0; i and j number nodes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Lag = Literal["any", "nonnegative"]
 
 # If a series changes by less than this share of its largest magnitude, the change is rounding of float32.
 _FLAT = 4 * torch.finfo(torch.float32).eps
+_FLAT_SPECTRUM = 64 * torch.finfo(torch.float32).eps  # a Fourier transform rounds more often
 
 
 class Prepared(NamedTuple):
@@ -30,15 +31,15 @@ class Prepared(NamedTuple):
     spectrum: Tensor  # (B, N, F): amplitudes of `unit`, their mean removed, of length 1; 0 for a flat series
 
 
-def _unit(x: Tensor) -> Tensor:
-    """(x - mean) / |x - mean| over the last axis; 0 if x is flat.
+def _unit(x: Tensor, flat_below: float = _FLAT) -> Tensor:
+    """(x - mean) / |x - mean| over the last axis; 0 if x is flat, which is if it changes by at most this share of its largest magnitude.
 
     The first value is subtracted before anything is summed, so that neither a large offset nor a very small or large scale
     costs precision, and a constant gives exactly 0.
     """
     moved = x - x[..., :1]
     spread = moved.abs().amax(-1, keepdim=True)
-    flat = spread <= _FLAT * x.abs().amax(-1, keepdim=True)
+    flat = spread <= flat_below * x.abs().amax(-1, keepdim=True)
     moved = moved / spread
     centred = moved - moved.mean(-1, keepdim=True)
     return (centred / torch.linalg.vector_norm(centred, dim=-1, keepdim=True)).masked_fill(flat, 0.0)
@@ -48,7 +49,9 @@ def _prepare(x: Tensor) -> Prepared:
     series = x.float().contiguous()  # so that sums have the same order for any memory layout of the input
     series = series + (series * 0.0).sum(-1, keepdim=True)
     unit = _unit(series)
-    return Prepared(series, unit, _unit(torch.fft.rfft(unit).abs()))
+    amplitudes = torch.fft.rfft(unit).abs()
+    # The mean is removed, so frequency 0 has the amplitude 0 in every series, by which any two would correlate.
+    return Prepared(series, unit, _unit(amplitudes[..., 1:] if series.shape[-1] > 1 else amplitudes, _FLAT_SPECTRUM))
 
 
 @cache
@@ -94,7 +97,8 @@ def correlation_volume(x: Tensor, *, lag: Lag = "any") -> Tensor:
     m and lengths over the whole window (Eq. 2), in [-1, 1]. With ``lag="any"`` τ runs over [-T+1, T-1] and the channel is
     symmetric; with ``lag="nonnegative"`` over [0, T-1], and entry [i, j] says how well i leads j.
 
-    ``spectrum``: the Pearson correlation of the amplitudes of ``rfft(x - m)``, all T//2+1 of them, in [-1, 1].
+    ``spectrum``: the Pearson correlation of the amplitudes of ``rfft(x - m)`` at the T//2 frequencies above 0, in [-1, 1]. A single one,
+    of two or three steps, correlates with none: 0. Neither do amplitudes that are all equal, as those of a single spike.
 
     A flat series has no correlation: every entry of its row and column, including the diagonal, is 0 in the last two channels. A
     series is flat if it changes by at most 4 units of float32's relative rounding of its largest magnitude. A reading that is not

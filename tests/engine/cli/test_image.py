@@ -52,7 +52,7 @@ def by_own_means(window: np.ndarray) -> dict[str, np.ndarray]:
             cost[i, j] = path[-1, -1]
             norm = np.sqrt((centred[:, i] ** 2).sum() * (centred[:, j] ** 2).sum())
             lagged[i, j] = np.correlate(centred[:, i], centred[:, j], "full").max() / norm
-    spectrum = np.corrcoef(np.abs(np.fft.rfft(centred, axis=0)).T)
+    spectrum = np.corrcoef(np.abs(np.fft.rfft(centred, axis=0))[1:].T)
     return {
         "dtw": (cost - cost.min()) / (cost.max() - cost.min()),
         "cross_correlation": (lagged + 1) / 2,
