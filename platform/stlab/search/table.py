@@ -7,8 +7,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from stlab.search.history import Entry, EntryOutcome, History, State
@@ -16,7 +17,12 @@ from stlab.search.space import as_params
 from stlab.storage import Store
 from stlab.study.spec import StudySpec
 
-_FEWEST_FOR_IMPORTANCE = 10  # finished trials; PED-ANOVA compares the best tenth of them with the rest
+if TYPE_CHECKING:
+    import optuna
+
+_FEWEST_FOR_IMPORTANCE = 50
+"""Finished trials from which importances are shown: PED-ANOVA compares the best tenth of them with the rest, and one trial is no tenth."""
+_RESAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,17 @@ def pareto(values: dict[int, tuple[float, ...]]) -> set[int]:
 def importance_table(branches: Sequence[Tried]) -> pa.Table:
     """Importance by arm (the branch), field and objective, with the number of trials.
 
-    Importances sum to 1 for each branch and objective. A branch with fewer than ten finished trials has none.
+    Importances sum to 1 for each branch and objective. ``low`` and ``high`` are the 5th and the 95th percentile over resampled trials
+    (bootstrap). A branch with fewer than 50 finished trials has none.
     """
     rows = [row for branch in branches for row in _importances(branch)]
     schema = pa.schema(
-        [("arm", pa.string()), ("field", pa.string()), ("objective", pa.string()), ("importance", pa.float64()), ("trials", pa.int64())]
-    )
+        [
+            ("arm", pa.string()), ("field", pa.string()), ("objective", pa.string()), ("importance", pa.float64()),
+            ("low", pa.float64()), ("high", pa.float64()), ("trials", pa.int64()),
+        ],
+        metadata={"fewest": str(_FEWEST_FOR_IMPORTANCE)},
+    )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=schema)
 
 
@@ -131,27 +142,33 @@ def _importances(branch: Tried) -> list[dict[str, Any]]:
     done = {e.trial_id: (e, o.values) for e, o in branch.entries if o is not None and o.values is not None}
     if len(done) < _FEWEST_FOR_IMPORTANCE:
         return []
-    search, space = branch.history.search, branch.history.space
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["minimize"] * len(search.objectives))
-    for entry, values in done.values():
-        study.add_trial(
-            optuna.trial.create_trial(values=list(values), params=as_params(entry.params), distributions=space.distributions(entry.params))
-        )
+    search, space = branch.history.search, branch.history.space
+    trials = [
+        optuna.trial.create_trial(values=list(values), params=as_params(entry.params), distributions=space.distributions(entry.params))
+        for entry, values in done.values()
+    ]
+    draws = np.random.default_rng(0).integers(len(trials), size=(_RESAMPLES, len(trials)))
     rows = []
     for index, objective in enumerate(search.objectives):
-
-        def target(trial: optuna.trial.FrozenTrial, index: int = index) -> float:
-            return float(trial.values[index])
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=target
-            )
-        rows += [
-            {"arm": branch.history.branch.label, "field": path, "objective": objective, "importance": value, "trials": len(done)}
-            for path, value in found.items()
-            if math.isfinite(value)
-        ]
+        found = _ped_anova(trials, index)
+        again = [_ped_anova([trials[number] for number in draw], index) for draw in draws]
+        for path, value in found.items():
+            low, high = np.percentile([other.get(path, 0.0) for other in again], [5, 95])
+            about = {"arm": branch.history.branch.label, "field": path, "objective": objective, "trials": len(done)}
+            rows.append({**about, "importance": value, "low": float(low), "high": float(high)})
     return rows
+
+
+def _ped_anova(trials: Sequence[optuna.trial.FrozenTrial], index: int) -> dict[str, float]:
+    """Field → importance for the objective of this number; fields of which nothing can be said are left out."""
+    import optuna
+
+    study = optuna.create_study(directions=["minimize"] * len(trials[0].values))
+    study.add_trials(trials)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), target=lambda trial: float(trial.values[index])
+        )
+    return {path: value for path, value in found.items() if math.isfinite(value)}

@@ -183,8 +183,13 @@ def test_the_page_shows_the_search(searched: tuple[Store, Plan]) -> None:
     found = read_search(store, "bikes")
     assert found is not None
     assert found.branches == ["full", "w/o flow"]
-    names = [one.name for one in draw_search(found)]
-    assert names == ["search_history", "search_slices", "search_parallel", "search_importance", "search_front"]
+    figures = draw_search(found)
+    assert [one.name for one in figures] == ["search_history", "search_slices", "search_parallel", "search_front"]
+    counts = {branch: len({row["trial_id"] for row in found.complete() if row["arm"] == branch}) for branch in found.branches}
+    missing = ", ".join(f"{50 - count} of '{branch}'" for branch, count in counts.items())
+    assert f"from 50 finished trials on; missing are {missing}." in figures[1].caption
+    rows = [{"arm": "full", "field": "train.lr", "objective": "val_rmse", "importance": 1.0, "low": 0.7, "high": 1.0, "trials": 50}]
+    assert "search_importance" in [one.name for one in draw_search(replace(found, importance=rows))]
     content = search_content(found)
     assert "24 trials by tpe" in content["sentences"][0]
     assert "read once" in content["test_use"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,11 @@ def test_the_front_and_the_importance(tmp_path: Path) -> None:
     best = search.history.best(search.entries)
     assert best is not None
     tried = Tried(search.history, entries, best.number)
-    found = {row["field"]: row["importance"] for row in importance_table([tried]).to_pylist()}
+    rows = importance_table([tried]).to_pylist()
+    assert all(0 <= row["low"] <= row["importance"] <= row["high"] for row in rows)
+    assert all(0 < row["high"] - row["low"] < 0.9 for row in rows)
+    assert importance_table([replace(tried, entries=entries[:49])]).num_rows == 0
+    found = {row["field"]: row["importance"] for row in rows}
     assert sum(found.values()) == pytest.approx(1.0)
     # The error spans 4 along log10(lr) and 2.25 along λ, and does not change with dropout.
     assert min(found["train.lr"], found["model.flow_weight"]) > 2 * found["model.dropout"]

@@ -41,6 +41,8 @@ class SearchResult:
     space: dict[str, dict[str, Any]]
     sampler: str
     pruner: str
+    fewest: int
+    """Finished trials of a branch from which its importances are shown."""
 
     @property
     def branches(self) -> list[str]:
@@ -59,11 +61,13 @@ def read_search(store: Store, study: str) -> SearchResult | None:
     folder = f"studies/{study}/results"
     try:
         table = store.read_table(f"{folder}/search.parquet")
-        importance = store.read_table(f"{folder}/importance.parquet").to_pylist()
+        importance = store.read_table(f"{folder}/importance.parquet")
     except FileNotFoundError:
         return None
     metadata = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
-    return SearchResult(table.to_pylist(), importance, metadata["objectives"], metadata["space"], metadata["sampler"], metadata["pruner"])
+    fewest = int((importance.schema.metadata or {}).get(b"fewest", 0))
+    about = {name: metadata[name] for name in ("objectives", "space", "sampler", "pruner")}
+    return SearchResult(table.to_pylist(), importance.to_pylist(), **about, fewest=fewest)
 
 
 def draw_search(found: SearchResult) -> list[ReportFigure]:
@@ -81,15 +85,27 @@ def draw_search(found: SearchResult) -> list[ReportFigure]:
     }
     if found.importance:
         captions[importance] = (
-            "How much each field matters for being among the best tenth of the finished trials (PED-ANOVA by Optuna). The bars of a search "
-            "sum to 1. The figure shows which fields matter; the slices show in which direction."
+            "How much each field matters for being among the best tenth of the finished trials (PED-ANOVA by Optuna); pruned trials do not "
+            "count. The bars of a search sum to 1, and the lines reach from the 5th to the 95th percentile over resampled trials. The "
+            "figure shows which fields matter; the slices show in which direction."
         )
+    captions[slices] += _too_few_for_importance(found)
     if len(found.objectives) == 2:
         captions[front] = (
             f"{begins} against {OBJECTIVES[found.objectives[1]]}. No other trial is better in both than those on the line."
         )
     with paper_style():
         return [ReportFigure(*_TITLES[draw.__name__], caption, draw(found)) for draw, caption in captions.items()]
+
+
+def _too_few_for_importance(found: SearchResult) -> str:
+    """A sentence on the branches that have too few trials; empty where there is none."""
+    done = {branch: len({row["trial_id"] for row in found.complete() if row["arm"] == branch}) for branch in found.branches}
+    missing = {branch: found.fewest - count for branch, count in done.items() if count < found.fewest}
+    if not missing:
+        return ""
+    listed = ", ".join(f"{count} of '{branch}'" for branch, count in missing.items())
+    return f" The importance of the fields is shown from {found.fewest} finished trials on; missing are {listed}."
 
 
 _TITLES = {
@@ -294,9 +310,13 @@ def importance(found: SearchResult) -> Figure:
     thick = 0.8 / len(branches)
     for panel, objective in zip(panels, objectives, strict=True):
         for index, branch in enumerate(branches):
-            found_here = {r["field"]: r["importance"] for r in found.importance if r["arm"] == branch and r["objective"] == objective}
-            places = [at + (index - (len(branches) - 1) / 2) * thick for at in range(len(paths))]
-            panel.barh(places, [found_here.get(path, 0.0) for path in paths], height=thick, color=_colour(found, branch), label=branch)
+            here = {r["field"]: r for r in found.importance if r["arm"] == branch and r["objective"] == objective}
+            places = {path: at + (index - (len(branches) - 1) / 2) * thick for at, path in enumerate(paths)}
+            values = [here[path]["importance"] if path in here else 0.0 for path in paths]
+            panel.barh(list(places.values()), values, height=thick, color=_colour(found, branch), label=branch)
+            for path, row in here.items():
+                if row.get("low") is not None:  # tables of before have no spread
+                    panel.plot([row["low"], row["high"]], [places[path]] * 2, color="black", linewidth=0.8)
         panel.set_yticks(range(len(paths)), [names[path] for path in paths])
         panel.set(xlabel=f"importance for {OBJECTIVES[objective]}", xlim=(0, None))
     _legend(figure, panels[0], found)
