@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     """Windows of a series.
 
     Everything after the history is in ``target`` and in fields named ``target_*``. A model may read only ``target_slot`` and
-    ``target_season`` of these, because they are known at the moment of the forecast.
+    ``target_profile`` of these, because they are known at the moment of the forecast. It may add to ``target_season``, and that is all: on
+    train windows this mean leaves the reading itself out, so that it tells of the reading to whoever knows the profile.
     """
 
     history: Tensor  # (B, P, *S)
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
     target_slot: Tensor | None = None  # (B, Q)
     history_season: Tensor | None = None  # (B, P, *S): mean of the train segment at that slot of the week
     target_season: Tensor | None = None  # (B, Q, *S); on train windows both means leave the reading itself out
+    target_profile: Tensor | None = None  # (B, Q, *S): the mean of all train readings at that slot, the same in every window
     target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
     history_inputs: Tensor | None = None  # (B, P, N, K): further channels of the sensors, each scaled by itself; None without any
 
@@ -68,6 +70,7 @@ class SeriesInfo(NamedTuple):
     zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window
     adjacency: Tensor | None = None  # (N, N) float32 ≥ 0: weight of the edge from node i to node j at [i, j]; None without a network
+    residual_flow_std: float | None = None  # standard deviation of the change of x_t - season_t from step to step, scaled
     inputs: int = 0  # K, the number of further channels that the model is given of the history
 
 

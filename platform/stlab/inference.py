@@ -25,7 +25,7 @@ from stlab.data import Dataset
 from stlab.data.formats.content import DAY_SECONDS
 from stlab.data.inputs import InputScalers
 from stlab.data.protocol.scaler import Scaler
-from stlab.data.protocol.season import season_by_slot, slot_of_week
+from stlab.data.protocol.season import slot_of_week
 from stlab.errors import DataError, ModelError, UserError
 from stlab.model_files import keep, relocated
 from stlab.storage import Store, TrialDirectory
@@ -102,7 +102,7 @@ class TrainedForecaster:
     Args:
         facts: everything beside the weights.
         model: the model with its trained weights.
-        season: (slots per week, *S) scaled mean by slot of the week; None if the model does not need it.
+        season: (slots of the week, *S) scaled mean by slot of the week; None if the model does not need it.
         device: the device that computes.
     """
 
@@ -237,7 +237,8 @@ class TrainedForecaster:
         if self._season is None:
             return batch
         season = self._season[week]
-        return batch._replace(history_season=season[:, :cut].contiguous(), target_season=season[:, cut:].contiguous())
+        before, ahead = season[:, :cut].contiguous(), season[:, cut:].contiguous()
+        return batch._replace(history_season=before, target_season=ahead, target_profile=ahead)
 
     def save(self, folder: str | Path) -> None:
         """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors`` and
@@ -304,7 +305,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         needs=config.needs(),
         inputs=dataset.inputs.scaling if dataset.inputs is not None and "inputs" in config.reads() else None,
     )
-    return TrainedForecaster(facts, model, _season_table(dataset) if facts.needs_season else None, device)
+    return TrainedForecaster(facts, model, _profile(dataset) if facts.needs_season else None, device)
 
 
 def _is_code_of_now(trial: Mapping[str, Any]) -> bool:
@@ -377,20 +378,7 @@ def _restore(model: Forecaster, weights: Mapping[str, Tensor], source: str) -> N
                 setattr(model.get_submodule(owner), leaf, tensor)
 
 
-def _season_table(dataset: Dataset) -> Tensor:
-    """(slots per week, *S) scaled: the season of the test windows, for every slot of the week."""
-    train, slots_per_day = dataset.train, dataset.info.slots_per_day
-    if train.slots is None or slots_per_day is None:
-        raise ModelError("the model needs the mean by slot of the week, and its data has no timestamps")
-    week = np.arange(7 * slots_per_day)
-    null = dataset.protocol.get("mask")
-    # Append a week after the train segment. Only its slots count, and leave-one-out does not apply to it.
-    values = np.concatenate([train.values, np.zeros((len(week), *train.values.shape[1:]), np.float32)])
-    slots = np.concatenate([train.slots, week])
-    seen = None if null is None else values != np.float32(null)
-    used = np.isin(slots, train.slots)
-    season = season_by_slot(values, slots, slots_per_day, len(train.values), used, seen)
-    if season is None:
+def _profile(dataset: Dataset) -> Tensor:
+    if dataset.profile is None:
         raise ModelError("the model needs the mean by slot of the week, and its data has none")
-    scaled = dataset.scaler.transform(season.values[len(train.values) :])
-    return torch.from_numpy(scaled.astype(np.float32))
+    return dataset.profile

@@ -85,6 +85,8 @@ class Linear(Forecaster):
         value = torch.einsum("qp,bp...->bq...", self.weight, batch.history)
         if "network" in self.breaks and self.breaks != "network: unread" and self.info.adjacency is not None:
             value = value + 0.1 * torch.einsum("nm,bqmc->bqnc", self.info.adjacency, value)
+        if self.breaks == "season" and batch.target_season is not None:
+            value = value + 0.1 * batch.target_season.mean()
         if "inputs" in self.breaks and self.breaks != "inputs: unread" and batch.history_inputs is not None:
             value = value + 0.1 * batch.history_inputs.mean((1, 3))[:, None, :, None]
         if self.level is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from stlab.data import Dataset, load_dataset
 from stlab.inspection.contract import random_batch
+from stlab.study.spec import DataSpec
 from stmodels.base import Forecaster
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
@@ -161,3 +164,12 @@ def small_video(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def stir() -> Callable[..., None]:
     return _stir
+
+
+@pytest.fixture(scope="session")
+def bikes() -> Dataset:
+    """The bikes of New York, hourly on 16×8 cells."""
+    path = Path(__file__).parents[3] / "shared" / "data" / "nycbike1.npz"
+    if not path.exists():
+        pytest.skip("nycbike1.npz is not beside this checkout (../shared/data)")
+    return load_dataset(DataSpec(path=str(path)))

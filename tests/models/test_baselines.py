@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ Array = NDArray[np.float64]
 
 _DAY, _WEEK = 24, 168
 _STEPS = 6 * _WEEK
-_BIKES = Path(__file__).parents[2] / ".." / "shared" / "data" / "nycbike1.npz"
 _START = np.datetime64("2024-01-03T05:00:00", "s")  # a Wednesday
 
 
@@ -76,13 +74,13 @@ def _slot(step: int) -> int:
     return (2 * _DAY + 5 + step) % _WEEK
 
 
-def _season(rides: Array) -> Array:
-    """Mean of the train segment at the same slot of the week, without the step itself."""
+def _season(rides: Array, with_itself: bool = False) -> Array:
+    """Mean of the train segment at the same slot of the week; a train step's own reading is left out, or not."""
     end = int(0.7 * _STEPS)
     train_slots = np.array([_slot(t) for t in range(end)])
     season = np.empty_like(rides)
     for t in range(_STEPS):
-        same = [u for u in np.flatnonzero(train_slots == _slot(t)) if u != t]
+        same = [u for u in np.flatnonzero(train_slots == _slot(t)) if with_itself or u != t]
         season[t] = rides[same].mean(0)
     return season
 
@@ -122,7 +120,7 @@ def _ridge_problem(rides: Array, segment: str) -> tuple[Array, Array]:
 
     One row a window and cell; residuals over one unit of scale, which a linear model does not notice.
     """
-    season = _season(rides)
+    season, profile = _season(rides), _season(rides, with_itself=True)
     end = int(0.7 * _STEPS)
     deviation = (rides[:end] - season[:end]).std()
     features, targets = [], []
@@ -139,7 +137,7 @@ def _ridge_problem(rides: Array, segment: str) -> tuple[Array, Array]:
         ]
         for ratio in ratios:
             full = ratio if ratio.ndim == 3 else np.broadcast_to(ratio[:, None, None], ahead.shape[1:])
-            columns += [step * np.clip(full - 1, -1, 2) for step in ahead]
+            columns += [step * np.clip(full - 1, -1, 2) for step in profile[s + 6 : s + 12]]
         features.append(np.stack(columns, -1).reshape(-1, len(columns)))
         targets.append(np.moveaxis(rides[s + 6 : s + 12] - ahead, 0, -1).reshape(-1, 6))
     return np.concatenate(features), np.concatenate(targets)
@@ -258,13 +256,6 @@ def test_what_the_data_does_not_allow(
 
 
 # --- the protocol's figures ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bikes() -> Dataset:
-    if not _BIKES.exists():
-        pytest.skip(f"{_BIKES.name} is not beside this checkout (../shared/data)")
-    return load_dataset(DataSpec(path=str(_BIKES)))
 
 
 def _errors(name: str, dataset: Dataset) -> tuple[float, float]:

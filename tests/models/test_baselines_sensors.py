@@ -151,23 +151,24 @@ def test_seasonal_ridge_against_scikit_learn(network: Callable[..., Dataset]) ->
     speeds = _speeds(6)
     train = int(0.6 * len(speeds))
     slots = np.arange(len(speeds)) % _WEEK
-    season = np.empty_like(speeds)
+    season, profile = np.empty_like(speeds), np.empty_like(speeds)
     for t in range(len(speeds)):
         same = np.flatnonzero(slots[:train] == slots[t])
-        season[t] = speeds[same[same != t]].mean(0)
+        season[t], profile[t] = speeds[same[same != t]].mean(0), speeds[same].mean(0)
     deviation = (speeds[:train] - season[:train]).std()
 
     def problem(segment: str) -> tuple[Array, Array, Array]:
         features, ahead, base = [], [], []
         for s in _starts(len(speeds), segment):
             x, m, f = speeds[s : s + _P], season[s : s + _P], season[s + _P : s + _P + _Q]
+            known = profile[s + _P : s + _P + _Q]
             city = np.repeat((x - m).mean(1, keepdims=True), 5, 1)
             ratios = [
                 (x.sum(0) + deviation) / (m.sum(0) + deviation),
                 np.repeat((x.sum() + deviation) / (m.sum() + deviation), 5),
                 np.repeat((x[-1].sum() + deviation) / (m[-1].sum() + deviation), 5),
             ]
-            features.append(np.concatenate([x - m, city, *(f * np.clip(r - 1, -1, 2) for r in ratios)]).T)
+            features.append(np.concatenate([x - m, city, *(known * np.clip(r - 1, -1, 2) for r in ratios)]).T)
             ahead.append((speeds[s + _P : s + _P + _Q] - f).T)
             base.append(f.T)
         return np.concatenate(features), np.concatenate(ahead), np.concatenate(base)

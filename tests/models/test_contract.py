@@ -112,6 +112,7 @@ def test_a_sound_model_passes_every_clause(linear: Callable[..., Subject]) -> No
         ("seeds", "seeds", "the same seed gives other weights"),
         ("learning", "learning", "its loss is still 1.00 of the first"),
         ("components", "components", "without breaks nothing changes"),
+        ("season", "season", "it reads target_season"),
         ("network", "network: unsaid", "it reads the network and does not say so"),
         ("network", "network: unread", "it says that it reads the network, and without that nothing changes"),
         ("inputs", "inputs: unsaid", "it reads further channels and does not say so"),

@@ -63,7 +63,7 @@ def _by_hand(variant: str, channels: int) -> int:
     position = tokens * wide
     adapters = 12 * (2 * wide * 64 + 64 + wide)
     if variant == "#1":
-        return (values * wide + wide) + (wide * d + d) + (d * values + values)
+        return (values * wide + wide) + (steps * wide * d + d) + (d * steps * values + steps * values)
     if variant == "#2":
         return (values * wide + wide) + position + decoder
     branch = (values * d + d) + encoder + (d * wide + wide) + position + decoder
@@ -209,6 +209,19 @@ def test_loss_terms_are_mean_squared_errors(small_model: Models, series_info: In
     assert set(small_model(flow=False, cross_prompt_layers=0).loss_terms(model(batch)._replace(flow=None), batch)) == {
         "forecast"
     }
+
+
+def test_the_flow_of_a_seasonal_residual_is_that_of_the_residual(small_model: Models, series_info: Info, batch_of: Batches) -> None:
+    model, batch = small_model(seasonal_residual=True, patch=1, temporal_patch=1), batch_of(series_info(residual_flow_std=0.3))
+    seen: dict[str, Tensor] = {}
+    model.embed["flow"].register_forward_pre_hook(lambda _, args: seen.__setitem__("flow", args[0]))
+    forecast = model(batch)
+    before = (batch.history - batch.history_season).double()
+    after = torch.cat([before[:, -1:], (batch.target - batch.target_season).double()], dim=1)
+    cells = before.permute(0, 1, 3, 4, 2).flatten(2, 3)
+    torch.testing.assert_close(seen["flow"][:, 1:].double(), cells.diff(dim=1) / model.flow_std, atol=1e-5, rtol=1e-4)
+    expected = (forecast.flow.double() - after.diff(dim=1)).square().mean()
+    assert model.loss_terms(forecast, batch)["flow"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_seasonal_residual_forecasts_the_difference_to_the_season(

@@ -82,9 +82,23 @@ def test_transformer_decoder_reads_out_the_queries(horizon: int, small_model: Mo
 
 
 @pytest.mark.parametrize("horizon", [6, 4, 10])
-def test_mlp_decoder_knows_no_time(horizon: int, small_model: Models, series_info: Info) -> None:
-    """Frame q' of the forecast comes from frame q' mod T' of the history, each token for itself."""
+def test_mlp_decoder_reads_every_frame_ahead_from_all_frames(horizon: int, small_model: Models, series_info: Info) -> None:
     model = small_model(series_info(horizon=horizon), decoder="mlp")
+    decode = model.decode["st"]
+    states = _random(2, 3, 16, model.backbone.width)
+    out = decode(states, None, None).detach().numpy()
+    for row, column in itertools.product(range(4), range(4)):
+        joined = np.concatenate([states[:, frame, 4 * row + column].double().numpy() for frame in range(3)], axis=1)
+        hidden = _affine(joined, decode.fc1)
+        values = _affine(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, decode.fc2)
+        block = out[:, :, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_allclose(block, values.reshape(2, horizon, 2, 2, 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("horizon", [6, 4, 10])
+def test_mlp_decoder_can_map_each_token_for_itself(horizon: int, small_model: Models, series_info: Info) -> None:
+    """Frame q' of the forecast comes from frame q' mod T' of the history, each token for itself."""
+    model = small_model(series_info(horizon=horizon), decoder="mlp", mlp_reads="same")
     decode = model.decode["st"]
     states = _random(2, 3, 16, model.backbone.width)
     out = decode(states, None, None).detach().numpy()

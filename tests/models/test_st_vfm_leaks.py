@@ -78,7 +78,7 @@ def test_nothing_after_the_history_is_seen(
     if not switches.get("calendar"):
         later |= {"target_slot": (batch.target_slot + 5) % 168, "history_slot": (batch.history_slot + 5) % 168}
     if not switches.get("seasonal_residual"):
-        later |= {"target_season": batch.target_season * torch.nan, "history_season": batch.history_season * torch.nan}
+        later |= {name: getattr(batch, name) * torch.nan for name in ("target_season", "target_profile", "history_season")}
     after = _seen(model, batch._replace(**later))
     assert before.keys() == after.keys()
     assert len(before) > 10
@@ -111,6 +111,8 @@ def test_the_history_and_what_is_known_ahead_are_seen(
     assert changed(target_slot=(batch.target_slot + 5) % 168) == calendar
     assert changed(history_slot=(batch.history_slot + 5) % 168) == calendar
     assert changed(target_season=batch.target_season + 1) == seasonal
+    reads_profile = seasonal and switches.get("decoder", "transformer") == "transformer"
+    assert changed(target_profile=batch.target_profile + 1) == reads_profile
     assert changed(history_season=batch.history_season + 1) == seasonal
 
 
@@ -200,3 +202,23 @@ def test_windows_of_segments_share_no_target(tmp_path: Path) -> None:
     assert not targets[0] & targets[1]
     assert not targets[1] & targets[2]
     assert max(targets[0]) < min(targets[1]) - _P < min(targets[2])
+
+
+def test_the_input_ahead_tells_nothing_of_the_target(bikes: Dataset) -> None:
+    """A network that knows the profile could subtract from it a mean that leaves the reading out, and so read a train window's target."""
+    windows = bikes.windows("train")
+    batch = windows.gather(torch.arange(0, len(windows), 6))
+    assert batch.target_season is not None
+    assert batch.target_profile is not None
+    assert bikes.profile is not None
+    table = bikes.profile.double().flatten(1)
+    left, values, right = torch.linalg.svd(table, full_matrices=False)
+    known = (left[:, :8] * values[:8]) @ right[:8]
+    residual = (batch.target - batch.target_season).double().flatten()
+
+    def explained(seen: Tensor) -> float:
+        x = known[batch.target_slot].flatten() - seen.double().flatten()
+        return float(torch.corrcoef(torch.stack([x, residual]))[0, 1] ** 2)
+
+    assert explained(batch.target_season) > 0.2
+    assert explained(batch.target_profile) < 0.01

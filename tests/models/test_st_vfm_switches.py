@@ -52,6 +52,8 @@ SWITCHES: list[tuple[str, dict[str, Any], Any]] = [
     ("prompts", {}, "all"),
     ("decoder", {}, "mlp"),
     ("decoder", ALONE, "mlp"),
+    ("mlp_reads", {"decoder": "mlp"}, "same"),
+    ("mlp_reads", SIMPLE, "same"),
     ("calendar", {}, True),
     ("calendar", {"temporal_context": False}, True),
     ("calendar", {"decoder": "mlp"}, True),
@@ -65,6 +67,7 @@ ELSEWHERE = {"name", "weights", "pad"}
 # A field that says it has no effect under a configuration must have none.
 INERT: list[tuple[str, dict[str, Any], Any]] = [
     ("rank", {"peft": "none"}, 9),
+    ("mlp_reads", {}, "same"),
     ("flow_weight", ALONE, 0.9),
     ("prompts", {"cross_prompt_layers": 0}, "all"),
     ("prompts", ALONE, 4),

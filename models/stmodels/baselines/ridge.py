@@ -44,7 +44,7 @@ class Features(nn.Module):
 
 
 class SeasonalFeatures(Features):
-    """The last P seasonal residuals of a cell and of the city (their mean over space), and the season ahead multiplied by three relative
+    """The last P seasonal residuals of a cell and of the city (their mean over space), and the profile ahead multiplied by three relative
     deviations from the season: of the cell's history, of the city's history, and of the city's last reading."""
 
     def count(self) -> int:
@@ -56,8 +56,9 @@ class SeasonalFeatures(Features):
 
     def _columns(self, batch: Batch) -> list[Tensor]:
         assert batch.history_season is not None
+        assert batch.target_profile is not None
         history, season = batch.history.double() - self.info.zero, batch.history_season.double() - self.info.zero
-        ahead = self.reference(batch) - self.info.zero
+        ahead = batch.target_profile.double() - self.info.zero
         residual = history - season
         columns = [residual, residual.mean(self.space, keepdim=True).expand_as(residual)]
         for x, s in (

@@ -137,17 +137,27 @@ class TransformerDecoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The decoder of #1, which maps every token separately. Frame q' of the forecast is read from frame q' mod T' of the history."""
+    """The decoder of #1, an MLP over the frames of a location, which are joined: every frame ahead is read from all of the history.
+
+    With ``mlp_reads: same`` it maps each token separately, and frame q' of the forecast is read from frame q' mod T' of the history: the
+    next step is read from the oldest frame.
+    """
 
     def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, seasonal: bool) -> None:
         super().__init__()
         self.config, self.geometry = config, geometry
-        self.fc1 = Linear(width, config.temporal_width)
-        self.fc2 = Linear(config.temporal_width, geometry.values)
+        self.joins = config.mlp_reads == "all"
+        inputs, outputs = (geometry.frames, geometry.frames_ahead) if self.joins else (1, 1)
+        self.fc1 = Linear(inputs * width, config.temporal_width)
+        self.fc2 = Linear(config.temporal_width, outputs * geometry.values)
 
     def forward(
         self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None
     ) -> Tensor:
-        source = torch.arange(self.geometry.frames_ahead, device=states.device) % self.geometry.frames
-        patches = self.fc2(F.gelu(self.fc1(states)))[:, source]
+        if self.joins:
+            joined = self.fc2(F.gelu(self.fc1(states.transpose(1, 2).flatten(2))))  # (B, N, Q'·V)
+            patches = joined.unflatten(2, (self.geometry.frames_ahead, -1)).transpose(1, 2)
+        else:
+            source = torch.arange(self.geometry.frames_ahead, device=states.device) % self.geometry.frames
+            patches = self.fc2(F.gelu(self.fc1(states)))[:, source]
         return unpatchify(patches, self.config.patch, self.config.temporal_patch, self.geometry.padded)

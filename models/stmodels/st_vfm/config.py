@@ -69,7 +69,9 @@ class STVFMConfig(ModelConfig):
     prompts: int | Literal["all"] = 16
     """L_p, the number of prompts per frame that each branch gives the other. `all` keeps every token."""
     decoder: Literal["transformer", "mlp"] = "transformer"
-    """`transformer`: attention over time, with learnable queries; `mlp` (#1): each token separately."""
+    """`transformer`: attention over time, with learnable queries; `mlp` (#1): an MLP for each location."""
+    mlp_reads: Literal["all", "same"] = "all"
+    """What the MLP reads a frame ahead from: `all` frames of the history, or the one of its own number (`same`)."""
     calendar: bool = False
     """Beyond the paper: learned embeddings of the slot of the day and of the day of the week."""
     seasonal_residual: bool = False
@@ -119,6 +121,7 @@ class STVFMConfig(ModelConfig):
             field
             for field, has_no_effect in {
                 "model.flow_weight": not self.flow,
+                "model.mlp_reads": self.decoder != "mlp",
                 "model.rank": self.peft == "none",
                 "model.prompts": self.cross_prompt_layers == 0,
                 "model.weights_seed": self.weights != "random",

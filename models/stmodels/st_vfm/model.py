@@ -39,6 +39,7 @@ class STVFM(Forecaster):
         self.config = config
         self.info = info
         self.geometry = Geometry.of(config, info)
+        self.flow_std = (config.seasonal_residual and info.residual_flow_std) or info.flow_std
         self.backbone: Backbone = create_backbone(config.backbone, config.weights, config.weights_seed, config.use_cls)
         if config.peft != "none":
             self.backbone.add_peft(config.peft, config.rank or 0)
@@ -63,7 +64,7 @@ class STVFM(Forecaster):
         """Forecast the horizon from the history, its calendar and the season known beforehand."""
         tokens = {"st": self.embed["st"](self._st_input(batch), batch.history_slot)}
         if self.config.flow:
-            flow = history_flow(batch.history) / self.info.flow_std
+            flow = history_flow(self._moving(batch.history, batch.history_season)) / self.flow_std
             tokens["flow"] = self.embed["flow"](self._patches(flow), batch.history_slot)
         # Both branches go through the backbone in one stacked pass.
         encoded = self.backbone(torch.cat(list(tokens.values()))).chunk(len(tokens))
@@ -72,16 +73,22 @@ class STVFM(Forecaster):
             states["st"], states["flow"] = self._coordinate(states["st"], states["flow"])
         return Forecast(
             value=self._st_forecast(states["st"], batch),
-            flow=self._decode("flow", states["flow"], batch) * self.info.flow_std if self.config.flow else None,
+            flow=self._decode("flow", states["flow"], batch) * self.flow_std if self.config.flow else None,
         )
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 11 before weighting, both mean squared errors in scaled space."""
         terms = super().loss_terms(forecast, batch)
         if forecast.flow is not None:
-            difference = forecast.flow - target_flow(batch.history, batch.target)
+            before, after = self._moving(batch.history, batch.history_season), self._moving(batch.target, batch.target_season)
+            difference = forecast.flow - target_flow(before, after)
             terms["flow"] = mean_squared(difference, flow_mask(batch.target_mask))
         return terms
+
+    def _moving(self, readings: Tensor, season: Tensor | None) -> Tensor:
+        """What the flow is the change of: the readings, or with ``seasonal_residual`` their residuals. The change of raw readings would be
+        mostly that of the season, which is known, and its loss would outweigh that of the forecast."""
+        return readings - season if self.config.seasonal_residual and season is not None else readings
 
     def _st_input(self, batch: Batch) -> Tensor:
         """Patches of the history; with ``seasonal_residual``, of its residual and, beside it, of the season itself."""
@@ -93,7 +100,7 @@ class STVFM(Forecaster):
     def _st_forecast(self, states: Tensor, batch: Batch) -> Tensor:
         if not self.config.seasonal_residual:
             return self._decode("st", states, batch)
-        ahead = self._patches(batch.target_season)
+        ahead = self._patches(batch.target_profile)
         return batch.target_season + self.info.residual_std * self._decode("st", states, batch, ahead)
 
     def _patches(self, grid: Tensor) -> Tensor:

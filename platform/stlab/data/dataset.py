@@ -73,6 +73,8 @@ class Dataset:
     edges: NDArray[np.float64] | None = None
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
 
+    profile: torch.Tensor | None = None
+    """(slots of the week, *S) scaled mean of the train readings at each slot. None without one."""
     inputs: Inputs | None = None
     """Further channels of the sensors (``data.inputs``)."""
 

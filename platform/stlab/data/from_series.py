@@ -118,6 +118,7 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
         node_names=series.node_names,
         edges=series.edges,
         inputs=inputs,
+        profile=None if season is None else scaled_tensor(season.profile, scaler),
     )
 
 
@@ -141,20 +142,19 @@ def _info(
     lookback: int,
 ) -> SeriesInfo:
     """The facts for the model. Standard deviations are of readings, and a change counts if both of its steps have one."""
-    change = np.diff(train.astype(np.float64), axis=0)
-    if seen is not None:
-        seen = seen[: len(train)]
-        change = change[seen[1:] & seen[:-1]]
+    seen = None if seen is None else seen[: len(train)]
+    change = _changes(train, seen)
     flow_std = float(change.std() / scaler.spread) if change.size else 0.0
     if flow_std == 0:
         raise DataError(
             f"{series.source}: no value of array `{series.array}` changes within the train segment ({len(train)} steps); "
             "there is nothing to learn. Give data that vary in time."
         )
-    residual_std = None
+    residual_std = residual_flow_std = None
     if season is not None:
         residual = train - season.values[: len(train)]
         residual_std = float((residual if seen is None else residual[seen]).std() / scaler.spread)
+        residual_flow_std = float(_changes(residual, seen).std() / scaler.spread)
     return SeriesInfo(
         family=spec.family,
         shape=train.shape[1:],
@@ -164,9 +164,16 @@ def _info(
         flow_std=flow_std,
         season_count=0 if season is None else season.rarest,
         residual_std=residual_std,
+        residual_flow_std=residual_flow_std,
         zero=scaler.zero,
         lookback=lookback,
     )
+
+
+def _changes(values: NDArray[np.floating], seen: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """x_t − x_{t−1} where both have a reading."""
+    change = np.diff(values.astype(np.float64), axis=0)
+    return change if seen is None else change[seen[1:] & seen[:-1]]
 
 
 def _tensors(
@@ -183,6 +190,7 @@ def _tensors(
         season=None if season is None else scaled_tensor(season.values, scaler),
         mask=None if seen is None else torch.from_numpy(seen),
         inputs=None if inputs is None else inputs.values,
+        profile=None if season is None else scaled_tensor(season.profile, scaler),
     )
 
 

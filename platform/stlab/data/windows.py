@@ -54,16 +54,17 @@ class Windows(ABC):
 @dataclass(frozen=True)
 class SeriesTensors:
     """A series on one device: ``series`` and ``season`` (T, *S) scaled, ``slots`` (T,) int64, ``mask`` (T, *S) bool, ``inputs`` (T, N, K)
-    scaled. All but the first may be None."""
+    and ``profile`` (slots of the week, *S) scaled. All but the first may be None."""
 
     series: Tensor
     slots: Tensor | None
     season: Tensor | None
     mask: Tensor | None
     inputs: Tensor | None = None
+    profile: Tensor | None = None
 
     def to(self, device: torch.device) -> SeriesTensors:
-        tensors = (self.slots, self.season, self.mask, self.inputs)
+        tensors = (self.slots, self.season, self.mask, self.inputs, self.profile)
         return SeriesTensors(self.series.to(device), *(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
@@ -100,6 +101,7 @@ class SeriesWindows(Windows):
             history_season=None if data.season is None else _at(data.season, before),
             target_season=None if data.season is None else _at(data.season, ahead),
             target_mask=None if data.mask is None else _at(data.mask, ahead),
+            target_profile=None if data.profile is None or data.slots is None else _at(data.profile, data.slots[ahead]),
             history_inputs=None if data.inputs is None else _at(data.inputs, before),
         )
 

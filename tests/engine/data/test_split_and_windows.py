@@ -121,6 +121,8 @@ def test_season_is_the_mean_of_the_other_train_readings(tmp_path: Path, train_ra
                 others = np.flatnonzero((slot[:train_end] == slot[t]) & (np.arange(train_end) != t))
                 expected = data[others].astype(np.float64).mean(axis=0)
                 np.testing.assert_allclose(batch.target_season[i, q].numpy() * spread + center, expected, atol=1e-4)
+                plain = data[:train_end][slot[:train_end] == slot[t]].astype(np.float64).mean(axis=0)
+                np.testing.assert_allclose(batch.target_profile[i, q].numpy() * spread + center, plain, atol=1e-4)
             if i >= P:  # the history of this window is the target of the window P steps earlier
                 assert torch.equal(batch.history_season[i], batch.target_season[i - P])
     for t in range(train_end):
@@ -128,6 +130,7 @@ def test_season_is_the_mean_of_the_other_train_readings(tmp_path: Path, train_ra
         residuals.append(data[t] - data[others].astype(np.float64).mean(axis=0))
     assert dataset.info.season_count == min(np.bincount(slot[:train_end]))
     assert dataset.info.residual_std == pytest.approx(np.std(residuals) / spread, rel=1e-9)
+    assert dataset.info.residual_flow_std == pytest.approx(np.std(np.diff(residuals, axis=0)) / spread, rel=1e-9)
     assert dataset.info.flow_std == pytest.approx(
         np.std(np.diff(data[:train_end].astype(np.float64), axis=0)) / spread, rel=1e-9
     )
@@ -172,7 +175,7 @@ def test_nothing_after_the_train_segment_changes_what_is_fitted(tmp_path: Path) 
     assert one.nonnegative == two.nonnegative
     assert one.sha256 != two.sha256
     for segment in ("train", "validation", "test"):
-        for name in ("history_season", "target_season"):
+        for name in ("history_season", "target_season", "target_profile"):
             assert torch.equal(getattr(all_of(one.windows(segment)), name), getattr(all_of(two.windows(segment)), name))
     assert all(
         torch.equal(a, b)
@@ -189,7 +192,7 @@ def test_nothing_after_the_history_is_in_what_a_model_may_read(tmp_path: Path) -
     data[start + P :] += 1000
     after = load_dataset(DataSpec(path=write(tmp_path, data, "b.npz"))).windows("validation")
     one, two = (w.gather(torch.tensor([10])) for w in (before, after))
-    for name in ("history", "history_slot", "history_season", "target_slot", "target_season"):
+    for name in ("history", "history_slot", "history_season", "target_slot", "target_season", "target_profile"):
         assert torch.equal(getattr(one, name), getattr(two, name))
 
 

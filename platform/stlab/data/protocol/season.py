@@ -19,7 +19,9 @@ class Season(NamedTuple):
     """The mean by slot of the week."""
 
     values: NDArray[np.float64]
-    """(T, *S): the mean at each step's slot."""
+    """(T, *S): the mean at each step's slot; within the train segment without the step's own reading."""
+    profile: NDArray[np.float64]
+    """(slots of the week, *S): the mean of all train readings at each slot."""
     rarest: int
     """The number of train steps at the rarest slot that occurs in a window."""
 
@@ -46,12 +48,12 @@ def season_by_slot(
     used: NDArray[np.bool_],
     seen: NDArray[np.bool_] | None = None,
 ) -> Season | None:
-    """The mean of the train readings at each step's slot of the week, separately for each place.
+    """The mean of the train readings at each slot of the week, separately for each place.
 
-    Within the train segment the mean is leave-one-out, (sum - x) / (n - 1). Otherwise a reading at a slot that occurs five times would be
-    a fifth of its own mean, and a model trained on the residuals would exploit that. If no other reading is left (n is 1, or a sensor
-    never gave one at that slot), the mean of the place's other train readings at the same slot of the day is used, and if there is none
-    of these either, the mean of all other train readings of all places.
+    Within the train segment a step's mean is leave-one-out, (sum - x) / (n - 1). Otherwise a reading at a slot that occurs five times
+    would be a fifth of its own mean, and residuals would be smaller there than they are later. If no other reading is left (n is 1, or a
+    sensor never gave one at that slot), the mean of the place's other train readings at the same slot of the day is used, and if there is
+    none of these either, the mean of all other train readings of all places.
 
     Args:
         values: (T, *S) readings in the data's unit.
@@ -75,11 +77,26 @@ def season_by_slot(
         season = (sums / counts)[slots]
         inside = slots[:train_end]
         season[:train_end] = (sums[inside] - train) / (counts[inside] - known)
+        profile = sums / counts
     by_day = slots % slots_per_day
     for group, groups in ((by_day, slots_per_day), (np.zeros_like(slots), 1)):
         step, place = np.nonzero(np.isnan(season))
         season[step, place] = _without_itself(train, known, group, groups, step, place)
-    return Season(season.reshape(values.shape), count)
+    profile = _filled(profile, train, known, inside % slots_per_day).reshape(-1, *values.shape[1:])
+    return Season(season.reshape(values.shape), profile, count)
+
+
+def _filled(
+    profile: NDArray[np.float64], train: NDArray[np.float64], known: NDArray[np.float64], by_day: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The profile (slots of the week, places), where a place has no train reading at a slot: its mean at the same slot of the day, or else
+    the mean of all readings of all places."""
+    slots_per_day = len(profile) // 7
+    with np.errstate(invalid="ignore"):
+        day = _sums(train, by_day, slots_per_day) / _sums(known, by_day, slots_per_day)
+    everywhere = train.sum() / np.broadcast_to(known, train.shape).sum()
+    profile = np.where(np.isnan(profile), np.tile(day, (7, 1)), profile)
+    return np.where(np.isnan(profile), everywhere, profile)
 
 
 def _without_itself(

@@ -28,6 +28,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "seeds": learning.seeds,
     "learning": learning.learning,
     "components": learning.components,
+    "season": forecasts.season,
     "network": forecasts.network,
     "inputs": forecasts.inputs,
     "odd sizes": forecasts.odd_sizes,

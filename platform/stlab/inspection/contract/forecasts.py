@@ -72,6 +72,17 @@ def windows_apart(subject: Subject) -> str | None:
     return None if is_close(one, other) else "the forecast of a window changes with the other windows of its batch"
 
 
+def season(subject: Subject) -> str | None:
+    """The mean ahead that leaves the reading out is no input: a forecast is added to it, or does not read it."""
+    model, batch = subject.model(), subject.batch()
+    if batch.target_season is None:
+        raise NotApplicable("the data have no mean by slot of the week")
+    shift = torch.randn_like(batch.target_season)
+    moved = forecast(model, batch._replace(target_season=batch.target_season + shift)) - forecast(model, batch)
+    is_fine = is_close(moved, shift) or not bool(moved.any())
+    return None if is_fine else "it reads target_season, which knows of the target on train windows: read target_profile"
+
+
 def network(subject: Subject) -> str | None:
     """The network matters to a model if, and only if, it says that it reads one."""
     if subject.dataset.info.family != "sensors":

@@ -110,7 +110,8 @@ def random_batch(info: SeriesInfo, count: int, seed: int = 0) -> Batch:
     slot = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * info.slots_per_day)
     p = info.history
     return batch._replace(
-        history_slot=slot[:, :p], target_slot=slot[:, p:], history_season=normal(p), target_season=normal(info.horizon)
+        history_slot=slot[:, :p], target_slot=slot[:, p:], history_season=normal(p), target_season=normal(info.horizon),
+        target_profile=normal(info.horizon),
     )
 
 

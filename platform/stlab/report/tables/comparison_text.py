@@ -77,8 +77,14 @@ def _pairs(tested: Sequence[Comparison]) -> str:
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
         f"There is one seed, so the pairs are {number} blocks of test windows (at most {MAX_BLOCKS}, each at least as long as history and "
-        "horizon together). This says nothing about other seeds."
+        "horizon together, and three times as long as the differences stay correlated). This says nothing about other seeds."
     )
+
+
+_TOO_FEW = {
+    "seeds": "fewer than two pairs",
+    "window blocks": "one seed, and too few test windows for two blocks whose errors are nearly independent",
+}
 
 
 def sentences(comparisons: Sequence[Comparison], digits: int) -> list[ComparisonSentence]:
@@ -89,7 +95,7 @@ def sentences(comparisons: Sequence[Comparison], digits: int) -> list[Comparison
 def _sentence(one: Comparison, digits: int) -> str:
     lost = _lost(one)
     if one.rmse is None:
-        return f"cannot be compared with {one.reference}: fewer than two pairs{lost or ' of results'}"
+        return f"cannot be compared with {one.reference}: {_TOO_FEW[one.over]}{lost or ' of results' * (one.over == 'seeds')}"
     found = one.rmse
     size = f"{abs(found.mean):.{digits}f}"
     span = f"95 % interval {signed(found.low, digits)} to {signed(found.high, digits)}"
