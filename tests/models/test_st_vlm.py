@@ -47,18 +47,23 @@ def test_saf_at_the_start_is_plain_cross_attention(small_vlm: Make, sensor_info:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_bias_is_a_convolution_of_each_row() -> None:
-    bias = PatchBias(32)
+@pytest.mark.parametrize("squash", ["tanh", "none"])
+@pytest.mark.parametrize("gain", [False, True])
+def test_bias_is_a_convolution_of_each_row(squash: str, gain: bool) -> None:
+    bias = PatchBias(32, squash, gain)
     with torch.no_grad():
         bias.weight.normal_()
         bias.bias.normal_()
+        if bias.gain is not None:
+            assert bias.gain == 1
+            bias.gain.fill_(2.5)
     image = torch.randn(2, 3, 64, 64)
     made = bias(image, nodes=40, prompt=3)
     assert made.shape == (2, 43, 5)
     assert made[:, :, 0].abs().max() == 0  # class column
     assert made[:, 40:].abs().max() == 0  # prompt rows
     rows = torch.stack([torch.nn.functional.conv1d(image[:, :, i], bias.weight, bias.bias, stride=32) for i in range(40)], dim=1)
-    expected = torch.tanh(rows.squeeze(2))  # (B, 40, 2)
+    expected = (torch.tanh(rows.squeeze(2)) if squash == "tanh" else rows.squeeze(2)) * (2.5 if gain else 1)  # (B, 40, 2)
     for patch_row in range(2):
         torch.testing.assert_close(made[:, :40, 1 + 2 * patch_row : 3 + 2 * patch_row], expected)
 

@@ -73,6 +73,7 @@ def test_what_cannot_matter() -> None:
     assert {"model.channels", "model.lag"} <= STVLMConfig(fusion="none").inert()
     assert {"model.tokenizer", "model.subject"} <= STVLMConfig(prompt="none").inert()
     assert "model.lag" in STVLMConfig(channels=("dtw",)).inert()
+    assert {"model.saf_gain", "model.saf_squash"} <= STVLMConfig(fusion="joint").inert()
     assert STVLMConfig().channels == CHANNELS
 
 

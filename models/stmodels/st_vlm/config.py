@@ -53,6 +53,10 @@ class STVLMConfig(ModelConfig):
     """Lags of the cross-correlation (Eq. 2): `any` (symmetric), or `nonnegative` (row i shows how well node i leads the others)."""
     fusion: Fusion = "saf"
     """The first layer. `saf`: cross-attention with the image as bias (Eq. 4-8); `joint`: an ordinary layer (w/o SAF); `none`: no image."""
+    saf_squash: Literal["tanh", "none"] = "tanh"
+    """`tanh` keeps the bias of `saf` within ±1 before it is divided by √d; `none`, beyond the paper, does not bound it."""
+    saf_gain: bool = False
+    """Beyond the paper: multiply the bias of `saf` by a learned number, which starts at 1."""
     lora_rank: int = 8
     """Rank of LoRA on query and key of every layer (Eq. 9-10). 0: no LoRA (w/o FT)."""
     lora_alpha: float | None = None
@@ -69,7 +73,7 @@ class STVLMConfig(ModelConfig):
     """Beyond the paper: add a learned embedding of the slot of the day at which the forecast starts."""
 
     def __post_init__(self) -> None:
-        for field, kind in (("backbone", Backbone), ("lag", Lag), ("fusion", Fusion)):
+        for field, kind in (("backbone", Backbone), ("lag", Lag), ("fusion", Fusion), ("saf_squash", Literal["tanh", "none"])):
             if getattr(self, field) not in get_args(kind):
                 raise ConfigError(f"model.{field}={getattr(self, field)}: allowed are {', '.join(get_args(kind))}")
         if strays := [str(c) for c in self.channels if c not in CHANNELS]:
@@ -125,6 +129,8 @@ class STVLMConfig(ModelConfig):
             for field, has_no_effect in {
                 "model.weights_seed": self.weights != "random",
                 "model.channels": no_image,
+                "model.saf_squash": self.fusion != "saf",
+                "model.saf_gain": self.fusion != "saf",
                 "model.lag": no_image or "cross_correlation" not in self.channels,
                 "model.lora_alpha": self.lora_rank == 0,
                 "model.subject": "subject" not in self._placeholders(),
@@ -138,6 +144,7 @@ class STVLMConfig(ModelConfig):
         others = {channel: [c for c in self.channels if c != channel] for channel in CHANNELS}
         return {
             "saf": {"model.fusion": "joint"} if self.fusion == "saf" else {},
+            "saf_gain": {"model.saf_gain": False},
             "lora": {"model.lora_rank": 0},
             "image": {"model.fusion": "none"},
             "text": {"model.prompt": "none"},

@@ -25,21 +25,33 @@ class ChannelMix(nn.Conv2d):
 
 
 class PatchBias(nn.Conv1d):
-    """A of Eq. 8: maps row i of the image, in strips as wide as a patch, to one bias per patch column, with tanh. It starts at zero."""
+    """A of Eq. 8: maps row i of the image, in strips as wide as a patch, to one bias per patch column. It starts at zero.
 
-    def __init__(self, patch: int) -> None:
+    With ``squash: tanh`` it stays within ±1, and Eq. 7 divides it by √d: a patch weighs at most 1.28 times what another does, for d = 64.
+    A ``gain`` multiplies it by a learned number, which starts at one.
+    """
+
+    def __init__(self, patch: int, squash: str = "tanh", gain: bool = False) -> None:
         super().__init__(3, 1, kernel_size=patch, stride=patch)
+        self.squash = squash
+        self.gain = nn.Parameter(torch.ones(())) if gain else None
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if getattr(self, "gain", None) is not None:  # Conv1d draws its weights before there is one
+            nn.init.ones_(self.gain)
 
     def forward(self, image: Tensor, nodes: int, prompt: int) -> Tensor:
         """(B, 3, S, S) → (B, N + prompt, 1 + G²): tiled over patch rows, and zero for the class column and for prompt rows."""
         # The windows do not overlap, so this is a plain product, ten times as fast as the convolution on a CPU.
         strips = image[:, :, :nodes].unflatten(-1, (-1, self.kernel_size[0]))  # (B, 3, N, G, 32)
-        bias = torch.tanh(torch.einsum("bcngp,cp->bng", strips, self.weight[0]) + self.bias)
+        bias = torch.einsum("bcngp,cp->bng", strips, self.weight[0]) + self.bias
+        if self.squash == "tanh":
+            bias = torch.tanh(bias)
+        if self.gain is not None:
+            bias = bias * self.gain
         return F.pad(bias.repeat(1, 1, bias.shape[-1]), (1, 0, 0, prompt))
 
 

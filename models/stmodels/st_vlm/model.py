@@ -85,7 +85,7 @@ class STVLM(Forecaster):
         self.decode = NodeDecoder(config, info, self.vilt.width)
         has_image = config.fusion != "none"
         self.canvas = CorrelationCanvas(self.nodes, patch, config.channels, config.lag) if has_image else None
-        self.bias = PatchBias(patch) if config.fusion == "saf" else None
+        self.bias = PatchBias(patch, config.saf_squash, config.saf_gain) if config.fusion == "saf" else None
         text = config.text(info)
         ids = [] if text is None else token_ids(text, str(config.tokenizer), self.vilt.vocabulary, self.vilt.text_positions)
         self.register_buffer("prompt", torch.tensor(ids, dtype=torch.int64)[None], persistent=False)  # (1, L)

@@ -40,7 +40,7 @@ def no_future(subject: Subject) -> str | None:
             return f"the forecast changes with {what}"
     if subject.windows.series is not None:
         last = subject.windows.gather(torch.tensor([len(subject.windows) - 1]))
-        model.fit(_Beyond(subject.windows, int(last.start) + subject.dataset.info.history))
+        subject.fit(model, _Beyond(subject.windows, int(last.start) + subject.dataset.info.history))
         seen = forecast(subject.model(), last)
         if not is_close(forecast(model, last), seen):
             return "the forecast changes with readings that come after the history"

@@ -15,7 +15,7 @@ from stlab.training.batches import BatchPlan
 from stlab.training.loss import training_loss
 from stlab.training.setup import TrainingSetup
 from stlab.training.step import OptimiserStep, make_optimiser, trainable
-from stmodels.base import Forecaster
+from stmodels.base import Forecaster, TrainWindows
 from stmodels.config import ModelConfig
 from stmodels.rng import initialise
 from stmodels.types import Batch, SeriesInfo
@@ -51,11 +51,11 @@ class Subject:
             self.fit(model)
         return model
 
-    def fit(self, model: Forecaster) -> None:
-        """What is done with the train segment before a training."""
+    def fit(self, model: Forecaster, windows: TrainWindows | None = None) -> None:
+        """What is done with the train windows, which may be others than the subject's, before a training."""
         if self.config.prepared_from() is not None:
             model.adopt(model.prepare(self.windows.readings()))
-        model.fit(self.windows)
+        model.fit(self.windows if windows is None else windows)
         model.choose(self.dataset.windows("validation"), "rmse")
 
     def still(self, seed: int = 0, **changes: Any) -> Forecaster:
