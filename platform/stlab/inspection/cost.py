@@ -55,7 +55,8 @@ class Measured:
     def trial_seconds(self, spec: TrialSpec) -> float:
         """An upper bound on the seconds of a trial; early stopping ends sooner."""
         stages = create_config(spec.model).stages()  # about as dear, an epoch
-        return (spec.train.max_epochs + sum(stage.epochs for stage in stages)) * self.epoch_seconds + self.test_seconds
+        epochs = spec.train.max_epochs + spec.train.decay_epochs + sum(stage.epochs for stage in stages)
+        return epochs * self.epoch_seconds + self.test_seconds
 
 
 @dataclass(frozen=True)

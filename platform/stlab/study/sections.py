@@ -174,6 +174,9 @@ class TrainSpec(Spec):
     """Gradients are clipped to this global norm. UniST uses 0.05."""
     patience: Annotated[int, KEEPS_COST] = Field(default=20, ge=1)
     """Training stops after this number of epochs without a better validation error."""
+    decay_epochs: Annotated[int, KEEPS_COST] = Field(default=0, ge=0)
+    """When `patience` runs out before `max_epochs`, training goes back to the best weights, and the learning rate falls linearly to
+    `min_lr` in so many further epochs. 0: it just stops, which with a long cosine is near the peak rate."""
     curriculum_epochs: Annotated[float | None, KEEPS_COST] = Field(default=None, gt=0.0)
     """Curriculum by horizon: the loss covers the first step of the horizon, and one more after each so many epochs, which may be a
     fraction. Validation covers the whole horizon, and `patience` counts from the epoch in which the loss does. Unset: it always does."""
@@ -194,10 +197,10 @@ class TrainSpec(Spec):
         """Dotted fields that cannot change a number beside these values. They are not part of a trial's id."""
         unused = set() if self.schedule == "plateau" else {"train.plateau_factor", "train.plateau_patience"}
         unused |= set() if self.schedule == "steps" else {"train.milestones", "train.milestone_factor"}
-        unused |= set() if self.schedule != "steps" else {"train.min_lr"}
+        unused |= set() if self.schedule != "steps" or self.decay_epochs else {"train.min_lr"}
         unused |= set() if self.loss == "huber" else {"train.huber_delta"}
         # What is left at its default does what was done before the field came, and so leaves ids as they were.
-        return unused | {f"train.{name}" for name in ("loss", "curriculum_epochs") if name not in self.changed()}
+        return unused | {f"train.{name}" for name in ("loss", "curriculum_epochs", "decay_epochs") if name not in self.changed()}
 
     def changed(self) -> set[str]:
         """The fields that have another value than their default."""

@@ -44,6 +44,10 @@ class Progress:
     peak_memory_bytes: int = 0
     notes: list[str] = field(default_factory=list)
     """Notes for the user about the way to this point."""
+    decay_from: int = 0
+    """The epoch after which training went back to the best weights, to lower the learning rate (``train.decay_epochs``); 0: not yet."""
+    decay_rate: float = 0.0
+    """The learning rate from which it is lowered."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stlab.training.checkpoint import Midway, Progress
-from stlab.training.schedule import learning_rate
+from stlab.training.schedule import decay, learning_rate
 from stlab.training.setup import TrainingSetup
 from stlab.training.step import StepValues
 from stlab.training.step_log import StepLog
@@ -45,12 +45,7 @@ class EpochInProgress:
         started = time.perf_counter()
         number, plan = progress.epoch + 1, setup.batches
         order = permutation(windows, setup.seed, number).to(setup.device)
-        rate = functools.partial(
-            learning_rate,
-            steps_an_epoch=plan.steps_an_epoch(windows),
-            train=setup.train,
-            errors=[row.get(f"val_{setup.train.select_by}", 0.0) for row in progress.rows],  # a stage without validation never reads them
-        )
+        rate = _rate(setup, plan.steps_an_epoch(windows), progress)
         # Seed, epoch and worker determine dropout's random numbers, so they are the same after an interruption.
         name = f"epoch/{number}/{plan.rank}"
         if midway is None:
@@ -87,6 +82,15 @@ class EpochInProgress:
         read, waiting = self.log.contents()
         rows, states = zip(*gathered((waiting, random_state(self.device))), strict=True)
         return Midway(seconds, self.log.names, read, list(rows), self.term_norms, list(states))
+
+
+def _rate(setup: TrainingSetup, steps_an_epoch: int, progress: Progress) -> Callable[[int], float]:
+    """Optimiser step → learning rate of the epoch after ``progress``."""
+    if progress.decay_from:
+        first = progress.rows[progress.decay_from - 1]["step"]
+        return functools.partial(decay, first=first, steps_an_epoch=steps_an_epoch, rate=progress.decay_rate, train=setup.train)
+    errors = [row.get(f"val_{setup.train.select_by}", 0.0) for row in progress.rows]  # a stage without validation never reads them
+    return functools.partial(learning_rate, steps_an_epoch=steps_an_epoch, train=setup.train, errors=errors)
 
 
 def _resumed_log(setup: TrainingSetup, midway: Midway, first_step: int, rate: Callable[[int], float]) -> StepLog:

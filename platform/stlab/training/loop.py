@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from stlab.errors import PeerLost
-from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, trainable_state
+from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.epoch import EpochInProgress
 from stlab.training.interruption import Interruption, Report, TrialPruned, TrialStopped
@@ -24,7 +24,9 @@ from stlab.training.workers import gathered
 
 
 class Loop:
-    """Trains a model until its validation stops improving, from its last checkpoint if it has one.
+    """Trains a model until its validation stops improving, and then, if asked, through a decay of the learning rate from the best weights.
+
+    It goes on from the trial's last checkpoint if there is one.
 
     Args:
         setup: model, data and how to train.
@@ -83,7 +85,7 @@ class Loop:
         if self._goes_on():
             self._prune_if(reason)
         memory = PeakMemory(self.setup.device)
-        while self._goes_on():
+        while self._goes_on() or self._begins_decay():
             row = self._epoch()
             error = row[f"val_{self.train.select_by}"] if self.validates else -progress.epoch
             if error < progress.best_error:
@@ -163,8 +165,21 @@ class Loop:
 
     def _goes_on(self) -> bool:
         epoch, train = self.progress.epoch, self.train
+        if self.progress.decay_from:
+            return epoch < self.progress.decay_from + train.decay_epochs
         waits_since = max(self.progress.best_epoch, curriculum_end(train, self.setup.dataset.info.horizon))
         return epoch < train.max_epochs and epoch - waits_since < train.patience
+
+    def _begins_decay(self) -> bool:
+        """Go back to the best weights, with the rate of their epoch, where patience has run out and a decay is asked for."""
+        progress = self.progress
+        if progress.decay_from or not self.validates or not self.train.decay_epochs or progress.epoch >= self.train.max_epochs:
+            return False
+        progress.decay_from, progress.decay_rate = progress.epoch, progress.rows[progress.best_epoch - 1]["lr"]
+        load_trainable_state(self.setup.model, self.best)
+        self.optimiser.state.clear()  # its moments are those of other weights
+        self.is_saved = False
+        return True
 
     def _last_learning_rate(self) -> float:
         rate: float = self.optimiser.param_groups[0]["lr"]

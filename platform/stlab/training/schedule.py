@@ -32,6 +32,12 @@ def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec, errors: Sequ
     return floor + (train.lr - floor) * (1 + math.cos(math.pi * done)) / 2
 
 
+def decay(step: int, first: int, steps_an_epoch: int, rate: float, train: TrainSpec) -> float:
+    """Learning rate of optimiser step ``step`` of a decay that began with step ``first`` at ``rate``; its last step has ``min_lr``."""
+    floor, last = min(train.min_lr, rate), train.decay_epochs * steps_an_epoch - 1
+    return floor + (rate - floor) * max(0.0, 1 - (step - first) / max(1, last))
+
+
 def plateau(errors: Sequence[float], train: TrainSpec) -> float:
     """Learning rate after epochs with these errors, by the rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau``.
 

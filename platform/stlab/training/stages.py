@@ -12,5 +12,6 @@ if TYPE_CHECKING:
 
 def train_of(stage: Stage, train: TrainSpec) -> TrainSpec:
     """As the study says, but for its length, what needs a validation, and what the stage changes itself."""
-    own = {"schedule": "cosine", "milestones": (), "warmup_epochs": 0, "curriculum_epochs": None, "max_epochs": stage.epochs, **stage.train}
+    plain = {"schedule": "cosine", "milestones": (), "warmup_epochs": 0, "curriculum_epochs": None, "decay_epochs": 0}
+    own = {**plain, "max_epochs": stage.epochs, **stage.train}
     return type(train)(**{**vars(train), **own, "patience": stage.epochs})

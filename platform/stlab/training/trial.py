@@ -39,7 +39,7 @@ from stmodels.config import Stage
 from stmodels.rng import initialise
 
 if TYPE_CHECKING:
-    from stlab.study.spec import TrialSpec
+    from stlab.study.spec import TrainSpec, TrialSpec
 
 # A worker keeps the data of the trials before; specifications are frozen and so hashable.
 dataset_for = functools.lru_cache(maxsize=4)(load_dataset)
@@ -333,9 +333,15 @@ def _summary(progress: Progress, trial: TrialSpec, before: Sequence[Progress]) -
         "val_rmse": chosen["val_rmse"],
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
-        "stopped": f"no better validation {train.select_by.upper()}" if progress.epoch < train.max_epochs else "max_epochs",
+        "stopped": _why_stopped(progress, train),
         "wall_seconds": seconds,
         "device_seconds": seconds * trial.resources.workers,
         "peak_memory_bytes": max(one.peak_memory_bytes for one in (*before, progress)),
         "samples_per_second": float(np.mean([row["samples_per_second"] for row in rows])),
     }
+
+
+def _why_stopped(progress: Progress, train: TrainSpec) -> str:
+    if progress.decay_from:
+        return f"no better validation {train.select_by.upper()} after epoch {progress.decay_from}, and the learning rate has decayed"
+    return f"no better validation {train.select_by.upper()}" if progress.epoch < train.max_epochs else "max_epochs"

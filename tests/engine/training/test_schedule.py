@@ -16,7 +16,10 @@ from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.identity import trial_id
 from stlab.study.spec import TrainSpec, TrialSpec
 from stlab.training import loop, run_trial
+from stlab.training.checkpoint import trainable_state
+from stlab.training.epoch import EpochInProgress
 from stlab.training.schedule import learning_rate, plateau
+from stlab.training.setup import TrainingSetup
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -118,6 +121,44 @@ def test_an_interrupted_plateau_goes_on_as_if_nothing_had_been(make_trial: MakeT
     assert found == expected
     assert len({row["lr"] for row in whole.read_epochs()}) > 2
     assert (torn.read("test.json") or {})["mae"] == (whole.read("test.json") or {})["mae"]
+
+
+def test_a_decay_goes_back_to_the_best_weights_and_resumes_exactly(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate so high that validation soon stops improving; then three epochs from the best weights, stopped in every part of them."""
+    trial = make_trial(max_epochs=40, lr=0.3, warmup_epochs=0, patience=2, decay_epochs=3, min_lr=1e-4)
+    starts: list[dict[str, torch.Tensor]] = []
+    begin = EpochInProgress.begin.__func__  # type: ignore[attr-defined]
+
+    def recorded(cls: type, setup: TrainingSetup, *rest: Any) -> EpochInProgress:
+        starts.append(trainable_state(setup.model))
+        return begin(cls, setup, *rest)  # type: ignore[no-any-return]
+
+    whole = TrialDirectory(Store(tmp_path / "whole"), "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochInProgress, "begin", classmethod(recorded))
+        assert run_trial(trial, {}, whole, test=True) is TrialStatus.FINISHED
+    rows, result = whole.read_epochs(), whole.read("result.json") or {}
+    turn = len(rows) - 3
+    errors = [row["val_rmse"] for row in rows[:turn]]
+    best = errors.index(min(errors)) + 1
+    assert turn == best + 2 < 40
+    assert all(torch.equal(value, starts[best][name]) for name, value in starts[turn].items()), "the weights after the best epoch"
+    steps = rows[0]["step"]
+    falling = np.linspace(rows[best - 1]["lr"], 1e-4, 3 * steps)[steps - 1 :: steps]
+    assert [row["lr"] for row in rows[turn:]] == pytest.approx(falling, rel=1e-6)
+    assert result["val_rmse"] == min(row["val_rmse"] for row in rows) < min(errors)
+    assert f"after epoch {turn}, and the learning rate has decayed" in result["stopped"]
+
+    for stopped in (steps * turn - 1, steps * turn, steps * turn + 1, steps * (turn + 2), steps * (turn + 3) - 1):
+        torn = TrialDirectory(Store(tmp_path / f"torn-{stopped}"), "a")
+        asked = iter([False] * stopped + [True] + [False] * 10_000)
+        assert run_trial(trial, {}, torn, test=True, stop=lambda asked=asked: next(asked)) is TrialStatus.STARTED
+        assert run_trial(trial, {}, torn, test=True) is TrialStatus.FINISHED
+        numbers = ("epoch", "step", "loss", "val_rmse", "lr", "grad_norm")
+        found, expected = ([[row[name] for name in numbers] for row in d.read_epochs()] for d in (torn, whole))
+        assert found == expected
 
 
 def test_what_a_schedule_does_not_read_is_no_part_of_the_id(make_trial: MakeTrial) -> None:
