@@ -116,7 +116,9 @@ def test_the_terminal_ends_with_table_report_and_ui(ran: Any) -> None:
     assert ui.startswith("MLflow ")
     assert ui.split()[-4:] == ["stlab", "ui", "--storage", str(stlab.folder / "runs")]
     table = answer.out[answer.out.rindex("✓") :]
-    assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE", "vs full"))
+    assert all(name in table for name in ("no flow", "full", "last_value", "test RMSE"))
+    # One short trial a variant: its errors stay alike for longer than a third of the test segment.
+    assert "Nothing is told apart from full: there is one seed" in " ".join(table.split())
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_a_decay_goes_back_to_the_best_weights_and_resumes_exactly(
     assert result["val_rmse"] == min(row["val_rmse"] for row in rows) < min(errors)
     assert f"after epoch {turn}, and the learning rate has decayed" in result["stopped"]
 
-    for stopped in (steps * turn - 1, steps * turn, steps * turn + 1, steps * (turn + 2), steps * (turn + 3) - 1):
+    for stopped in (steps * turn, steps * turn + 1, steps * (turn + 2)):
         torn = TrialDirectory(Store(tmp_path / f"torn-{stopped}"), "a")
         asked = iter([False] * stopped + [True] + [False] * 10_000)
         assert run_trial(trial, {}, torn, test=True, stop=lambda asked=asked: next(asked)) is TrialStatus.STARTED

@@ -56,11 +56,18 @@ def verdict(comparison: Comparison | None) -> str:
     return "better" if comparison.rmse.mean < 0 else "worse"
 
 
+_TOO_FEW = {
+    "seeds": "fewer than two pairs",
+    "window blocks": "there is one seed, and too few test windows for two blocks whose errors are nearly independent",
+}
+
+
 def legend(comparisons: Sequence[Comparison], title: str, name: str) -> str:
-    """The sentences that explain the column of differences from ``name``; empty if nothing was compared."""
+    """The sentences that explain the column of differences from ``name``, or why there is none."""
     tested = [one for one in comparisons if one.rmse is not None]
     if not tested:
-        return ""
+        blocks = bool(comparisons) and all(one.over == "window blocks" for one in comparisons)
+        return f"Nothing is told apart from {name}: {_TOO_FEW['window blocks']}. Further seeds tell." if blocks else ""
     family = max(one.family for one in tested)
     after = f", after Holm's correction over {family} comparisons" if family > 1 else ""
     column = (
@@ -79,12 +86,6 @@ def _pairs(tested: Sequence[Comparison]) -> str:
         f"There is one seed, so the pairs are {number} blocks of test windows (at most {MAX_BLOCKS}, each at least as long as history and "
         "horizon together, and three times as long as the differences stay correlated). This says nothing about other seeds."
     )
-
-
-_TOO_FEW = {
-    "seeds": "fewer than two pairs",
-    "window blocks": "one seed, and too few test windows for two blocks whose errors are nearly independent",
-}
 
 
 def sentences(comparisons: Sequence[Comparison], digits: int) -> list[ComparisonSentence]:
