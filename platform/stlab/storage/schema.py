@@ -25,6 +25,7 @@ _EPOCH_FIELDS = [
     _field("val_rmse", pa.float64(), "root mean squared error on the validation segment", "data unit"),
     _field("lr", pa.float64(), "learning rate at the end of the epoch"),
     _field("grad_norm", pa.float64(), "gradient norm before clipping, mean over the epoch"),
+    _field("clipped", pa.float64(), "share of the steps whose gradients train.clip_norm made smaller; 0: it did not act"),
     _field("seconds", pa.float64(), "duration of the epoch, validation included", "s"),
     _field("samples_per_second", pa.float64(), "training windows per second", "1/s"),
     _field("micro_batch", pa.int32(), "windows that pass through the model at once, on each worker"),

@@ -20,7 +20,8 @@ class StepValues(NamedTuple):
     """The figures of a step, on the device. Nobody has waited for them."""
 
     logged: dict[str, Tensor]
-    """``loss``, ``loss.<term>`` and ``grad_norm``. Losses are this worker's part of the batch's mean."""
+    """``loss``, ``loss.<term>``, ``grad_norm``, and ``clipped``, which is 1 where the gradients were too long. Losses are this worker's
+    part of the batch's mean."""
     term_norms: dict[str, Tensor]
     """``grad_norm.<term>`` of the whole batch where it was asked for and there are several terms."""
 
@@ -73,7 +74,8 @@ class OptimiserStep:
         norms = term_norms(gradients)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.setup.train.clip_norm)
         self.optimiser.step()
-        return StepValues({**means, "grad_norm": norm.detach()}, norms)
+        clipped = (norm.detach() > self.setup.train.clip_norm).float()
+        return StepValues({**means, "grad_norm": norm.detach(), "clipped": clipped}, norms)
 
     def _forward(self, part: MicroBatch) -> tuple[dict[str, Tensor], Tensor]:
         """The loss terms of a micro-batch and their weighted sum."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.signal import lfilter
 from stlab.errors import UserError
 from stlab.report import ablation_table, compare, summarise, terminal_table, to_latex
 from stlab.report.statistics.comparisons import Paired, corrected, holm, references
+from stlab.report.statistics.days import _spread
 from stlab.report.statistics.window_blocks import MAX_BLOCKS, WindowErrors, block_differences
 from stlab.report.tables.comparison_text import cell, legend, sentences
 
@@ -215,6 +217,27 @@ def test_blocks_add_up_to_the_difference_of_the_errors() -> None:
     assert len(block_differences(*lasting, 12)["mae"]) < 5, "fewer blocks, where errors last"
     other = WindowErrors(theirs.window + 1, theirs.absolute, theirs.squared, theirs.count)
     assert block_differences(ours, other, 12) == {"rmse": [], "mae": []}
+
+
+def test_the_spread_over_days_is_scipys_bootstrap() -> None:
+    draw = np.random.default_rng(5)
+    days = np.repeat(np.arange(12), [7, *[24] * 10, 5])
+    level = draw.gamma(3, 1, 12)[days]  # some days are harder than others
+    windows = len(days)
+    count = draw.integers(3, 9, windows)
+    squared = level * draw.chisquare(4, windows) * count
+    one = WindowErrors(np.arange(windows), squared, squared, count, np.datetime64("2024-03-01", "D") + days)
+    found = _spread([one], 2.0)
+    by_day = [np.bincount(days, values) for values in (squared, count)]
+    rng = np.random.default_rng(1)
+    theirs = stats.bootstrap(
+        by_day, lambda s, c, axis: 2 * np.sqrt(s.sum(axis) / c.sum(axis)), paired=True, method="percentile", n_resamples=4000, rng=rng
+    ).confidence_interval
+    assert found is not None
+    assert found.days == 12
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=0.03)
+    assert found.low < 2 * one.rmse < found.high
+    assert _spread([replace(one, day=np.full(windows, np.datetime64("2024-03-01", "D")))], 1.0) is None
 
 
 def test_missing_comparisons_stay_out_of_the_family() -> None:

@@ -132,6 +132,7 @@ def test_training_follows_the_equations(make_loop: Callable[..., Loop], small_gr
     np.testing.assert_allclose(model.weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose([row["loss"] for row in rows], losses, rtol=1e-5)
     np.testing.assert_allclose([row["grad_norm"] for row in rows], norms, rtol=1e-4)
+    assert [row["clipped"] for row in rows] == [float(clip_norm < 1)] * len(rows)
     np.testing.assert_allclose([row["val_rmse"] for row in rows], errors, rtol=1e-5)
     np.testing.assert_allclose(
         [row["loss.forecast"] + 0.3 * row["loss.flow"] for row in rows], [row["loss"] for row in rows], rtol=1e-6

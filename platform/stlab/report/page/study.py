@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from stlab.report.page.search_text import search_content
 from stlab.report.paper.tables import coverage_frame, paper_content, paper_frame, paper_latex
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
 from stlab.report.statistics.comparisons import Comparison, compare
+from stlab.report.statistics.days import OverDays, spread_over_days
 from stlab.report.statistics.summary import Row, Summary, anchor, has_slot_of_week, summarise, symbols_text
 from stlab.report.tables import comparison_text
 from stlab.report.tables.ablation import ablation_table, to_latex
@@ -71,8 +73,10 @@ def write_report(
     embedded = write_figures(directory, figures.figures)
     compared = compare(found.rows, found.axes, found.study, store)
     papers = compare_with_paper(store, found.rows, found.study, found.axes) if papers is None else papers
-    _write_tables(directory, found, compared, papers)
+    over_days = spread_over_days(store, found.lines, single_protocol(found.rows).get("scale", 1.0))
+    _write_tables(directory, found, compared, over_days, papers)
     content = _content(store, name, found, compared, figures, list(notes))
+    content["days"] = _days_text(found.lines, over_days)
     content["figures"] = embedded
     content |= {"papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
     store.write(directory.report_path(), render_page("page.html.j2", content).encode())
@@ -117,10 +121,14 @@ def _draw(store: Store, found: _Results) -> FigureSet:
 
 
 def _write_tables(
-    directory: StudyDirectory, found: _Results, compared: Sequence[Comparison], papers: Sequence[PaperComparison]
+    directory: StudyDirectory,
+    found: _Results,
+    compared: Sequence[Comparison],
+    over_days: Mapping[str, OverDays],
+    papers: Sequence[PaperComparison],
 ) -> None:
     store, rows, axes = directory.store, found.rows, found.axes
-    table = ablation_table(rows, axes, compared)
+    table = ablation_table(rows, axes, compared, over_days)
     store.write(directory.report_path("tables/ablation.csv"), table.to_csv(index=False).encode())
     store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes, compared).encode())
     costs = tradeoff_frame(tradeoffs(rows, found.lines))
@@ -210,7 +218,24 @@ def _versus(lines: Sequence[Summary], compared: Sequence[Comparison]) -> dict[st
     name = comparison_text.reference_label(compared)
     legend = comparison_text.legend(compared, f"vs {name}", name)
     sentences = comparison_text.sentences(compared, table_decimals(lines))
-    return {"name": name, "legend": legend, "sentences": sentences} if legend else {}
+    has_column = any(one.rmse is not None for one in compared)
+    return {"name": name, "legend": legend, "sentences": sentences, "has_column": has_column} if legend else {}
+
+
+def _days_text(lines: Sequence[Summary], over_days: Mapping[str, OverDays]) -> str:
+    """What the intervals leave out, by the example of the best variant; a sentence without figures where nothing is dated."""
+    best = min((line for line in lines if not line.baseline and line.label in over_days), key=_mean_rmse, default=None)
+    if best is None:
+        return "Intervals over seeds say nothing about other days."
+    spread, digits = over_days[best.label], table_decimals(lines)
+    return (
+        f"Intervals over seeds say nothing about other days. The test segment has {spread.days}; resampling them moves the RMSE of "
+        f"{best.label} between {spread.low:.{digits}f} and {spread.high:.{digits}f} (95 %; every line's in tables/ablation.csv)."
+    )
+
+
+def _mean_rmse(line: Summary) -> float:
+    return line.test_rmse.mean if line.test_rmse is not None else math.inf
 
 
 def _table(lines: Sequence[Summary], compared: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class WindowErrors:
     absolute: np.ndarray  # (n,) float64
     squared: np.ndarray  # (n,)
     count: np.ndarray  # (n,) readings
+    day: np.ndarray | None = None  # (n,) datetime64[D] of the first step ahead; None without timestamps
 
     @property
     def rmse(self) -> float:
@@ -47,7 +48,8 @@ def read_window_errors(store: Store, trial_id: str) -> WindowErrors | None:
         return None
     error = (kept.forecast - kept.truth).reshape(len(kept.window), -1)
     sums = np.nansum(np.abs(error), axis=1), np.nansum(np.square(error), axis=1)
-    return WindowErrors(kept.window, *sums, (~np.isnan(error)).sum(axis=1))
+    day = None if kept.time is None else kept.time[:, 0].astype("datetime64[D]")
+    return WindowErrors(kept.window, *sums, (~np.isnan(error)).sum(axis=1), day)
 
 
 def block_differences(ours: WindowErrors, theirs: WindowErrors, least: int) -> dict[str, list[float]]:

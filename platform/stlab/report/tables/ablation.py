@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stlab.report.page.text import caveats, headline, protocol_text
 from stlab.report.statistics.comparisons import Comparison, compare
+from stlab.report.statistics.days import OverDays
 from stlab.report.statistics.summary import Interval, Row, Summary, summarise
 from stlab.report.tables import comparison_text
 from stlab.report.tables.lines import TableLine, has_mape, table_lines
@@ -33,15 +34,20 @@ def escape_latex(text: str) -> str:
 
 
 def ablation_table(
-    rows: Iterable[Row], axes: Sequence[str] | None = None, comparisons: Sequence[Comparison] | None = None
+    rows: Iterable[Row],
+    axes: Sequence[str] | None = None,
+    comparisons: Sequence[Comparison] | None = None,
+    over_days: Mapping[str, OverDays] | None = None,
 ) -> pd.DataFrame:
     """One row for each variant at each setting of the axes, then the baselines; numbers in full precision.
 
     Columns ``*_ci95`` are half widths of 95 % Student-t intervals and ``*_sd`` sample standard deviations. Columns ``diff_*`` are
-    the paired differences from ``reference``, with interval, p, p after Holm's correction, Cohen's d_z and Hedges' g.
+    the paired differences from ``reference``, with interval, p, p after Holm's correction, Cohen's d_z and Hedges' g. Columns
+    ``test_rmse_days_*`` are a 95 % interval of the RMSE over resampled days of the test segment, and their number.
 
     Args:
         comparisons: the comparisons of the lines with their references. Unset: over seeds, with the default reference.
+        over_days: label → spread over days.
 
     Raises:
         ProtocolMismatch: the rows were made by different protocols.
@@ -50,8 +56,18 @@ def ablation_table(
 
     rows = list(rows)
     found = {one.label: one for one in (compare(rows, axes) if comparisons is None else comparisons)}
-    records = [_record(line) | comparison_text.record(found.get(line.label)) for line in summarise(rows, axes)]
-    return pd.DataFrame(records)
+    days = over_days or {}
+    return pd.DataFrame(
+        [
+            _record(line) | _days_record(days.get(line.label)) | comparison_text.record(found.get(line.label))
+            for line in summarise(rows, axes)
+        ]
+    )
+
+
+def _days_record(spread: OverDays | None) -> dict[str, object]:
+    names = ("low", "high", "days")
+    return {f"test_rmse_days_{'n' if name == 'days' else name}": spread and getattr(spread, name) for name in names}
 
 
 def _record(line: Summary) -> dict[str, object]:

@@ -64,7 +64,8 @@ def _columns(lines: Sequence[Summary], compared: Sequence[Comparison], width: in
     columns = _result_columns(lines)
     name = comparison_text.reference_label(compared)
     versus = f"vs {name}" if len(name) <= 10 else "vs ref."
-    if legend := comparison_text.legend(compared, versus, name):
+    legend = comparison_text.legend(compared, versus, name)
+    if any(one.rmse is not None for one in compared):
         by_label, digits = {one.label: one for one in compared}, table_decimals(lines)
         columns[versus] = [comparison_text.cell(by_label.get(line.label), digits) for line in lines]
         if not _fits(columns, width):
