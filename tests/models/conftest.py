@@ -173,3 +173,9 @@ def bikes() -> Dataset:
     if not path.exists():
         pytest.skip("nycbike1.npz is not beside this checkout (../shared/data)")
     return load_dataset(DataSpec(path=str(path)))
+
+
+@pytest.fixture(scope="session")
+def city() -> Dataset:
+    """The generated city of the demo, hourly on 8×8 cells."""
+    return load_dataset(DataSpec(path="synthetic:city"))

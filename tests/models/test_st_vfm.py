@@ -12,6 +12,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from stlab.data import Dataset
+from stlab.inspection.contract import CHECKS, Subject
+from stlab.training.checkpoint import trainable_state
+from stmodels.baselines.config import BaselineConfig
+from stmodels.baselines.model import Baseline
+from stmodels.layers.season import season_levels
 from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.st_vfm.model import STVFM
@@ -222,6 +228,41 @@ def test_the_flow_of_a_seasonal_residual_is_that_of_the_residual(small_model: Mo
     torch.testing.assert_close(seen["flow"][:, 1:].double(), cells.diff(dim=1) / model.flow_std, atol=1e-5, rtol=1e-4)
     expected = (forecast.flow.double() - after.diff(dim=1)).square().mean()
     assert model.loss_terms(forecast, batch)["flow"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("switches", [{}, {"seasonal_residual": True, "seasonal_level": True}, {"decoder": "mlp"}], ids=str)
+def test_beside_a_ridge_the_forecast_starts_as_the_ridge(bikes: Dataset, small_model: Models, switches: dict[str, Any]) -> None:
+    model = small_model(bikes.info, linear_base="ridge", **switches).eval()
+    reference = Baseline(BaselineConfig(name="ridge"), bikes.info)
+    train, validation = bikes.windows("train"), bikes.windows("validation")
+    batch = bikes.windows("test").gather(torch.arange(0, 190, 40))
+    for one in (model, reference):
+        one.fit(train)
+        chosen = one.choose(validation, "rmse")
+    torch.testing.assert_close(model(batch).value, reference(batch).value)
+    assert model.config.chooses()
+    assert chosen["penalty"] >= 1
+    for name, value in trainable_state(model).items():
+        if "coefficients" in name:
+            assert value.abs().sum() > 0, "a checkpoint holds what was fitted"
+
+
+@pytest.mark.parametrize("clause", sorted(CHECKS.keys() - {"learning", "traced", "network", "inputs", "odd sizes", "parameters"}))
+def test_the_contract_with_everything_beyond_the_paper(city: Dataset, clause: str) -> None:
+    """But that a batch is learnt: beside a ridge there is little left to learn."""
+    beyond = {"calendar": True, "seasonal_residual": True, "seasonal_level": True, "linear_base": "ridge"}
+    assert CHECKS[clause](Subject({**STVFMConfig.SMALL, "name": "st_vfm", **beyond}, city)) is None
+
+
+def test_the_level_is_how_much_busier_than_its_season_the_city_is(bikes: Dataset) -> None:
+    """Twice the season everywhere: all three deviations are one, where nothing is quiet."""
+    batch = bikes.windows("test").gather(torch.arange(3))
+    zero = bikes.info.zero
+    doubled = batch._replace(history=zero + 2 * (batch.history_season - zero))
+    levels = season_levels(doubled, bikes.info._replace(residual_std=1e-9))
+    busy = (batch.history_season - zero).sum(1, keepdim=True).expand_as(levels[0]) > 0.01
+    for level in levels:
+        torch.testing.assert_close(level[busy], (batch.target_profile - zero)[busy], rtol=1e-4, atol=1e-5)
 
 
 def test_seasonal_residual_forecasts_the_difference_to_the_season(

@@ -90,7 +90,7 @@ def test_mlp_decoder_reads_every_frame_ahead_from_all_frames(horizon: int, small
     for row, column in itertools.product(range(4), range(4)):
         joined = np.concatenate([states[:, frame, 4 * row + column].double().numpy() for frame in range(3)], axis=1)
         hidden = _affine(joined, decode.fc1)
-        values = _affine(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, decode.fc2)
+        values = _affine(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, decode.readout)
         block = out[:, :, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         np.testing.assert_allclose(block, values.reshape(2, horizon, 2, 2, 2), atol=1e-5)
 
@@ -103,7 +103,7 @@ def test_mlp_decoder_can_map_each_token_for_itself(horizon: int, small_model: Mo
     states = _random(2, 3, 16, model.backbone.width)
     out = decode(states, None, None).detach().numpy()
     hidden = _affine(states.double().numpy(), decode.fc1)
-    values = _affine(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, decode.fc2)
+    values = _affine(hidden * (1 + erf(hidden / np.sqrt(2))) / 2, decode.readout)
     for frame, row, column in itertools.product(range(horizon // 2), range(4), range(4)):
         block = out[:, 2 * frame : 2 * frame + 2, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
         expected = values[:, frame % 3, 4 * row + column].reshape(2, 2, 2, 2, 2)

@@ -58,6 +58,10 @@ SWITCHES: list[tuple[str, dict[str, Any], Any]] = [
     ("calendar", {"temporal_context": False}, True),
     ("calendar", {"decoder": "mlp"}, True),
     ("seasonal_residual", {}, True),
+    ("seasonal_level", {"seasonal_residual": True}, True),
+    ("linear_base", {}, "ridge"),
+    ("linear_base", {"seasonal_residual": True, "seasonal_level": True}, "ridge"),
+    ("linear_base", SIMPLE, "ridge"),
     ("seasonal_residual", {"decoder": "mlp"}, True),
     ("seasonal_residual", SIMPLE, True),
 ]

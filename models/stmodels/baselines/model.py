@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stmodels.base import Forecaster, TrainWindows
 from stmodels.baselines.config import BaselineConfig
-from stmodels.baselines.ridge import Ridge
+from stmodels.layers.ridge import Ridge
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 

@@ -15,6 +15,7 @@ from stmodels.backbones import Backbone
 from stmodels.layers.calendar import Calendar
 from stmodels.layers.linear import Linear
 from stmodels.layers.patches import unpatchify
+from stmodels.layers.season import LEVELS
 from stmodels.layers.temporal import TemporalEncoder
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import SeriesInfo
@@ -117,7 +118,8 @@ class TransformerDecoder(nn.Module):
         length = geometry.frames + geometry.frames_ahead
         self.time = TemporalEncoder(length, d, config.temporal_heads, config.temporal_layers, config.dropout)
         self.calendar = Calendar(info.slots_per_day, d) if config.calendar and info.slots_per_day else None
-        self.season = Linear(geometry.values, d) if seasonal else None
+        known = geometry.values * (1 + LEVELS * config.seasonal_level)
+        self.season = Linear(known, d) if seasonal else None
         self.readout = Linear(d, geometry.values)
 
     def forward(
@@ -149,15 +151,15 @@ class MLPDecoder(nn.Module):
         self.joins = config.mlp_reads == "all"
         inputs, outputs = (geometry.frames, geometry.frames_ahead) if self.joins else (1, 1)
         self.fc1 = Linear(inputs * width, config.temporal_width)
-        self.fc2 = Linear(config.temporal_width, outputs * geometry.values)
+        self.readout = Linear(config.temporal_width, outputs * geometry.values)
 
     def forward(
         self, states: Tensor, history_slot: Tensor | None, target_slot: Tensor | None, ahead: Tensor | None = None
     ) -> Tensor:
         if self.joins:
-            joined = self.fc2(F.gelu(self.fc1(states.transpose(1, 2).flatten(2))))  # (B, N, Q'·V)
+            joined = self.readout(F.gelu(self.fc1(states.transpose(1, 2).flatten(2))))  # (B, N, Q'·V)
             patches = joined.unflatten(2, (self.geometry.frames_ahead, -1)).transpose(1, 2)
         else:
             source = torch.arange(self.geometry.frames_ahead, device=states.device) % self.geometry.frames
-            patches = self.fc2(F.gelu(self.fc1(states)))[:, source]
+            patches = self.readout(F.gelu(self.fc1(states)))[:, source]
         return unpatchify(patches, self.config.patch, self.config.temporal_patch, self.geometry.padded)

@@ -77,6 +77,12 @@ class STVFMConfig(ModelConfig):
     seasonal_residual: bool = False
     """Beyond the paper: forecast the difference from the train segment's mean by slot of the week."""
 
+    seasonal_level: bool = False
+    """Beyond the paper, with `seasonal_residual`: the decoder is told how much busier than its season the place and the city have been."""
+    linear_base: Literal["none", "ridge"] = "none"
+    """Beyond the paper: `ridge` forecasts what is left by the ridge regression that stands in every table as a reference. Training starts
+    level with it."""
+
     def __post_init__(self) -> None:
         for field in ("patch", "temporal_patch", "temporal_width", "temporal_heads", "temporal_layers"):
             if getattr(self, field) < 1:
@@ -106,6 +112,11 @@ class STVFMConfig(ModelConfig):
             raise ConfigError(
                 "model.calendar is added to temporal tokens, and this model has none: set model.decoder to transformer"
             )
+        if self.seasonal_level and not (self.seasonal_residual and self.decoder == "transformer"):
+            raise ConfigError(
+                "model.seasonal_level is told to the transformer decoder beside the season: set model.seasonal_residual to true and "
+                "model.decoder to transformer"
+            )
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"model.rank must be at least 1, it is {self.rank}")
         if self.rank is None and self.peft != "none":
@@ -114,6 +125,13 @@ class STVFMConfig(ModelConfig):
     def loss_weights(self) -> dict[str, float]:
         """λ of the flow's loss; this is where it comes from."""
         return {"flow": self.flow_weight}
+
+    def needs(self) -> tuple[str, ...]:
+        return (*self.NEEDS, "season") if self.linear_base == "ridge" else self.NEEDS
+
+    def chooses(self) -> bool:
+        """Whether it has a ridge regression, whose penalty is chosen."""
+        return self.linear_base == "ridge"
 
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration. They are not part of a trial's id."""
@@ -144,7 +162,9 @@ class STVFMConfig(ModelConfig):
             "decoder": {"model.decoder": "mlp"},
             "use_cls": {"model.use_cls": False},
             "calendar": {"model.calendar": False},
-            "seasonal_residual": {"model.seasonal_residual": False},
+            "seasonal_residual": {"model.seasonal_residual": False, "model.seasonal_level": False},
+            "seasonal_level": {"model.seasonal_level": False},
+            "linear_base": {"model.linear_base": "none"},
         }
 
     def files(self) -> list[str]:

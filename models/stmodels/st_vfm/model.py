@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stmodels.backbones import Backbone, create_backbone
-from stmodels.base import Forecaster
+from stmodels.base import Forecaster, TrainWindows
 from stmodels.layers.cross_prompt import CrossPromptLayer
 from stmodels.layers.flow import flow_mask, history_flow, target_flow
 from stmodels.layers.losses import mean_squared
 from stmodels.layers.patches import patchify
+from stmodels.layers.ridge import Ridge
+from stmodels.layers.season import season_levels
 from stmodels.st_vfm.branch import Embedding, Geometry, MLPDecoder, TransformerDecoder
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import Batch, Forecast, SeriesInfo
@@ -53,9 +55,23 @@ class STVFM(Forecaster):
             {b: decoder(config, info, self.geometry, width, seasonal=self._is_seasonal(b)) for b in branches}
         )
         prompts = None if config.prompts == "all" else int(config.prompts)
+        self.base = Ridge(info) if config.linear_base == "ridge" else None
         self.cross = nn.ModuleList(
             CrossPromptLayer(width, heads, self.geometry.tokens_hw, prompts) for _ in range(config.cross_prompt_layers)
         )
+
+    def reset_parameters(self) -> None:
+        """Beside a base the forecast starts as the base: its readout is zero."""
+        if self.base is not None:
+            for parameter in self.decode["st"].readout.parameters():
+                nn.init.zeros_(parameter)
+
+    def fit(self, windows: TrainWindows) -> None:
+        if self.base is not None:
+            self.base.fit(windows)
+
+    def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
+        return {} if self.base is None else {"penalty": self.base.choose(validation, by)}
 
     def _is_seasonal(self, branch: str) -> bool:
         return self.config.seasonal_residual and branch == "st"
@@ -99,9 +115,14 @@ class STVFM(Forecaster):
 
     def _st_forecast(self, states: Tensor, batch: Batch) -> Tensor:
         if not self.config.seasonal_residual:
-            return self._decode("st", states, batch)
-        ahead = self._patches(batch.target_profile)
-        return batch.target_season + self.info.residual_std * self._decode("st", states, batch, ahead)
+            decoded = self._decode("st", states, batch)
+            return decoded if self.base is None else self.base(batch) + self.flow_std * decoded
+        known = [self._patches(batch.target_profile)]
+        if self.config.seasonal_level:
+            known += [self._patches(level / self.info.residual_std) for level in season_levels(batch, self.info)]
+        decoded = self._decode("st", states, batch, torch.cat(known, dim=-1))
+        base = batch.target_season if self.base is None else self.base(batch)
+        return base + self.info.residual_std * decoded
 
     def _patches(self, grid: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, T/p, N, V), padded first where the configuration asks for it."""

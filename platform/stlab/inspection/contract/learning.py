@@ -133,11 +133,15 @@ def seeds(subject: Subject) -> str | None:
 
 
 def _starts_alike(module: nn.Module, other: nn.Module | None) -> bool:
-    """Whether a module has the weights of the one of its name in another variant, where both have the same parameters."""
+    """Whether a module has the weights of the one of its name in another variant, where both have the same parameters.
+
+    One that a variant starts at zero is not drawn there.
+    """
     own, others = (dict(m.named_parameters(recurse=False)) if m is not None else {} for m in (module, other))
     if {name: p.shape for name, p in own.items()} != {name: p.shape for name, p in others.items()}:
         return True
-    return all(torch.equal(p, others[name]) for name, p in own.items())
+    is_drawn = all(any(bool(p.any()) for p in one.values()) for one in (own, others))
+    return not is_drawn or all(torch.equal(p, others[name]) for name, p in own.items())
 
 
 def learning(subject: Subject) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stmodels.base import TrainWindows
+from stmodels.layers.season import season_levels
 from stmodels.types import Batch, SeriesInfo
 
 
@@ -57,19 +58,10 @@ class SeasonalFeatures(Features):
     def _columns(self, batch: Batch) -> list[Tensor]:
         assert batch.history_season is not None
         assert batch.target_profile is not None
-        history, season = batch.history.double() - self.info.zero, batch.history_season.double() - self.info.zero
-        ahead = batch.target_profile.double() - self.info.zero
+        history, season, ahead = (x.double() for x in (batch.history, batch.history_season, batch.target_profile))
         residual = history - season
-        columns = [residual, residual.mean(self.space, keepdim=True).expand_as(residual)]
-        for x, s in (
-            (history.sum(1, keepdim=True), season.sum(1, keepdim=True)),
-            (history.sum((1, *self.space), keepdim=True), season.sum((1, *self.space), keepdim=True)),
-            (history[:, -1:].sum(self.space, keepdim=True), season[:, -1:].sum(self.space, keepdim=True)),
-        ):
-            # Adding one standard deviation of the residual to both keeps the ratio of a quiet cell near 1.
-            ratio = (x + self.info.residual_std) / (s + self.info.residual_std)
-            columns.append(ahead * (ratio - 1).clamp(-1, 2))
-        return columns
+        levels = season_levels(batch._replace(history=history, history_season=season, target_profile=ahead), self.info)
+        return [residual, residual.mean(self.space, keepdim=True).expand_as(residual), *levels]
 
 
 class DifferenceFeatures(Features):
