@@ -17,8 +17,9 @@ class Batch(NamedTuple):
     """Windows of a series.
 
     Everything after the history is in ``target`` and in fields named ``target_*``. A model may read only ``target_slot`` and
-    ``target_profile`` of these, because they are known at the moment of the forecast. It may add to ``target_season``, and that is all: on
-    train windows this mean leaves the reading itself out, so that it tells of the reading to whoever knows the profile.
+    ``target_profile`` of these, because they are known at the moment of the forecast. It may add to ``target_season``, and that is all. On
+    train windows this mean leaves the reading itself out. A model that has learnt the profile could take the difference between both,
+    and so compute the reading.
     """
 
     history: Tensor  # (B, P, *S)
@@ -65,7 +66,7 @@ class SeriesInfo(NamedTuple):
     horizon: int  # Q
     slots_per_day: int | None  # None without timestamps
     flow_std: float  # standard deviation of x_t - x_{t-1} over the train segment, scaled
-    season_count: int = 0  # train readings at the rarest slot of the week; 0 if a slot is never seen or there are no timestamps
+    season_count: int = 0  # train steps at the rarest slot of the week; 0 if a slot is never seen or there are no timestamps
     residual_std: float | None = None  # standard deviation of x_t - season_t over the train segment (without the reading itself), scaled
     zero: float = 0.0  # a reading of 0, scaled
     lookback: int = 0  # series steps that precede the earliest target of a validation or test window

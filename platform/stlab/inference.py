@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2  # what is computed from saved weights changed last with it
 _FACTS, _WEIGHTS, _SEASON = "forecaster.json", "weights.safetensors", "season.safetensors"
 _NETWORK = "network.safetensors"
 _WINDOWS_AT_ONCE = 32
@@ -88,7 +88,11 @@ class Facts:
         """Whether the model uses the mean of the train segment by slot of the week."""
         seasonal_ridge = self.model["name"] == "ridge" and self.info.season_count >= 2
         switched = any(self.model.get(name) for name in _NEED_SEASON)
-        return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean" or "season" in self.needs
+        return switched or seasonal_ridge or self.model["name"] == "slot_of_week_mean" or self._has_season
+
+    @property
+    def _has_season(self) -> bool:
+        return "season" in self.needs and self.info.season_count > 0
 
     @property
     def needs_start(self) -> bool:
@@ -102,7 +106,7 @@ class TrainedForecaster:
     Args:
         facts: everything beside the weights.
         model: the model with its trained weights.
-        season: (slots of the week, *S) scaled mean by slot of the week; None if the model does not need it.
+        season: (2, slots of the week, *S) scaled means by slot of the week, as ``Dataset.season``; None if the model does not need them.
         device: the device that computes.
     """
 
@@ -236,9 +240,9 @@ class TrainedForecaster:
         batch = batch._replace(history_slot=week[:, :cut], target_slot=week[:, cut:])
         if self._season is None:
             return batch
-        season = self._season[week]
+        season, profile = self._season[0][week], self._season[1][week]
         before, ahead = season[:, :cut].contiguous(), season[:, cut:].contiguous()
-        return batch._replace(history_season=before, target_season=ahead, target_profile=ahead)
+        return batch._replace(history_season=before, target_season=ahead, target_profile=profile[:, cut:].contiguous())
 
     def save(self, folder: str | Path) -> None:
         """Write everything into a folder: ``forecaster.json``, ``weights.safetensors`` and, if needed, ``season.safetensors`` and
@@ -305,7 +309,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
         needs=config.needs(),
         inputs=dataset.inputs.scaling if dataset.inputs is not None and "inputs" in config.reads() else None,
     )
-    return TrainedForecaster(facts, model, _profile(dataset) if facts.needs_season else None, device)
+    return TrainedForecaster(facts, model, _season_tables(dataset) if facts.needs_season else None, device)
 
 
 def _is_code_of_now(trial: Mapping[str, Any]) -> bool:
@@ -378,7 +382,7 @@ def _restore(model: Forecaster, weights: Mapping[str, Tensor], source: str) -> N
                 setattr(model.get_submodule(owner), leaf, tensor)
 
 
-def _profile(dataset: Dataset) -> Tensor:
-    if dataset.profile is None:
+def _season_tables(dataset: Dataset) -> Tensor:
+    if dataset.season is None:
         raise ModelError("the model needs the mean by slot of the week, and its data has none")
-    return dataset.profile
+    return dataset.season

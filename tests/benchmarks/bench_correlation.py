@@ -102,7 +102,7 @@ def test_whole_volume(in_turns, table) -> None:
 
 
 def test_memory(table) -> None:
-    """A batch of 32: the volume is B·3·N²·4 bytes, the image as much, the kernel's input B·(2T + T//2 + 1)·N·4 bytes.
+    """A batch of 32: the volume is B·3·N²·4 bytes, the image as much, the kernel's input B·(2T + T//2)·N·4 bytes.
 
     A canvas of S × S, S = N rounded up to 32 and at least 384, takes another B·3·S²·4 bytes in the model.
     """

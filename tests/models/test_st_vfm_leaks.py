@@ -210,8 +210,8 @@ def test_the_input_ahead_tells_nothing_of_the_target(bikes: Dataset) -> None:
     batch = windows.gather(torch.arange(0, len(windows), 6))
     assert batch.target_season is not None
     assert batch.target_profile is not None
-    assert bikes.profile is not None
-    table = bikes.profile.double().flatten(1)
+    assert bikes.season is not None
+    table = bikes.season[1].double().flatten(1)
     left, values, right = torch.linalg.svd(table, full_matrices=False)
     known = (left[:, :8] * values[:8]) @ right[:8]
     residual = (batch.target - batch.target_season).double().flatten()

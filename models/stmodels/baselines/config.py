@@ -30,7 +30,7 @@ class BaselineConfig(ModelConfig):
         return () if self.name in _WITHOUT_CALENDAR else ("calendar",)
 
     def inert(self) -> set[str]:
-        """All fields of training, since a reference forecast is not trained."""
+        """All fields of training, since a reference forecast is not trained; what the ridge is chosen by counts all the same."""
         return {"train"}
 
     def chooses(self) -> bool:

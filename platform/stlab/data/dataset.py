@@ -73,8 +73,9 @@ class Dataset:
     edges: NDArray[np.float64] | None = None
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
 
-    profile: torch.Tensor | None = None
-    """(slots of the week, *S) scaled mean of the train readings at each slot. None without one."""
+    season: torch.Tensor | None = None
+    """(2, slots of the week, *S) scaled: the mean of the train readings at each slot, which forecasts are added to, and the profile that
+    models read. None without one."""
     inputs: Inputs | None = None
     """Further channels of the sensors (``data.inputs``)."""
 

@@ -118,7 +118,7 @@ def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:
         node_names=series.node_names,
         edges=series.edges,
         inputs=inputs,
-        profile=None if season is None else scaled_tensor(season.profile, scaler),
+        season=None if season is None else torch.stack([scaled_tensor(one, scaler) for one in (season.table, season.profile)]),
     )
 
 

@@ -47,7 +47,9 @@ class Inputs:
     """(T, N, K) scaled, on the CPU."""
     scaling: InputScalers
     sha256: str
-    """Hash of the channels as they were read."""
+    """Hash of the channels, their gaps filled."""
+    leaks: bool
+    """Whether gaps were interpolated, and so tell of later readings."""
 
 
 def make_inputs(series: Series, spec: DataSpec, train_end: int, ends: Sequence[int]) -> Inputs | None:
@@ -67,9 +69,9 @@ def make_inputs(series: Series, spec: DataSpec, train_end: int, ends: Sequence[i
     if not chosen:
         return None
     further = channels_of(series, chosen, "data.inputs")
-    values, _ = fill_missing(further, spec.missing, spec.family, ends)
+    values, filled = fill_missing(further, spec.missing, spec.family, ends)
     names = channel_names(further, spec.family)
     scaling = InputScalers(
         names, tuple(fit_z_score(values[:train_end, :, k], f"{series.source}: {name} of data.inputs") for k, name in enumerate(names))
     )
-    return Inputs(torch.from_numpy(scaling.transform(values)), scaling, content_hash(further.values))
+    return Inputs(torch.from_numpy(scaling.transform(values)), scaling, content_hash(values), filled == "interpolate")

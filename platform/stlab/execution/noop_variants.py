@@ -17,21 +17,23 @@ from stlab.study.spec import TrialSpec
 from stlab.training.loss import training_loss
 from stlab.training.trial import dataset_for
 from stmodels.base import Forecaster
-from stmodels.rng import initialise, named_seed
+from stmodels.rng import initialise, named_seed, seeded
 from stmodels.types import Batch
 
 _WINDOWS = 4
+_MOVE = 0.1  # standard deviation
 _ROUNDING = 1e-5  # relative; float32 sums in another order differ by less
 
 Pair = tuple[PlannedTrial, PlannedTrial]
 
 
 class Effect(NamedTuple):
-    """Everything that a change to a model can show in one optimiser step."""
+    """Everything that a change to a model can show in its first optimiser steps."""
 
     parameters: dict[str, torch.Size]
     forecast: Tensor  # (B, Q, *S)
     gradients: dict[str, Tensor]  # of the training loss: the first optimiser step is made of them
+    moved: Tensor  # (B, Q, *S): the forecast after every trained weight has moved, for what starts at zero and acts later
 
 
 def refuse_noop_variants(plan: Plan) -> None:
@@ -100,16 +102,32 @@ def effect_of(model: Forecaster, batch: Batch, weights: Mapping[str, float], see
     return Effect(
         {name: parameter.shape for name, parameter in model.named_parameters()},
         forecast,
-        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        _after_a_move(model, batch, seed),
     )
 
 
+@torch.no_grad()
+def _after_a_move(model: Forecaster, batch: Batch, seed: int) -> Tensor:
+    """The forecast with other trained weights, which are put back."""
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in before:
+            with seeded(seed, f"move/{name}"):
+                parameter.add_(_MOVE * torch.randn(parameter.shape))
+    forecast = model.eval()(batch).value
+    for name, parameter in model.named_parameters():
+        if name in before:
+            parameter.copy_(before[name])
+    return forecast
+
+
 def looks_same(one: Effect, other: Effect) -> bool:
-    """Whether two models have the same parameters, forecast and gradients, up to rounding."""
+    """Whether two models have the same parameters, forecasts and gradients, up to rounding."""
     if one.parameters != other.parameters or one.gradients.keys() != other.gradients.keys():
         return False
     names = list(one.gradients)
-    return _close([one.forecast], [other.forecast]) and _close(
+    return _close([one.forecast, one.moved], [other.forecast, other.moved]) and _close(
         [one.gradients[name] for name in names], [other.gradients[name] for name in names]
     )
 

@@ -165,7 +165,7 @@ class TerminalProgress:
         )
         rows = Table.grid(padding=(0, 2))
         for running in list(self._running.values()):
-            epochs = f"epoch {running.epoch}/{running.trial.spec.train.max_epochs}"
+            epochs = f"epoch {running.epoch}/{running.trial.spec.train.most_epochs}"
             error = "" if running.val_rmse is None else f"validation RMSE {running.val_rmse:.4g}"
             rows.add_row(Text("  " + running.trial.label), Text(epochs, style="cyan"), Text(error, style="dim"))
         return Group(head, rows)

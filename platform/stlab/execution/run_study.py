@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from stlab.errors import StudyError
@@ -17,6 +18,7 @@ from stlab.execution.locks.file_lock import study_lock
 from stlab.execution.locks.owner import LockOwner
 from stlab.execution.preflight import check_address, check_before_training, check_protocol
 from stlab.execution.supply import with_resources
+from stlab.files import is_uri
 from stlab.model_files import keep
 from stlab.report import write_report
 from stlab.storage import Store, StudyDirectory, TrialDirectory, table_rows
@@ -104,7 +106,8 @@ def data_facts(spec: DataSpec) -> DataFacts:
         DataError: it cannot be used.
     """
     data = dataset_for(spec)
-    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.parts)
+    leaking = frozenset({"inputs"} if data.inputs is not None and data.inputs.leaks else ())
+    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.parts, leaking)
 
 
 @contextlib.contextmanager
@@ -193,7 +196,8 @@ def write_study(plan: Plan, store: Store) -> str | None:
     directory = StudyDirectory(store, study.name)
     text = directory.read_study()
     try:
-        before = None if text is None else parse(StudySource.from_text(text))
+        place = store.address(f"studies/{study.name}")  # from there a kept model's file is found after the storage was moved, too
+        before = None if text is None else parse(StudySource.from_text(text, folder=None if is_uri(place) else Path(place)))
     except StudyError:
         before = None  # another version of stlab wrote it, so it is another study
     extends = (
@@ -202,7 +206,7 @@ def write_study(plan: Plan, store: Store) -> str | None:
         and before.model_copy(update={"seeds": study.seeds}) == study
     )
     kept = directory.write_study(dump_study(study), extends=extends)
-    directory.write_plan([{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.max_epochs} for t in plan.trials])
+    directory.write_plan([{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.most_epochs} for t in plan.trials])
     return kept
 
 

@@ -55,7 +55,7 @@ class Measured:
     def trial_seconds(self, spec: TrialSpec) -> float:
         """An upper bound on the seconds of a trial; early stopping ends sooner."""
         stages = create_config(spec.model).stages()  # about as dear, an epoch
-        epochs = spec.train.max_epochs + spec.train.decay_epochs + sum(stage.epochs for stage in stages)
+        epochs = spec.train.most_epochs + sum(stage.epochs for stage in stages)
         return epochs * self.epoch_seconds + self.test_seconds
 
 

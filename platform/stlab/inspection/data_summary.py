@@ -25,6 +25,7 @@ from stlab.data.formats.readers import read_content
 from stlab.data.from_windows import unfit_message
 from stlab.data.protocol.season import season_count, slot_of_week
 from stlab.data.protocol.split import segments_of, too_short_message, used_steps, window_count
+from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -152,6 +153,7 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
     segments = segments_of(steps, spec.split, spec.train_ratio)
     short = too_short_message(steps, spec, series.source)
     gaps = missing_message(used, spec.family) if spec.missing == "error" else None
+    further = _problem_of_inputs(series, spec)
     has_slots = times is not None and steps > 1
     rarest = 0
     if times is not None and has_slots and not short:
@@ -176,8 +178,20 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
         segments=[_segment(name, segment, spec, times) for name, segment in segments.items()],
         season_count=rarest,
         sensors=_sensors(used, segments["train"][1]) if spec.family == "sensors" else None,
-        problems=[problem for problem in (gaps, short) if problem],
+        problems=[problem for problem in (gaps, further, short) if problem],
     )
+
+
+def _problem_of_inputs(series: Series, spec: DataSpec) -> str | None:
+    """What keeps a study from the channels of ``data.inputs``."""
+    chosen = [channel for channel in spec.inputs if channel != spec.channel]
+    if not chosen:
+        return None
+    try:
+        further = channels_of(series, chosen, "data.inputs")
+    except DataError as error:
+        return str(error)
+    return missing_message(further, spec.family) if spec.missing == "error" else None
 
 
 def _sensors(series: Series, train_end: int) -> SensorSummary:
@@ -190,7 +204,7 @@ def _sensors(series: Series, train_end: int) -> SensorSummary:
         nodes=values.shape[1],
         named=series.node_names is not None,
         channel=channel_names(series, "sensors")[0],
-        channel_index=series.first_channel,
+        channel_index=series.channels[0] if series.channels else 0,
         null=series.null,
         without_reading_percent=float(100 * (1 - seen.mean())),
         dead=[series.node_names[i] if series.node_names else str(i) for i in dead],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
 _FEWEST_FOR_IMPORTANCE = 50
-"""Finished trials from which importances are shown: PED-ANOVA compares the best tenth of them with the rest, and one trial is no tenth."""
+"""Finished trials from which importances are shown. PED-ANOVA compares the best tenth of them with the rest, and that should be several."""
 _RESAMPLES = 100
 
 

@@ -53,6 +53,8 @@ class DataFacts:
     info: SeriesInfo
     parts: Mapping[str, str] = field(default_factory=dict)
     """What only some models read of the data, with the hash of its content."""
+    leaking_parts: frozenset[str] = frozenset()
+    """Those that tell of later readings."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     identity = {
         "dataset": facts.name,
         "synthetic": facts.synthetic,
-        "leaks": facts.leaks,
+        "leaks": facts.leaks or bool(facts.leaking_parts.intersection(config.reads())),
         "protocol": json.dumps(facts.protocol, sort_keys=True),
         "data_sha256": facts.sha256,
         **{f"{part}_sha256": sha256 for part, sha256 in read_parts(config, facts.parts).items()},

@@ -160,7 +160,7 @@ class TrainSpec(Spec):
     milestone_factor: Annotated[float, KEEPS_COST] = Field(default=0.5, gt=0.0, lt=1.0)
     """`schedule: steps` multiplies the learning rate by this factor."""
     min_lr: Annotated[float, KEEPS_COST] = Field(default=1e-5, ge=0.0)
-    """Learning rate at the end of the cosine schedule, and the lower limit of the plateau schedule."""
+    """Learning rate at the end of the cosine schedule and of a decay (`decay_epochs`), and the lower limit of the plateau schedule."""
     warmup_epochs: Annotated[int, KEEPS_COST] = Field(default=5, ge=0)
     """Number of epochs of linear warm-up before the schedule."""
     plateau_factor: Annotated[float, KEEPS_COST] = Field(default=0.5, gt=0.0, lt=1.0)
@@ -201,6 +201,11 @@ class TrainSpec(Spec):
         unused |= set() if self.loss == "huber" else {"train.huber_delta"}
         # What is left at its default does what was done before the field came, and so leaves ids as they were.
         return unused | {f"train.{name}" for name in ("loss", "curriculum_epochs", "decay_epochs") if name not in self.changed()}
+
+    @property
+    def most_epochs(self) -> int:
+        """The epochs of a training that early stopping does not end, or those of a decay after it."""
+        return self.max_epochs + self.decay_epochs
 
     def changed(self) -> set[str]:
         """The fields that have another value than their default."""

@@ -136,7 +136,7 @@ def _extension(order: Order, notes: list[str]) -> Checked:
     except StudyError:
         return Checked(order.study, None, notes)
     file, spec = find_study(order.study), parse(source)
-    # The storage keeps the files of models, and not the packages.
+    # A model's package is in no storage, so it is sent again, as with any job.
     return Checked(spec.name, file.read_text(encoding="utf-8-sig"), notes, model_sources(model_names(spec), file.resolve().parent))
 
 

@@ -115,6 +115,7 @@ class TrialRecord:
         try:
             return self._ended_by(error)
         finally:
+            self.stage = ""
             self.loop = self.batches = None  # all that the attempt held in memory is free before the next one begins
 
     def _ended_by(self, error: Exception) -> TrialStatus | None:

@@ -35,7 +35,7 @@ def learning_rate(step: int, steps_an_epoch: int, train: TrainSpec, errors: Sequ
 def decay(step: int, first: int, steps_an_epoch: int, rate: float, train: TrainSpec) -> float:
     """Learning rate of optimiser step ``step`` of a decay that began with step ``first`` at ``rate``; its last step has ``min_lr``."""
     floor, last = min(train.min_lr, rate), train.decay_epochs * steps_an_epoch - 1
-    return floor + (rate - floor) * max(0.0, 1 - (step - first) / max(1, last))
+    return floor + (rate - floor) * max(0.0, 1 - (step - first) / last) if last > 0 else floor
 
 
 def plateau(errors: Sequence[float], train: TrainSpec) -> float:

@@ -147,6 +147,9 @@ def test_a_slot_seen_once_is_left_out_by_the_hour_of_the_other_days(tmp_path: Pa
     expected = train[others].mean(axis=0)
     season = batch.target_season[t - P, 0].numpy() * dataset.scaler.spread + dataset.scaler.center
     np.testing.assert_allclose(season, expected, atol=1e-4)
+    profile = batch.target_profile[t - P, 0].numpy() * dataset.scaler.spread + dataset.scaler.center
+    days = [d * 24 + 9 for d in range(9) if d * 24 + 9 < len(train)]
+    np.testing.assert_allclose(profile, train[days].mean(axis=0), atol=1e-4)  # the only reading would be the target itself
 
 
 def test_no_season_without_a_week_of_training_or_without_times(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from stlab.errors import DataError, StudyError
 from stlab.execution.run_study import plan_study
 from stlab.inference import load_saved, load_trial
 from stlab.inspection.contract import Subject, examine
+from stlab.inspection.data_summary import summarise
 from stlab.inspection.why import why_new
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.plan import Plan, PlannedTrial
@@ -107,8 +108,12 @@ def test_a_channel_that_is_not_there_is_named(values: np.ndarray, data: dict[str
 def test_gaps_and_channels_that_stand_still_are_named(values: np.ndarray) -> None:
     values[9, 2, 2] = np.nan
     np.savez("net.npz", data=values)
-    with pytest.raises(DataError, match=r"1 .*\[9, 2, 0\]|9.*2"):
-        dataset(inputs=[2])
+    with pytest.raises(DataError, match=r"1 of .* \[T=9, N=2, C=2\]"):
+        dataset(inputs=[1, 2])
+    summary = summarise(DataSpec(path="net.npz", family="sensors", history=4, horizon=3, inputs=[1, 2]))
+    assert any("[T=9, N=2, C=2]" in problem for problem in summary.problems)
+    filled = {method: dataset(inputs=[2], missing=method) for method in ("zero", "interpolate")}
+    assert filled["zero"].parts["inputs"] != filled["interpolate"].parts["inputs"]
     assert dataset(inputs=[1]).inputs is not None, "a gap in a channel that nobody reads is nobody's"
     assert torch.isfinite(dataset(inputs=[2], missing="zero").inputs.values).all()
     values[:, :, 2] = 1
@@ -147,6 +152,13 @@ def test_they_count_in_the_ids_of_those_that_read_them(values: np.ndarray) -> No
     now = by_variant(plan())
     assert now["alone"].trial_id == further["alone"].trial_id
     assert now["more"].trial_id != further["more"].trial_id
+
+
+def test_interpolated_channels_leak_into_what_reads_them(values: np.ndarray) -> None:
+    values[9, 2, 2] = np.nan
+    changed(values)
+    made = by_variant(plan("data.missing=interpolate"))
+    assert {name: trial.identity["leaks"] for name, trial in made.items() if not trial.spec.baseline} == {"alone": False, "more": True}
 
 
 def test_a_model_that_ignores_them_is_named(values: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import stlab
 from stlab import catalog, model_files
 from stlab.cli.options import extended
 from stlab.errors import ModelError, UserError
-from stlab.execution.run_study import plan_study
+from stlab.execution.run_study import plan_study, write_study
 from stlab.inference import load_saved
 from stlab.storage import Store, TrialDirectory
 from stlab.study.file import load_study, load_study_source, parse
@@ -145,7 +145,12 @@ def test_a_moved_storage_goes_on_with_further_seeds(folder: Path, tmp_path: Path
     study, source = extended("own", ["train.max_epochs=1"], Store(tmp_path / "moved"), 2)
     assert study.seeds == [3, 4, 5]
     assert source.data["base"]["model"]["name"] == kept.replace("/runs/", "/moved/")
-    assert plan_study(study, source).trials[0].trial_id == trial.trial_id
+    made = plan_study(study, source)
+    assert made.trials[0].trial_id == trial.trial_id
+    text = yaml.safe_load((tmp_path / "moved/studies/own/study.yaml").read_text())
+    text["base"]["train"]["max_epochs"] = 1
+    (tmp_path / "moved/studies/own/study.yaml").write_text(yaml.safe_dump(text))
+    assert write_study(made, Store(tmp_path / "moved")) is None, "it is the same study with more seeds"
 
 
 def test_python_takes_the_class_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from stlab.cli.options import load_study
+from stlab.execution.noop_variants import refuse_noop_variants
+from stlab.execution.run_study import plan_study
+
 FOLDER = Path(__file__).parents[3] / "search_spaces"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
 SCHEMA = FOLDER / "study.schema.json"
@@ -40,6 +44,17 @@ def test_a_shipped_study_is_valid_and_plans(path: Path, grid: dict[str, np.ndarr
     assert answer.code == 0, answer.err
     runs = len(study.get("variants", [0])) * len(study.get("seeds", [0]))
     assert answer.out.count("to do") >= runs
+
+
+@pytest.mark.parametrize("name", ["st_vfm_ablation", "st_vfm_extended", "st_vlm_ablation", "demo"])
+def test_no_row_of_a_shipped_study_is_without_effect(name: str, grid: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Every variant, unmodified, is let train, beside the tiny backbones. Four weeks of hours are the data."""
+    steps = 28 * 24
+    times = grid["timestamps"][0] + np.arange(steps) * np.timedelta64(3600, "s")
+    np.savez(tmp_path / "grid.npz", data=np.random.default_rng(0).poisson(9, (steps, 2, 4, 4)).astype(np.float32), timestamps=times)
+    backbone = "vilt_test" if name.startswith("st_vlm") else "vit_test"
+    sets = [f"model.backbone={backbone}", "model.weights=random", f"data.path={tmp_path / 'grid.npz'}"]
+    refuse_noop_variants(plan_study(*load_study(name, sets)))
 
 
 def test_a_wrong_study_does_not_pass_the_schema() -> None:

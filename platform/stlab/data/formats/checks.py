@@ -165,7 +165,7 @@ def missing_message(series: Series, family: str) -> str | None:
 def place_in_file(series: Series, index: tuple[int, ...], family: str) -> str:
     """An index into the values as text, with the axes and the channel of the file."""
     channel = 1 + CHANNEL_AXIS[family]
-    in_file = tuple(i + series.first_channel if axis == channel else i for axis, i in enumerate(index))
+    in_file = tuple(series.channels[i] if axis == channel and series.channels else i for axis, i in enumerate(index))
     return _place(in_file, FAMILY_AXES[family])
 
 

@@ -48,8 +48,8 @@ class Series:
     """(E, 3) edges of the road network: index of the node an edge leaves, of the node it enters, and its cost. None if not given."""
     grid_shape: tuple[int, int] | None = None
     """(H, W) of the grid whose cells are used as sensors."""
-    first_channel: int = 0
-    """Index in the file of the first channel of this series, for messages."""
+    channels: tuple[int, ...] | None = None
+    """Index in the file of each channel of this series, for messages; None if all are here."""
     left_out: str = ""
     """A sentence on the steps that the file leaves out and that count as missing here, for messages."""
 
@@ -106,7 +106,7 @@ def channels_of(series: Series, chosen: Sequence[int], field: str = "data.channe
         series,
         values=np.ascontiguousarray(series.values[:, :, list(chosen)]),
         channel_names=tuple(names[channel] for channel in chosen),
-        first_channel=chosen[0],
+        channels=tuple(chosen),
     )
 
 

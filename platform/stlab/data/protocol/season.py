@@ -20,8 +20,10 @@ class Season(NamedTuple):
 
     values: NDArray[np.float64]
     """(T, *S): the mean at each step's slot; within the train segment without the step's own reading."""
+    table: NDArray[np.float64]
+    """(slots of the week, *S): the mean of all train readings at each slot, which forecasts of later windows are added to."""
     profile: NDArray[np.float64]
-    """(slots of the week, *S): the mean of all train readings at each slot."""
+    """The same where a slot has two readings or more. A single one would be the target itself, so that of the day stands there."""
     rarest: int
     """The number of train steps at the rarest slot that occurs in a window."""
 
@@ -77,20 +79,21 @@ def season_by_slot(
         season = (sums / counts)[slots]
         inside = slots[:train_end]
         season[:train_end] = (sums[inside] - train) / (counts[inside] - known)
-        profile = sums / counts
+        table = sums / counts
     by_day = slots % slots_per_day
     for group, groups in ((by_day, slots_per_day), (np.zeros_like(slots), 1)):
         step, place = np.nonzero(np.isnan(season))
         season[step, place] = _without_itself(train, known, group, groups, step, place)
-    profile = _filled(profile, train, known, inside % slots_per_day).reshape(-1, *values.shape[1:])
-    return Season(season.reshape(values.shape), profile, count)
+    shape = (-1, *values.shape[1:])
+    whole, several = (_filled(one, train, known, inside % slots_per_day) for one in (table, np.where(counts < 2, np.nan, table)))
+    return Season(season.reshape(values.shape), whole.reshape(shape), several.reshape(shape), count)
 
 
 def _filled(
     profile: NDArray[np.float64], train: NDArray[np.float64], known: NDArray[np.float64], by_day: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """The profile (slots of the week, places), where a place has no train reading at a slot: its mean at the same slot of the day, or else
-    the mean of all readings of all places."""
+    """The means (slots of the week, places), where one is missing: that of the place at the same slot of the day, or else of all readings
+    of all places."""
     slots_per_day = len(profile) // 7
     with np.errstate(invalid="ignore"):
         day = _sums(train, by_day, slots_per_day) / _sums(known, by_day, slots_per_day)

@@ -73,7 +73,7 @@ def windows_apart(subject: Subject) -> str | None:
 
 
 def season(subject: Subject) -> str | None:
-    """The mean ahead that leaves the reading out is no input: a forecast is added to it, or does not read it."""
+    """``target_season``, which leaves the target out, is no input: the forecast is a sum with it, or does not read it."""
     model, batch = subject.model(), subject.batch()
     if batch.target_season is None:
         raise NotApplicable("the data have no mean by slot of the week")
@@ -107,19 +107,21 @@ def inputs(subject: Subject) -> str | None:
         raise NotApplicable("a grid has no further channels: all of them are forecast")
     subject.only_if_trained()
     batch, weights = subject.batch(), subject.config.loss_weights()
-    model = subject.model(0, info._replace(inputs=2))
-    shape = (*batch.history.shape[:3], 2)
+    channels = info.inputs or 2
     effects = []
-    for level in (0.0, 1.0):
-        subject.fit(model)
-        effects.append(effect_of(model, batch._replace(history_inputs=torch.full(shape, level)), weights))
+    for seed in (0, 1):
+        model = subject.model(0, info._replace(inputs=channels))
+        if info.inputs:
+            subject.fit(model)
+        drawn = torch.randn(*batch.history.shape[:3], channels, generator=torch.Generator().manual_seed(seed))
+        effects.append(effect_of(model, batch._replace(history_inputs=drawn), weights))
     return _as_it_says(subject, "inputs", "further channels", looks_same(*effects))
 
 
 def _as_it_says(subject: Subject, part: str, words: str, is_same: bool) -> str | None:
     says = part in subject.config.reads()
     if says and is_same:
-        return f"it says that it reads {words}, and without that nothing changes"
+        return f"it says that it reads {words}, and others make the same forecast"
     return None if says or is_same else f"it reads {words} and does not say so: NEEDS, or reads()"
 
 

@@ -63,7 +63,7 @@ def cost_text(estimates: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -
 def _line(estimates: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, str]:
     epochs = [float(row.get("epochs") or 0) for row in rows]
     took = [float(row.get("wall_seconds") or 0.0) for row in rows]
-    planned = [float(row.get("param.train.max_epochs") or 0) for row in rows]
+    planned = [sum(float(row.get(f"param.train.{name}") or 0) for name in ("max_epochs", "decay_epochs")) for row in rows]
     peaks = [float(row["peak_memory_bytes"]) for row in rows if row.get("peak_memory_bytes")]
     return {
         "epoch_estimate": duration(fmean([one["epoch_seconds"] for one in estimates])),

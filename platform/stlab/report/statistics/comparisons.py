@@ -226,7 +226,8 @@ def _over_window_blocks(
             by_error = block_differences(ours, theirs, least)
             tests = {error: Paired.of([scale * value for value in by_error[error]]) for error in _ERRORS}
         lost = () if line.n and reference.n else tuple(_seeds(rows))
-        found.append(Comparison(line.label, reference.label, "window blocks", lost, tests["rmse"], tests["mae"]))
+        over: Literal["seeds", "window blocks"] = "seeds" if ours is None or theirs is None else "window blocks"
+        found.append(Comparison(line.label, reference.label, over, lost, tests["rmse"], tests["mae"]))
     return found
 
 
