@@ -131,7 +131,7 @@ def is_file(weights: str) -> bool:
     return weights not in ("pretrained", "random")
 
 
-def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = False) -> Backbone:
+def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = False, shuffled: bool = False) -> Backbone:
     """A frozen backbone.
 
     Args:
@@ -139,6 +139,7 @@ def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = 
         weights: ``pretrained``, ``random`` or the path of a checkpoint.
         weights_seed: seed of random weights. It is independent of a trial's seed, so that all trials share one backbone.
         use_cls: include the class token (image backbones).
+        shuffled: shuffle the values within each tensor, as ``weights_seed`` says: the same numbers, and nothing learnt.
 
     Raises:
         ConfigError: there is no such backbone, or it is not a ViT.
@@ -153,7 +154,16 @@ def create_backbone(name: str, weights: str, weights_seed: int, use_cls: bool = 
         backbone = build(name, weights, use_cls)
         if weights == "random":
             draw_by_width(backbone)
+    if shuffled:
+        with seeded(weights_seed, f"shuffled/{name}"):
+            _shuffle(backbone)
     return backbone
+
+
+@torch.no_grad()
+def _shuffle(encoder: nn.Module) -> None:
+    for parameter in encoder.parameters():
+        parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
 
 
 def draw_by_width(encoder: nn.Module) -> None:

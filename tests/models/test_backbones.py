@@ -118,6 +118,24 @@ def test_random_weights_of_a_vilt_mix_the_tokens(name: str) -> None:
     assert cosine < 0.95
 
 
+def test_shuffled_weights_are_the_same_numbers_and_nothing_learnt(tiny_vit: nn.Module, tmp_path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in tiny_vit.state_dict().items()}, tmp_path / "vit.safetensors")
+    given, shuffled, again, other = (
+        create_backbone(TINY, str(tmp_path / "vit.safetensors"), seed, shuffled=is_shuffled)
+        for seed, is_shuffled in ((0, False), (0, True), (0, True), (1, True))
+    )
+    for name, value in given.named_parameters():
+        mixed = shuffled.get_parameter(name)
+        assert torch.equal(value.flatten().sort().values, mixed.flatten().sort().values), name
+        assert torch.equal(mixed, again.get_parameter(name))
+        if len(value.unique()) > 20:
+            assert not torch.equal(mixed, value), name
+            assert not torch.equal(mixed, other.get_parameter(name)), name
+    tokens = _tokens(given)
+    with torch.no_grad():
+        assert torch.cosine_similarity(given(tokens), shuffled(tokens), dim=-1).mean() < 0.5
+
+
 def test_native_positions_are_skipped(backbone: tuple[str, Backbone]) -> None:
     """Without positions, exchanging tokens exchanges outputs."""
     _, model = backbone

@@ -52,6 +52,7 @@ SWITCHES: list[tuple[str, dict[str, Any], Any]] = [
     ("prompts", {}, "all"),
     ("decoder", {}, "mlp"),
     ("decoder", ALONE, "mlp"),
+    ("weights_shuffled", {}, True),
     ("mlp_reads", {"decoder": "mlp"}, "same"),
     ("mlp_reads", SIMPLE, "same"),
     ("calendar", {}, True),

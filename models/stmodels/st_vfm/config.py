@@ -34,8 +34,10 @@ class STVFMConfig(ModelConfig):
     """`dinov2_s`, `clip_b`, `deit_b`, `videomae_s`, the name of any timm ViT, or `vit_test` (very small, for tests)."""
     weights: str = "pretrained"
     """The backbone's weights: `pretrained`, `random`, or the path of a checkpoint."""
+    weights_shuffled: bool = False
+    """A control for pretraining: shuffle the backbone's values within each tensor. The same numbers, and nothing learnt."""
     weights_seed: int = 0
-    """Seed of random backbone weights. All trials of a study share one backbone."""
+    """Seed of random or shuffled backbone weights. All trials of a study share one backbone."""
     use_cls: bool = False
     """Include the class token of the backbone."""
     patch: int = 2
@@ -142,7 +144,7 @@ class STVFMConfig(ModelConfig):
                 "model.mlp_reads": self.decoder != "mlp",
                 "model.rank": self.peft == "none",
                 "model.prompts": self.cross_prompt_layers == 0,
-                "model.weights_seed": self.weights != "random",
+                "model.weights_seed": self.weights != "random" and not self.weights_shuffled,
                 "model.temporal_heads": not (self.temporal_context or self.decoder == "transformer"),
                 "model.temporal_layers": not (self.temporal_context or self.decoder == "transformer"),
                 "model.dropout": not (self.temporal_context or self.decoder == "transformer"),

@@ -42,7 +42,9 @@ class STVFM(Forecaster):
         self.info = info
         self.geometry = Geometry.of(config, info)
         self.flow_std = (config.seasonal_residual and info.residual_flow_std) or info.flow_std
-        self.backbone: Backbone = create_backbone(config.backbone, config.weights, config.weights_seed, config.use_cls)
+        self.backbone: Backbone = create_backbone(
+            config.backbone, config.weights, config.weights_seed, config.use_cls, config.weights_shuffled
+        )
         if config.peft != "none":
             self.backbone.add_peft(config.peft, config.rank or 0)
         width, heads = self.backbone.width, self.backbone.heads

@@ -210,7 +210,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         **{f"{part}_sha256": sha256 for part, sha256 in read_parts(config, facts.parts).items()},
         "code_version": code_version(),
         "code": made["code"],
-        "weights": spec.model.get("weights", "none"),
+        "weights": "shuffled " * bool(spec.model.get("weights_shuffled")) + spec.model.get("weights", "none"),
         "libraries": library_versions(),
     }
     return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)
