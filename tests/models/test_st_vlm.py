@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from stlab.data import Dataset, load_dataset
+from stlab.inspection.contract import CHECKS, Subject
+from stlab.study.spec import DataSpec
+from stmodels.baselines.config import BaselineConfig
+from stmodels.baselines.model import Baseline
+from stmodels.rng import initialise
+from stmodels.st_vlm.config import STVLMConfig
 from stmodels.st_vlm.image import ChannelMix, PatchBias
 from stmodels.st_vlm.model import STVLM
 from stmodels.st_vlm.vilt import canvas_positions, create_vilt
@@ -127,7 +134,7 @@ def test_permuting_nodes_permutes_the_forecast(fusion: str, small_vlm: Make, sen
 
 
 def _states(model: STVLM, history: torch.Tensor, image: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    text = model.vilt.embed_nodes(model.encode(history, None))
+    text = model.vilt.embed_nodes(model.encode(history[..., None], None))
     if model.bias is None:
         return model.understand(text, image)
     bias = copy.deepcopy(model.bias)
@@ -204,3 +211,45 @@ def test_variants_share_their_initial_weights(small_vlm: Make) -> None:
     for name, parameter in full.named_parameters():
         if name in shared:
             assert torch.equal(parameter, shared[name]), name
+
+
+BEYOND = {"seasonal_residual": True, "seasonal_level": True, "linear_base": "ridge"}
+
+
+@pytest.fixture(scope="module")
+def streets() -> Dataset:
+    """The cells of the generated city as 64 nodes, hourly."""
+    return load_dataset(DataSpec(path="synthetic:city", family="sensors"))
+
+
+@pytest.mark.parametrize("clause", ["shapes", "gradients", "no future", "windows apart", "micro-batches", "seeds", "components", "season"])
+def test_the_contract_with_everything_beyond_the_paper(streets: Dataset, clause: str) -> None:
+    assert CHECKS[clause](Subject({**STVLMConfig.SMALL, "name": "st_vlm", **BEYOND}, streets)) is None
+
+
+def test_beside_a_ridge_the_forecast_starts_as_the_ridge(streets: Dataset) -> None:
+    model = STVLM(STVLMConfig(**{**STVLMConfig.SMALL, **BEYOND}), streets.info)
+    reference = Baseline(BaselineConfig(name="ridge"), streets.info)
+    initialise(model, 0)
+    for one in (model, reference):
+        one.fit(streets.windows("train"))
+        one.choose(streets.windows("validation"), "mae")
+    batch = streets.windows("test").gather(torch.arange(0, 60, 20))
+    torch.testing.assert_close(model.eval()(batch).value, reference(batch).value)
+    with torch.no_grad():
+        model.decode.read.bias.fill_(2.0)
+        ahead = model.eval()(batch).value - reference(batch).value
+    torch.testing.assert_close(ahead, torch.full_like(ahead, 2 * streets.info.residual_std), atol=1e-4, rtol=1e-4)
+
+
+def test_a_season_is_read_at_its_own_step(streets: Dataset) -> None:
+    """Another profile at one step ahead changes the forecast of that step and of those that follow it, and of none before."""
+    model = STVLM(STVLMConfig(**{**STVLMConfig.SMALL, "seasonal_residual": True}), streets.info).eval()
+    initialise(model, 0)
+    batch = streets.windows("test").gather(torch.arange(2))
+    profile = batch.target_profile.clone()
+    profile[:, 5] += 1
+    with torch.no_grad():
+        moved = (model(batch._replace(target_profile=profile)).value - model(batch).value).abs().amax((0, 2, 3))
+    assert moved[:5].max() == 0
+    assert moved[5] > 0

@@ -133,7 +133,7 @@ def test_node_states_equal_the_whole_canvas_in_float64(
     history = sensor_batch(info).history.squeeze(-1)
     pixels = None if fusion == "none" else correlation_image(correlation_volume(history.transpose(1, 2))).double()
     prompt = model.vilt.embed_text(model.prompt).expand(len(history), -1, -1)
-    text = torch.cat([model.vilt.embed_nodes(model.encode(history.double(), None)), prompt], dim=1)
+    text = torch.cat([model.vilt.embed_nodes(model.encode(history.double()[..., None], None)), prompt], dim=1)
     image = None if model.canvas is None else model.canvas(history.double())
     ours = model.understand(text, image)
     theirs = understood(model, merged_vilt(model), text, pixels, fusion)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from stmodels.config import KEEPS_COST, ModelConfig
+from stmodels.config import KEEPS_COST
 from stmodels.errors import ConfigError
+from stmodels.seasonal import SeasonalConfig
 
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
@@ -16,7 +17,7 @@ _DEFAULT_RANKS = {"adapter": 64, "lora": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class STVFMConfig(ModelConfig):
+class STVFMConfig(SeasonalConfig):
     """Configuration of ST-VFM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vfm.model:STVFM"
@@ -76,14 +77,6 @@ class STVFMConfig(ModelConfig):
     """What the MLP reads a frame ahead from: `all` frames of the history, or the one of its own number (`same`)."""
     calendar: bool = False
     """Beyond the paper: learned embeddings of the slot of the day and of the day of the week."""
-    seasonal_residual: bool = False
-    """Beyond the paper: forecast the difference from the train segment's mean by slot of the week."""
-
-    seasonal_level: bool = False
-    """Beyond the paper, with `seasonal_residual`: the decoder is told how much busier than its season the place and the city have been."""
-    linear_base: Literal["none", "ridge"] = "none"
-    """Beyond the paper: `ridge` forecasts what is left by the ridge regression that stands in every table as a reference. Training starts
-    level with it."""
 
     def __post_init__(self) -> None:
         for field in ("patch", "temporal_patch", "temporal_width", "temporal_heads", "temporal_layers"):
@@ -114,11 +107,9 @@ class STVFMConfig(ModelConfig):
             raise ConfigError(
                 "model.calendar is added to temporal tokens, and this model has none: set model.decoder to transformer"
             )
-        if self.seasonal_level and not (self.seasonal_residual and self.decoder == "transformer"):
-            raise ConfigError(
-                "model.seasonal_level is told to the transformer decoder beside the season: set model.seasonal_residual to true and "
-                "model.decoder to transformer"
-            )
+        self.check_seasonal_fields()
+        if self.seasonal_level and self.decoder != "transformer":
+            raise ConfigError("model.seasonal_level is told to the transformer decoder: set model.decoder to transformer")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"model.rank must be at least 1, it is {self.rank}")
         if self.rank is None and self.peft != "none":
@@ -127,13 +118,6 @@ class STVFMConfig(ModelConfig):
     def loss_weights(self) -> dict[str, float]:
         """λ of the flow's loss; this is where it comes from."""
         return {"flow": self.flow_weight}
-
-    def needs(self) -> tuple[str, ...]:
-        return (*self.NEEDS, "season") if self.linear_base == "ridge" else self.NEEDS
-
-    def chooses(self) -> bool:
-        """Whether it has a ridge regression, whose penalty is chosen."""
-        return self.linear_base == "ridge"
 
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration. They are not part of a trial's id."""
@@ -164,9 +148,7 @@ class STVFMConfig(ModelConfig):
             "decoder": {"model.decoder": "mlp"},
             "use_cls": {"model.use_cls": False},
             "calendar": {"model.calendar": False},
-            "seasonal_residual": {"model.seasonal_residual": False, "model.seasonal_level": False},
-            "seasonal_level": {"model.seasonal_level": False},
-            "linear_base": {"model.linear_base": "none"},
+            **self.seasonal_components(),
         }
 
     def files(self) -> list[str]:
@@ -196,13 +178,6 @@ class STVFMConfig(ModelConfig):
                 raise ConfigError(
                     f"model.temporal_patch={self.temporal_patch} does not divide data.{field}={steps}: change one of them"
                 )
-        if (self.calendar or self.seasonal_residual) and info.slots_per_day is None:
-            switch = "calendar" if self.calendar else "seasonal_residual"
-            raise ConfigError(
-                f"model.{switch} needs timestamps, and this data has none: add the array `timestamps`, or switch it off"
-            )
-        if self.seasonal_residual and info.season_count < 2:
-            raise ConfigError(
-                "model.seasonal_residual needs every slot of the week at least twice in the train segment (its own mean would otherwise "
-                f"be itself); the rarest is seen {info.season_count} times: give more data, or switch it off"
-            )
+        if self.calendar and info.slots_per_day is None:
+            raise ConfigError("model.calendar needs timestamps, and this data has none: add the array `timestamps`, or switch it off")
+        self.check_season(info)

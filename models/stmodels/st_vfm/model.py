@@ -16,8 +16,7 @@ from stmodels.layers.cross_prompt import CrossPromptLayer
 from stmodels.layers.flow import flow_mask, history_flow, target_flow
 from stmodels.layers.losses import mean_squared
 from stmodels.layers.patches import patchify
-from stmodels.layers.ridge import Ridge
-from stmodels.layers.season import season_levels
+from stmodels.layers.remainder import Remainder
 from stmodels.st_vfm.branch import Embedding, Geometry, MLPDecoder, TransformerDecoder
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import Batch, Forecast, SeriesInfo
@@ -57,23 +56,19 @@ class STVFM(Forecaster):
             {b: decoder(config, info, self.geometry, width, seasonal=self._is_seasonal(b)) for b in branches}
         )
         prompts = None if config.prompts == "all" else int(config.prompts)
-        self.base = Ridge(info) if config.linear_base == "ridge" else None
+        self.remainder = Remainder(config, info)
         self.cross = nn.ModuleList(
             CrossPromptLayer(width, heads, self.geometry.tokens_hw, prompts) for _ in range(config.cross_prompt_layers)
         )
 
     def reset_parameters(self) -> None:
-        """Beside a base the forecast starts as the base: its readout is zero."""
-        if self.base is not None:
-            for parameter in self.decode["st"].readout.parameters():
-                nn.init.zeros_(parameter)
+        self.remainder.start_at_the_base(self.decode["st"].readout)
 
     def fit(self, windows: TrainWindows) -> None:
-        if self.base is not None:
-            self.base.fit(windows)
+        self.remainder.fit(windows)
 
     def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
-        return {} if self.base is None else {"penalty": self.base.choose(validation, by)}
+        return self.remainder.choose(validation, by)
 
     def _is_seasonal(self, branch: str) -> bool:
         return self.config.seasonal_residual and branch == "st"
@@ -110,21 +105,11 @@ class STVFM(Forecaster):
 
     def _st_input(self, batch: Batch) -> Tensor:
         """Patches of the history; with ``seasonal_residual``, of its residual and, beside it, of the season itself."""
-        if not self.config.seasonal_residual:
-            return self._patches(batch.history)
-        residual = (batch.history - batch.history_season) / self.info.residual_std
-        return torch.cat([self._patches(residual), self._patches(batch.history_season)], dim=-1)
+        return torch.cat([self._patches(series) for series in self.remainder.past(batch)], dim=-1)
 
     def _st_forecast(self, states: Tensor, batch: Batch) -> Tensor:
-        if not self.config.seasonal_residual:
-            decoded = self._decode("st", states, batch)
-            return decoded if self.base is None else self.base(batch) + self.flow_std * decoded
-        known = [self._patches(batch.target_profile)]
-        if self.config.seasonal_level:
-            known += [self._patches(level / self.info.residual_std) for level in season_levels(batch, self.info)]
-        decoded = self._decode("st", states, batch, torch.cat(known, dim=-1))
-        base = batch.target_season if self.base is None else self.base(batch)
-        return base + self.info.residual_std * decoded
+        known = [self._patches(series) for series in self.remainder.ahead(batch)]
+        return self.remainder.forecast(batch, self._decode("st", states, batch, torch.cat(known, dim=-1) if known else None))
 
     def _patches(self, grid: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, T/p, N, V), padded first where the configuration asks for it."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
+from stmodels.seasonal import SeasonalConfig
 
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
@@ -28,7 +28,7 @@ _PLACEHOLDERS = ("subject", "nodes", "history", "horizon")
 
 
 @dataclass(frozen=True, kw_only=True)
-class STVLMConfig(ModelConfig):
+class STVLMConfig(SeasonalConfig):
     """Configuration of ST-VLM. The defaults are the full model of the paper; models/README.md says how the paper is read."""
 
     MODEL = "stmodels.st_vlm.model:STVLM"
@@ -85,6 +85,7 @@ class STVLMConfig(ModelConfig):
             raise ConfigError(f"model.lora_rank must be 0 (no LoRA) or more, it is {self.lora_rank}")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise ConfigError(f"model.lora_alpha must be above 0, it is {self.lora_alpha}")
+        self.check_seasonal_fields()
         if self.hidden < 1:
             raise ConfigError(f"model.hidden must be at least 1, it is {self.hidden}")
         if self.lora_alpha is None and self.lora_rank:
@@ -151,6 +152,7 @@ class STVLMConfig(ModelConfig):
             # Leaving out the only channel leaves out the image.
             **{name: {"model.channels": rest} if rest else {"model.fusion": "none"} for name, rest in others.items()},
             "time_of_day": {"model.time_of_day": False},
+            **self.seasonal_components(),
         }
 
     def files(self) -> list[str]:
@@ -175,3 +177,4 @@ class STVLMConfig(ModelConfig):
             raise ConfigError(f"st_vlm forecasts one channel a node; this data has {info.shape[1]}: choose one with data.channel")
         if self.time_of_day and info.slots_per_day is None:
             raise ConfigError("model.time_of_day needs timestamps, and this data has none: add them, or switch it off")
+        self.check_season(info)

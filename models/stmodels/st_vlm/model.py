@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stmodels.base import Forecaster
+from stmodels.base import Forecaster, TrainWindows
 from stmodels.layers.linear import Linear
 from stmodels.layers.lstm import LSTM
+from stmodels.layers.remainder import Remainder
 from stmodels.st_vlm.config import STVLMConfig
 from stmodels.st_vlm.image import CorrelationCanvas, PatchBias
 from stmodels.st_vlm.prompt import token_ids
@@ -21,9 +22,9 @@ from stmodels.types import Batch, Forecast, ModelInput, SeriesInfo
 class NodeEncoder(nn.Module):
     """Eq. 3: an LSTM reads a node's window, its last state is projected to ViLT's width, and an embedding of the node is added."""
 
-    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
+    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int, told: int) -> None:
         super().__init__()
-        self.lstm = LSTM(1, config.hidden)
+        self.lstm = LSTM(told, config.hidden)
         self.widen = Linear(config.hidden, width)
         self.node = nn.Parameter(torch.empty(info.shape[0], width))
         self.slot = nn.Embedding(info.slots_per_day, width) if config.time_of_day else None
@@ -36,8 +37,8 @@ class NodeEncoder(nn.Module):
             nn.init.trunc_normal_(self.slot.weight, std=0.02)
 
     def forward(self, history: Tensor, slot: Tensor | None) -> Tensor:
-        """(B, P, N) scaled readings and (B,) slot of the week at the forecast → (B, N, D)."""
-        windows = history.transpose(0, 1).flatten(1, 2)[..., None]  # (P, B·N, 1)
+        """(B, P, N, series told) scaled and (B,) slot of the week at the forecast → (B, N, D)."""
+        windows = history.transpose(0, 1).flatten(1, 2)  # (P, B·N, series)
         _, (state, _) = self.lstm(windows)
         tokens = self.widen(state[0]).unflatten(0, (len(history), -1)) + self.node
         if self.slot is not None and slot is not None:
@@ -46,18 +47,26 @@ class NodeEncoder(nn.Module):
 
 
 class NodeDecoder(nn.Module):
-    """Eq. 11: a linear layer, an LSTM over the horizon and a linear layer map a node's state to its forecast."""
+    """Eq. 11: a linear layer, an LSTM over the horizon and a linear layer map a node's state to its forecast.
 
-    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int) -> None:
+    Every step has the same input but for what is known of it beforehand, which another linear layer adds.
+    """
+
+    def __init__(self, config: STVLMConfig, info: SeriesInfo, width: int, told_ahead: int) -> None:
         super().__init__()
         self.horizon = info.horizon
         self.narrow = Linear(width, config.hidden)
         self.lstm = LSTM(config.hidden, config.hidden)
+        self.know = Linear(told_ahead, config.hidden) if told_ahead else None
         self.read = Linear(config.hidden, 1)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, N, D) → (B, Q, N)."""
-        steps, _ = self.lstm.repeat(self.narrow(states).flatten(0, 1), self.horizon)  # (Q, B·N, hidden)
+    def forward(self, states: Tensor, ahead: Tensor | None) -> Tensor:
+        """(B, N, D), and what is known ahead, (B, Q, N, series told) → (B, Q, N)."""
+        known = self.narrow(states).flatten(0, 1)  # (B·N, hidden)
+        if self.know is None or ahead is None:
+            steps, _ = self.lstm.repeat(known, self.horizon)  # (Q, B·N, hidden)
+        else:
+            steps, _ = self.lstm(known + self.know(ahead.transpose(0, 1).flatten(1, 2)))
         return self.read(steps).view(self.horizon, *states.shape[:2]).transpose(0, 1)
 
 
@@ -81,8 +90,9 @@ class STVLM(Forecaster):
         vilt = create_vilt(config.backbone, config.weights, config.weights_seed)
         patch = vilt.config.patch_size
         self.vilt = FrozenVilt(vilt, -(-self.nodes // patch), config.lora_rank, config.lora_alpha)
-        self.encode = NodeEncoder(config, info, self.vilt.width)
-        self.decode = NodeDecoder(config, info, self.vilt.width)
+        self.remainder = Remainder(config, info)
+        self.encode = NodeEncoder(config, info, self.vilt.width, self.remainder.told)
+        self.decode = NodeDecoder(config, info, self.vilt.width, self.remainder.told_ahead)
         has_image = config.fusion != "none"
         self.canvas = CorrelationCanvas(self.nodes, patch, config.channels, config.lag) if has_image else None
         self.bias = PatchBias(patch, config.saf_squash, config.saf_gain) if config.fusion == "saf" else None
@@ -90,17 +100,28 @@ class STVLM(Forecaster):
         ids = [] if text is None else token_ids(text, str(config.tokenizer), self.vilt.vocabulary, self.vilt.text_positions)
         self.register_buffer("prompt", torch.tensor(ids, dtype=torch.int64)[None], persistent=False)  # (1, L)
 
+    def reset_parameters(self) -> None:
+        self.remainder.start_at_the_base(self.decode.read)
+
+    def fit(self, windows: TrainWindows) -> None:
+        self.remainder.fit(windows)
+
+    def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
+        return self.remainder.choose(validation, by)
+
     def forward(self, batch: Batch) -> Forecast:
         """Forecast the horizon of each node from the histories of all nodes."""
         history = batch.history.squeeze(-1)  # (B, P, N)
         slot = None if batch.target_slot is None else batch.target_slot[:, 0]
-        text = self.vilt.embed_nodes(self.encode(history, slot))
+        text = self.vilt.embed_nodes(self.encode(torch.cat(self.remainder.past(batch), dim=-1), slot))
         if self.prompt.shape[1]:
             prompt = self.vilt.embed_text(self.prompt).expand(len(text), -1, -1)
             text = torch.cat([text, prompt], dim=1)  # M_concat, (B, N + L, D)
         image = None if self.canvas is None else self.canvas(history)  # M', (B, 3, S, S)
         states = self.understand(text, image)
-        return Forecast(value=self.decode(states)[..., None])
+        ahead = self.remainder.ahead(batch)
+        decoded = self.decode(states, torch.cat(ahead, dim=-1) if ahead else None)[..., None]
+        return Forecast(value=self.remainder.forecast(batch, decoded))
 
     def understand(self, text: Tensor, image: Tensor | None) -> Tensor:
         """Node states after ViLT: (B, N + L, D) and (B, 3, S, S) → (B, N, D)."""

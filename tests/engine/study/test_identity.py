@@ -89,7 +89,7 @@ def test_what_computes_no_number_leaves_every_id(edit: Edit, file: str, old: str
         ("stmodels/layers/lstm.py", "import torch\n", "import torch\n\nSCALE = 2.0\n", {"st_vlm", "lstm"}),
         ("stmodels/st_vfm/config.py", '{"adapter": 64,', '{"adapter": 65,', {"st_vfm"}),
         ("stmodels/backbones.py", "import torch\n", "import torch\n\nSCALE = 2.0\n", {"st_vfm", "st_vlm"}),
-        ("stmodels/layers/ridge.py", "import torch\n", "import torch\n\nSCALE = 2.0\n", {"last_value", "ridge", "st_vfm"}),
+        ("stmodels/layers/ridge.py", "import torch\n", "import torch\n\nSCALE = 2.0\n", {"last_value", "ridge", "st_vfm", "st_vlm"}),
         ("stlab/training/step.py", "fused=is_fused", "fused=False", set(MODELS)),
         ("stlab/data/protocol/scaler.py", "import numpy as np\n", "import numpy as np\n\nSCALE = 2.0\n", set(MODELS)),
         ("stlab/training/metrics.py", "import torch\n", "import torch\n\nSCALE = 2.0\n", set(MODELS)),
