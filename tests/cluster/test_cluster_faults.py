@@ -65,6 +65,7 @@ def test_a_driver_whose_study_is_run_twice_and_that_is_killed(runs: Runs) -> Non
 
 
 def test_a_name_on_the_cluster_where_the_storage_has_no_locks(runs: Runs) -> None:
+    """Slow: three drivers start."""
     def driver(seconds: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", HOLD, runs.nodes.address, str(seconds)], env=runs.nodes.environment, text=True,
@@ -111,6 +112,7 @@ def test_workers_and_nodes_that_die_or_are_told_to_go(runs: Runs) -> None:
 
 
 def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs, undisturbed: Path) -> None:
+    """Slow: two drivers start, each with a worker group."""
     half = runs.start("shared", "resources.max_cpus=1")
     other = subprocess.Popen(
         [sys.executable, "watched.py", "long.yaml", "shared", runs.nodes.address, "other.jsonl", "name=other", "resources.max_cpus=1"],
@@ -145,6 +147,7 @@ def test_the_second_of_two_workers_that_is_killed(runs: Runs) -> None:
 
 
 def test_a_worker_that_the_kernel_kills_for_its_memory(runs: Runs, no_memory: Callable[[int], None]) -> None:
+    """Slow: the worker group starts anew with smaller batches."""
     run = runs.in_the_middle("memory", 2)
     pid, trial = next(iter(runs.trained_by("memory").items()))
     no_memory(pid)

@@ -34,6 +34,7 @@ while sum(node["Alive"] for node in ray.nodes()) > 1:
 
 
 def test_a_node_that_is_drained_takes_nothing_more_and_leaves(ray_nodes: Callable[..., Any]) -> None:
+    """Slow: a cluster of two nodes starts."""
     nodes = ray_nodes()
     nodes.add(0)
     nodes.add(1)

@@ -94,6 +94,7 @@ def runs(cable: Cable, long_text: str, undisturbed: Path, tmp_path_factory: pyte
 
 
 def test_two_workers_on_two_hosts_train_as_one(runs: Runs) -> None:
+    """Slow: a group of two workers starts on two hosts."""
     run = runs.start("two", "resources.workers=2")
     on_two_nodes(runs, run, "two")
     runs.ends_well(run, "two")

@@ -135,6 +135,7 @@ def test_a_second_run_trains_nothing(ran: Any) -> None:
 
 @pytest.mark.slow
 def test_plan_report_and_sync_of_what_is_there(ran: Any) -> None:
+    """Slow: three commands, a new process each."""
     stlab, _ = ran
     answer = stlab("plan", "tiny.yaml", "--storage", "runs", "--set", "seeds=[0,1,2]")
     assert answer.code == 0
@@ -225,6 +226,7 @@ class TestChangedStudy:
         assert (earlier / "report" / "index.html").is_file()
 
     def test_failed_trials_run_again_on_request_alone(self, changed: Any) -> None:
+        """Slow: two commands, and Ray starts for the one that trains."""
         stlab, _, _ = changed
         before = _results(stlab.folder)
         again = (*RUN, "--set", "seeds=[0,1]")

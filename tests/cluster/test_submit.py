@@ -164,6 +164,7 @@ def _pwned(folder: Path) -> list[Path]:
 
 
 def test_a_study_that_fails_ends_with_1_and_says_why(stlab: Any, here: Any, submit: Any) -> None:
+    """Slow: a job's driver starts, and a worker group."""
     answer = stlab("submit", *submit("failing", "--set", "train.lr=1e30", "--set", "variants={full: {}}"), timeout=WAIT)
     assert answer.code == 1, answer
     assert "ended with exit code 1" in answer.out
@@ -178,6 +179,7 @@ def test_a_study_that_fails_ends_with_1_and_says_why(stlab: Any, here: Any, subm
 
 
 def test_ctrl_c_leaves_the_job_and_stop_ends_it(stlab: Any, here: Any, cluster: Any, submit: Any) -> None:
+    """Slow: a job is sent twice, and each starts a driver and a worker group."""
     log = stlab.folder / "long.log"
     forever = ["--set", "train.max_epochs=5000", "--set", "train.patience=5000"]
     following = stlab.start("submit", *submit("long", *forever), log=log)
@@ -265,6 +267,7 @@ class Way:
 
 
 def test_a_way_that_is_cut_and_mended_loses_no_line_and_tells_none_twice(stlab: Any, cluster: Any) -> None:
+    """Slow: the job counts for sixteen seconds, so that there is something to miss."""
     job = "import time\nfor number in range(80): print('count', number, flush=True); time.sleep(0.2)"
     code = "import sys; from ray.job_submission import JobSubmissionClient as C; c = C(sys.argv[1]); "
     code += "c.submit_job(entrypoint=sys.argv[2], submission_id='counting')"
@@ -303,6 +306,7 @@ def _begun(folder: Path) -> set[str]:
 def test_a_token_that_does_not_fit_is_answered_with_what_mends_it(
     stlab: Any, cluster: Any, submit: Any, token: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Slow: four commands, each of which Ray lets wait for seconds."""
     monkeypatch.setenv("HOME", str(tmp_path))
     if token is None:
         monkeypatch.delenv("RAY_AUTH_TOKEN")
@@ -320,6 +324,7 @@ def test_a_token_that_does_not_fit_is_answered_with_what_mends_it(
 
 
 def test_rays_own_command_runs_a_checkout(stlab: Any, here: Any, cluster: Any) -> None:
+    """Slow: the checkout is sent, a job's driver starts, and a worker group."""
     changes = ["seeds=[0]", "train.max_epochs=1", "variants={full: {}}", "baselines=[]", "name=plain"]
     words = [word for change in changes for word in ("--set", change)]
     ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cluster.dashboard]

@@ -257,6 +257,7 @@ def test_a_study_may_be_given_in_any_form(form: str, tmp_path: Path, monkeypatch
 
 @pytest.mark.slow
 def test_a_study_runs_from_python(files: dict[str, Path], tmp_path: Path) -> None:
+    """Slow: Ray starts on this machine, and two worker groups."""
     study = {
         "name": "python", "baselines": ["last_value"],
         "base": {"data": {"path": str(files["grid"])}, "model": MODELS["st_vfm"][1], "train": {"max_epochs": 1, "warmup_epochs": 1}},

@@ -125,6 +125,7 @@ def test_two_workers_give_the_numbers_of_one(make_trial: MakeTrial, tmp_path: Pa
 )
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_numbers(make_trial: MakeTrial, tmp_path: Path) -> None:
+    """Slow: torch's compiler translates forward and backward pass."""
     plain = {
         "flow": False,
         "cross_prompt_layers": 0,
