@@ -29,7 +29,7 @@ from stlab.data.protocol.season import slot_of_week
 from stlab.errors import DataError, ModelError, UserError
 from stlab.model_files import keep, relocated
 from stlab.storage import Store, TrialDirectory
-from stlab.study.identity import source_digests
+from stlab.study.identity import recorded_parts, source_digests
 from stlab.study.spec import DataSpec
 from stlab.training.checkpoint import Checkpoints
 from stlab.training.device import autocast_for
@@ -286,7 +286,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     dataset = dataset_for(spec)
     if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
         raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")
-    if changed := dataset.changed_parts(trial):
+    if changed := dataset.changed_parts(recorded_parts(trial)):
         raise DataError(f"{spec.path}: its {changed[0]} are not what trial {trial_id} was trained on.")
     config = create_config(trial["model"])
     model = create_model(trial["model"], dataset.info)

@@ -15,7 +15,6 @@ from stmodels.backbones import Backbone
 from stmodels.layers.calendar import Calendar
 from stmodels.layers.linear import Linear
 from stmodels.layers.patches import unpatchify
-from stmodels.layers.season import LEVELS
 from stmodels.layers.temporal import TemporalEncoder
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import SeriesInfo
@@ -55,11 +54,11 @@ class Embedding(nn.Module):
     """Temporal-aware token adapter: patches to backbone tokens (Eq. 5-8), (B, T', N, V) → (B, T', N, D)."""
 
     def __init__(
-        self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, backbone: Backbone, seasonal: bool
+        self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, backbone: Backbone, told: int
     ) -> None:
         super().__init__()
         self.temporal_patch = config.temporal_patch
-        values = geometry.values * (2 if seasonal else 1)
+        values = told * geometry.values
         width_in = values
         self.project = self.context = self.calendar = self.position = self.time = None
         if config.temporal_context:
@@ -110,7 +109,7 @@ class TransformerDecoder(nn.Module):
     (B, T', N, D) → (B, Q, C, H, W). The queries are the last Q' rows of the learnable temporal position.
     """
 
-    def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, seasonal: bool) -> None:
+    def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, told_ahead: int) -> None:
         super().__init__()
         d = config.temporal_width
         self.config, self.geometry = config, geometry
@@ -118,8 +117,7 @@ class TransformerDecoder(nn.Module):
         length = geometry.frames + geometry.frames_ahead
         self.time = TemporalEncoder(length, d, config.temporal_heads, config.temporal_layers, config.dropout)
         self.calendar = Calendar(info.slots_per_day, d) if config.calendar and info.slots_per_day else None
-        known = geometry.values * (1 + LEVELS * config.seasonal_level)
-        self.season = Linear(known, d) if seasonal else None
+        self.season = Linear(told_ahead * geometry.values, d) if told_ahead else None
         self.readout = Linear(d, geometry.values)
 
     def forward(
@@ -145,7 +143,7 @@ class MLPDecoder(nn.Module):
     next step is read from the oldest frame.
     """
 
-    def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, seasonal: bool) -> None:
+    def __init__(self, config: STVFMConfig, info: SeriesInfo, geometry: Geometry, width: int, told_ahead: int) -> None:
         super().__init__()
         self.config, self.geometry = config, geometry
         self.joins = config.mlp_reads == "all"

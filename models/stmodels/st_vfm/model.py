@@ -40,6 +40,7 @@ class STVFM(Forecaster):
         self.config = config
         self.info = info
         self.geometry = Geometry.of(config, info)
+        self.remainder = Remainder(config, info)
         self.flow_std = (config.seasonal_residual and info.residual_flow_std) or info.flow_std
         self.backbone: Backbone = create_backbone(
             config.backbone, config.weights, config.weights_seed, config.use_cls, config.weights_shuffled
@@ -50,13 +51,12 @@ class STVFM(Forecaster):
         branches = ["st", "flow"] if config.flow else ["st"]
         decoder = TransformerDecoder if config.decoder == "transformer" else MLPDecoder
         self.embed = nn.ModuleDict(
-            {b: Embedding(config, info, self.geometry, self.backbone, seasonal=self._is_seasonal(b)) for b in branches}
+            {b: Embedding(config, info, self.geometry, self.backbone, self.remainder.told if b == "st" else 1) for b in branches}
         )
         self.decode = nn.ModuleDict(
-            {b: decoder(config, info, self.geometry, width, seasonal=self._is_seasonal(b)) for b in branches}
+            {b: decoder(config, info, self.geometry, width, self.remainder.told_ahead if b == "st" else 0) for b in branches}
         )
         prompts = None if config.prompts == "all" else int(config.prompts)
-        self.remainder = Remainder(config, info)
         self.cross = nn.ModuleList(
             CrossPromptLayer(width, heads, self.geometry.tokens_hw, prompts) for _ in range(config.cross_prompt_layers)
         )
@@ -69,9 +69,6 @@ class STVFM(Forecaster):
 
     def choose(self, validation: TrainWindows, by: str) -> dict[str, float]:
         return self.remainder.choose(validation, by)
-
-    def _is_seasonal(self, branch: str) -> bool:
-        return self.config.seasonal_residual and branch == "st"
 
     def forward(self, batch: Batch) -> Forecast:
         """Forecast the horizon from the history, its calendar and the season known beforehand."""

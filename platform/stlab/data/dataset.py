@@ -14,7 +14,6 @@ from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS, content_hash
 from stlab.data.inputs import Inputs
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
-from stmodels.config import PARTS
 from stmodels.types import SeriesInfo
 
 if TYPE_CHECKING:
@@ -87,10 +86,9 @@ class Dataset:
         found = {"network": network, "inputs": None if self.inputs is None else self.inputs.sha256}
         return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
-    def changed_parts(self, trial: Mapping[str, Any]) -> list[str]:
-        """Of the parts that the record of a trial has a hash of, those that are others here, in words."""
-        recorded = {part: trial.get(f"{part}_sha256") for part in PARTS}
-        return [_IN_WORDS[part] for part, sha256 in recorded.items() if sha256 not in (None, self.parts.get(part))]
+    def changed_parts(self, recorded: Mapping[str, str]) -> list[str]:
+        """Of parts with the hashes that a trial recorded, those that are others here, in words."""
+        return [_IN_WORDS[part] for part, sha256 in recorded.items() if sha256 != self.parts.get(part)]
 
     def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
         """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once."""

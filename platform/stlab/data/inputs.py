@@ -52,6 +52,11 @@ class Inputs:
     """Whether gaps were interpolated, and so tell of later readings."""
 
 
+def further_channels(spec: DataSpec) -> list[int]:
+    """The channels that ``data.inputs`` names beside the one that is forecast."""
+    return [channel for channel in spec.inputs if channel != spec.channel]
+
+
 def make_inputs(series: Series, spec: DataSpec, train_end: int, ends: Sequence[int]) -> Inputs | None:
     """The channels that ``data.inputs`` names, beside the one that is forecast; None where it names no other.
 
@@ -65,7 +70,7 @@ def make_inputs(series: Series, spec: DataSpec, train_end: int, ends: Sequence[i
     Raises:
         DataError: there is no such channel, values are missing, or one does not change within the train segment.
     """
-    chosen = [channel for channel in spec.inputs if channel != spec.channel]
+    chosen = further_channels(spec)
     if not chosen:
         return None
     further = channels_of(series, chosen, "data.inputs")

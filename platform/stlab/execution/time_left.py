@@ -173,7 +173,7 @@ class _Rates:
         train = trial.planned.spec.train
         expected = self._epochs.get(trial.shape, train.max_epochs * self._share)
         earliest = trial.best_epoch + train.patience + train.decay_epochs
-        return min(float(train.max_epochs + train.decay_epochs), max(expected, earliest, trial.epoch + 1.0))
+        return min(float(train.most_epochs), max(expected, earliest, trial.epoch + 1.0))
 
 
 def _makespan(running: Sequence[float], waiting: Sequence[float], workers: int) -> float:

@@ -23,6 +23,7 @@ from stlab.data.formats.content import (
 )
 from stlab.data.formats.readers import read_content
 from stlab.data.from_windows import unfit_message
+from stlab.data.inputs import further_channels
 from stlab.data.protocol.season import season_count, slot_of_week
 from stlab.data.protocol.split import segments_of, too_short_message, used_steps, window_count
 from stlab.errors import DataError
@@ -184,7 +185,7 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
 
 def _problem_of_inputs(series: Series, spec: DataSpec) -> str | None:
     """What keeps a study from the channels of ``data.inputs``."""
-    chosen = [channel for channel in spec.inputs if channel != spec.channel]
+    chosen = further_channels(spec)
     if not chosen:
         return None
     try:

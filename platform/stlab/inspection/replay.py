@@ -158,7 +158,7 @@ def _check_data(directory: TrialDirectory, trial: Mapping[str, Any], spec: Trial
         raise DataError(f"{path}: the data of trial {directory.trial_id} is gone. Put it back, or name its new path: --data PATH.")
     dataset = dataset_for(spec.data)
     found = dataset.sha256
-    if changed := dataset.changed_parts(trial):
+    if changed := dataset.changed_parts(recorded_parts(trial)):
         raise DataError(f"{path}: its {changed[0]} are not what trial {directory.trial_id} was trained on.")
     if found != trial.get("data_sha256"):
         raise DataError(
