@@ -72,6 +72,9 @@ class ModelConfig:
     PARAMETERS: ClassVar[int | None] = None
     """Trainable parameters with the default fields, random weights and the reference shape of the model's family
     (``REFERENCE`` in :mod:`stmodels.types`)."""
+    WHOLE_BATCHES: ClassVar[str] = ""
+    """Why a batch must go through the model whole, and is neither divided to save memory nor shared out among workers; empty where it
+    need not. A BatchNorm is a reason."""
     UNTRACED: ClassVar[str] = ""
     """Why ``torch.compile`` cannot trace the model as a whole; empty where it can."""
 

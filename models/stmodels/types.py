@@ -34,6 +34,11 @@ class Batch(NamedTuple):
     history_inputs: Tensor | None = None  # (B, P, N, K): further channels of the sensors, each scaled by itself; None without any
 
 
+def with_inputs(batch: Batch) -> Tensor:
+    """(B, P, N, C + K): the history of the sensors and that of their further channels."""
+    return batch.history if batch.history_inputs is None else torch.cat([batch.history, batch.history_inputs], dim=-1)
+
+
 class Readings(NamedTuple):
     """The train segment, in order, for what is computed from it once."""
 

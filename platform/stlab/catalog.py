@@ -30,7 +30,15 @@ ENTRY_POINTS = "stlab.models"
 MODELS: dict[str, str] = {
     "st_vfm": "stmodels.st_vfm.config:STVFMConfig",
     "st_vlm": "stmodels.st_vlm.config:STVLMConfig",
-    "lstm": "stmodels.series.config:LSTMConfig",
+    "lstm": "stmodels.series.lstm_config:LSTMConfig",
+    "tcn": "stmodels.series.tcn_config:TCNConfig",
+    "patchtst": "stmodels.series.patchtst_config:PatchTSTConfig",
+    "itransformer": "stmodels.series.itransformer_config:ITransformerConfig",
+    "stgcn": "stmodels.graph.stgcn_config:STGCNConfig",
+    "astgcn": "stmodels.graph.astgcn_config:ASTGCNConfig",
+    "graph_wavenet": "stmodels.graph.graph_wavenet_config:GraphWaveNetConfig",
+    "agcrn": "stmodels.graph.agcrn_config:AGCRNConfig",
+    "staeformer": "stmodels.graph.staeformer_config:STAEformerConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
 """Name → the class of its configuration, as ``package.module:Class``."""

@@ -1,4 +1,4 @@
-"""Hour and weekday as learned embeddings. They go beyond the paper, whose inputs contain neither."""
+"""Hour and weekday as learned embeddings, from the slot of the week."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Calendar(nn.Module):
-    """Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D)."""
+    """The sum of two embeddings. ST-VFM's paper has neither. Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D)."""
 
     def __init__(self, slots_per_day: int, width: int) -> None:
         super().__init__()
@@ -22,3 +22,28 @@ class Calendar(nn.Module):
 
     def forward(self, slot_of_week: Tensor) -> Tensor:
         return self.slot[slot_of_week % self.slots_per_day] + self.day[slot_of_week // self.slots_per_day]
+
+
+class CalendarTables(nn.Module):
+    """Slot of the week → embedding of the slot of the day ‖ embedding of the day of the week: (B, T) → (B, T, width).
+
+    Args:
+        slots_per_day: None for zeros instead of tables, so that a network keeps its width without a calendar.
+        slot_width, day_width: the widths of the two; ``width`` is their sum.
+    """
+
+    def __init__(self, slots_per_day: int | None, slot_width: int, day_width: int) -> None:
+        super().__init__()
+        self.width = slot_width + day_width
+        self.slot = self.day = None
+        if slots_per_day is not None:
+            self.slot = nn.Embedding(slots_per_day, slot_width)
+            self.day = nn.Embedding(7, day_width)
+
+    def forward(self, slot_of_week: Tensor | None, history: Tensor) -> Tensor:
+        """Zeros have the first two axes and the device of ``history``, (B, T, …)."""
+        if self.slot is None or self.day is None:
+            return history.new_zeros(*history.shape[:2], self.width)
+        assert slot_of_week is not None
+        slots = self.slot.num_embeddings
+        return torch.cat([self.slot(slot_of_week % slots), self.day(slot_of_week // slots)], dim=-1)

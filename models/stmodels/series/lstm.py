@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from stmodels.base import Forecaster
 from stmodels.layers.linear import Linear
 from stmodels.layers.lstm import LSTM
-from stmodels.series.config import LSTMConfig
-from stmodels.types import Batch, Forecast, SeriesInfo
+from stmodels.series.lstm_config import LSTMConfig
+from stmodels.types import Batch, Forecast, SeriesInfo, with_inputs
 
 
 class TimeOfDay(nn.Module):
@@ -57,8 +57,7 @@ class LSTMForecaster(Forecaster):
 
     def forward(self, batch: Batch) -> Forecast:
         b, p, n, c = batch.history.shape
-        seen = batch.history if batch.history_inputs is None else torch.cat([batch.history, batch.history_inputs], dim=-1)
-        readings = seen.transpose(0, 1).reshape(p, b * n, -1)
+        readings = with_inputs(batch).transpose(0, 1).reshape(p, b * n, -1)
         if self.time_of_day is None or self.embed is None:
             _, (hidden, _) = self.encoder(readings)
             states, _ = self.decoder.repeat(hidden[-1], self.info.horizon)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from stmodels.errors import ConfigError
+from stmodels.nodes import check_nodes
 from stmodels.seasonal import SeasonalConfig
 
 if TYPE_CHECKING:
@@ -168,13 +169,7 @@ class STVLMConfig(SeasonalConfig):
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
-        if info.family != "sensors":
-            raise ConfigError(
-                f"st_vlm forecasts sensor networks (T, N, C); this data is read as the family '{info.family}': set "
-                "data.family=sensors (a grid is flattened to its cells)"
-            )
-        if info.shape[1] != 1:
-            raise ConfigError(f"st_vlm forecasts one channel a node; this data has {info.shape[1]}: choose one with data.channel")
+        check_nodes(self.name, info)
         if self.time_of_day and info.slots_per_day is None:
             raise ConfigError("model.time_of_day needs timestamps, and this data has none: add them, or switch it off")
         self.check_season(info)

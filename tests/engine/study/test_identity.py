@@ -64,9 +64,9 @@ def changed(before: dict[str, dict[str, str]]) -> set[str]:
     [
         ("stmodels/new_model/model.py", "", "RATE = 3\n"),
         ("stmodels/layers/lstm.py", "", "# a remark\n\n\n"),
-        ("stmodels/series/config.py", '"""Hidden units of encoder and decoder."""', '"""Units."""'),
-        ("stmodels/series/config.py", "add the array `timestamps`, or switch it off", "none at all"),
-        ("stmodels/series/config.py", "return self.layers *", "return 7 * self.layers *"),
+        ("stmodels/series/lstm_config.py", '"""Hidden units of encoder and decoder."""', '"""Units."""'),
+        ("stmodels/series/lstm_config.py", "add the array `timestamps`, or switch it off", "none at all"),
+        ("stmodels/series/lstm_config.py", "return self.layers *", "return 7 * self.layers *"),
         ("stmodels/st_vlm/model.py", "def model_input(", "def model_input(self, *_):\n        return 7\n\n    def unused_input("),
         ("stlab/training/record.py", "", "MORE = 1\n"),
         ("stlab/data/formats/npz.py", "", "MORE = 1\n"),

@@ -78,6 +78,8 @@ def bfloat16(subject: Subject) -> str | None:
 def micro_batches(subject: Subject) -> str | None:
     """The gradients of a batch in parts are those of the whole batch."""
     subject.only_if_trained()
+    if subject.config.WHOLE_BATCHES:
+        raise NotApplicable(subject.config.WHOLE_BATCHES)
     found = []
     for parts in (1, 3):
         model = subject.still()

@@ -1,0 +1,57 @@
+"""PatchTST (Nie et al., ICLR 2023), as the library transformers has it.
+
+Legend: B batch, P history, Q horizon, N nodes.
+"""
+
+from __future__ import annotations
+
+from transformers import PatchTSTConfig as LibraryConfig
+from transformers import PatchTSTForPrediction
+
+from stmodels.base import Forecaster
+from stmodels.layers.linear import accelerate
+from stmodels.series.patchtst_config import PatchTSTConfig
+from stmodels.types import Batch, Forecast, SeriesInfo
+
+
+class PatchTST(Forecaster):
+    """Each node's window is cut into patches, which are tokens of a transformer that all nodes share; the tokens side by side are mapped
+    to the horizon.
+
+    Unlike the original, the library does not repeat the last reading for one more patch, and does not pass attention scores on from
+    layer to layer.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+    """
+
+    def __init__(self, config: PatchTSTConfig, info: SeriesInfo) -> None:
+        super().__init__()
+        config.check(info)
+        self.net = PatchTSTForPrediction(
+            LibraryConfig(
+                num_input_channels=info.shape[0],
+                context_length=info.history,
+                prediction_length=info.horizon,
+                patch_length=config.patch,
+                patch_stride=config.stride,
+                d_model=config.width,
+                num_attention_heads=config.heads,
+                ffn_dim=config.feedforward,
+                num_hidden_layers=config.layers,
+                positional_encoding_type=config.positions,
+                positional_dropout=config.dropout,
+                ff_dropout=config.dropout,
+                path_dropout=config.dropout,
+                pre_norm=False,
+                pooling_type=None,  # the head of the paper; the library's default takes the mean of the patches
+                scaling="std" if config.window_norm else None,
+                loss="mse",
+                # Fused kernels refuse more than 65,535 sequences at once, and for so few patches they save nothing.
+                attn_implementation="eager",
+            )
+        )
+        accelerate(self)
+
+    def forward(self, batch: Batch) -> Forecast:
+        return Forecast(self.net(past_values=batch.history[..., 0]).prediction_outputs[..., None])

@@ -1,0 +1,66 @@
+"""The configuration of PatchTST. It needs only the standard library, since configurations are also read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from stmodels.errors import ConfigError
+from stmodels.nodes import NodeConfig
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTSTConfig(NodeConfig):
+    """Configuration of PatchTST, that of the library transformers: a transformer over the patches of each node's window."""
+
+    MODEL = "stmodels.series.patchtst:PatchTST"
+    PAPER = "arXiv 2211.14730"
+    PARAMETERS = 405_772  # and 640 fixed positions
+    WHOLE_BATCHES = "its BatchNorm takes means over all windows of a batch"
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 16, "heads": 2, "feedforward": 16, "layers": 1}
+
+    name: Literal["patchtst"] = "patchtst"
+    """The model."""
+    patch: int = 4
+    """Steps of a patch."""
+    stride: int = 2
+    """Steps from one patch to the next."""
+    width: int = 128
+    """D, the width of a token."""
+    heads: int = 16
+    """Number of attention heads."""
+    feedforward: int = 256
+    """Hidden width of the feed-forward networks."""
+    layers: int = 3
+    """Number of encoder layers."""
+    dropout: float = 0.2
+    """Dropout of the positions, in the feed-forward networks and between layers."""
+    positions: Literal["sincos", "random"] = "sincos"
+    """Positions of the patches: fixed sinusoids as is the library's default, or `random`, learned ones as in the original."""
+    window_norm: bool = True
+    """Forecast each node's window in units of its own mean and deviation."""
+
+    def __post_init__(self) -> None:
+        self.check_at_least(1, "patch", "stride", "width", "heads", "feedforward", "layers")
+        self.check_share("dropout")
+        self.check_heads("width", "heads")
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """The components that an ablation can leave out: component → dotted fields that switch it off."""
+        return {"window_norm": {"model.window_norm": False}}
+
+    def relative_cost(self) -> float:
+        """Multiplications per token, relative to the default."""
+        return self.layers / 3 * self.width * (4 * self.width + 2 * self.feedforward) / (128 * 1024)
+
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError if this model cannot run on that data."""
+        super().check(info)
+        if info.history <= self.patch:
+            raise ConfigError(
+                f"model.patch={self.patch} leaves one patch or none of data.history={info.history}: choose a smaller patch"
+            )
