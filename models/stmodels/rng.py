@@ -46,6 +46,12 @@ def initialise(model: nn.Module, seed: int) -> None:
                 reset()
 
 
+def keep_start(module: nn.Module) -> None:
+    """Leave the weights of a module, and of all in it, as they are when trainable ones are drawn: pretrained weights that are tuned."""
+    for part in module.modules():
+        part.reset_parameters = None  # type: ignore[assignment]
+
+
 def permutation(count: int, seed: int, epoch: int) -> Tensor:
     """The order of ``count`` training windows in an epoch. It depends on the seed and the epoch alone."""
     return torch.randperm(count, generator=generator(seed, f"data order/{epoch}"))

@@ -7,6 +7,7 @@ scaled (by the scaler fitted on the train segment) unless a name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class Forecast(NamedTuple):
     """A forecast in scaled space."""
 
     value: Tensor  # (B, Q, *S)
-    flow: Tensor | None = None  # (B, Q, *S): forecast of the backward differences, in scaled space too
+    aux: Mapping[str, Tensor] | None = None  # what the further terms of a model's loss need, by names of its own
 
 
 class ModelInput(NamedTuple):

@@ -39,6 +39,11 @@ MODELS: dict[str, str] = {
     "graph_wavenet": "stmodels.graph.graph_wavenet_config:GraphWaveNetConfig",
     "agcrn": "stmodels.graph.agcrn_config:AGCRNConfig",
     "staeformer": "stmodels.graph.staeformer_config:STAEformerConfig",
+    "sstban": "stmodels.graph.sstban_config:SSTBANConfig",
+    "pdformer": "stmodels.graph.pdformer_config:PDFormerConfig",
+    "ofa": "stmodels.language.ofa_config:OFAConfig",
+    "st_llm": "stmodels.language.st_llm_config:STLLMConfig",
+    "stg_llm": "stmodels.language.stg_llm_config:STGLLMConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
 """Name → the class of its configuration, as ``package.module:Class``."""

@@ -211,8 +211,8 @@ def test_loss_terms_are_mean_squared_errors(small_model: Models, series_info: In
     ahead = target.copy()
     ahead[:, 1:] -= target[:, :-1]
     ahead[:, 0] -= batch.history[:, -1].double().numpy()
-    assert terms["flow"].item() == pytest.approx(((forecast.flow.detach().double().numpy() - ahead) ** 2).mean(), rel=1e-5)
-    assert set(small_model(flow=False, cross_prompt_layers=0).loss_terms(model(batch)._replace(flow=None), batch)) == {
+    assert terms["flow"].item() == pytest.approx(((forecast.aux["flow"].detach().double().numpy() - ahead) ** 2).mean(), rel=1e-5)
+    assert set(small_model(flow=False, cross_prompt_layers=0).loss_terms(model(batch)._replace(aux=None), batch)) == {
         "forecast"
     }
 
@@ -226,7 +226,7 @@ def test_the_flow_of_a_seasonal_residual_is_that_of_the_residual(small_model: Mo
     after = torch.cat([before[:, -1:], (batch.target - batch.target_season).double()], dim=1)
     cells = before.permute(0, 1, 3, 4, 2).flatten(2, 3)
     torch.testing.assert_close(seen["flow"][:, 1:].double(), cells.diff(dim=1) / model.flow_std, atol=1e-5, rtol=1e-4)
-    expected = (forecast.flow.double() - after.diff(dim=1)).square().mean()
+    expected = (forecast.aux["flow"].double() - after.diff(dim=1)).square().mean()
     assert model.loss_terms(forecast, batch)["flow"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -296,8 +296,8 @@ def test_history_and_horizon_of_any_length(
     batch = batch_of(info)
     forecast = small_model(info, **variant)(batch)
     assert forecast.value.shape == batch.target.shape
-    assert (forecast.flow is not None) == variant.get("flow", True)
-    assert forecast.flow is None or forecast.flow.shape == batch.target.shape
+    assert (forecast.aux is not None) == variant.get("flow", True)
+    assert forecast.aux is None or forecast.aux["flow"].shape == batch.target.shape
 
 
 @pytest.mark.parametrize("name", ["dinov2_s", "clip_b", "deit_b", "videomae_s", "vit_tiny_patch16_224"])
@@ -337,7 +337,7 @@ def test_missing_readings_are_no_part_of_the_loss(small_model: Any, batch_of: An
     assert terms["forecast"].item() == pytest.approx((error[mask.numpy()] ** 2).mean(), rel=1e-5)
     # A flow between two readings is known only where both are.
     readings = np.concatenate([batch.history[:, -1:], batch.target], axis=1).astype(np.float64)
-    flow_error = forecast.flow.detach().double().numpy() - np.diff(readings, axis=1)
+    flow_error = forecast.aux["flow"].detach().double().numpy() - np.diff(readings, axis=1)
     there = np.concatenate([np.ones_like(mask[:, :1]), mask], axis=1)
     known = there[:, 1:] & there[:, :-1]
     assert terms["flow"].item() == pytest.approx((flow_error[known] ** 2).mean(), rel=1e-5)

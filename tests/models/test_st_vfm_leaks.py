@@ -61,7 +61,7 @@ def _seen(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         forecast = model.eval()(batch)
     for handle in handles:
         handle.remove()
-    return {**record, "value": forecast.value, **({} if forecast.flow is None else {"flow": forecast.flow})}
+    return {**record, "value": forecast.value, **(forecast.aux or {})}
 
 
 def test_nothing_after_the_history_is_seen(
@@ -122,7 +122,7 @@ def test_the_flow_branch_alone_sees_the_first_step_as_no_change(
     """F_1 = 0: a shift of all readings leaves the flow forecast alone unless the branches exchange prompts."""
     model, batch = small_model(cross_prompt_layers=0), batch_of(series_info())
     shifted = batch._replace(history=batch.history + 2)
-    torch.testing.assert_close(model(shifted).flow, model(batch).flow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(shifted).aux["flow"], model(batch).aux["flow"], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(model(shifted).value, model(batch).value, atol=1e-3)
 
 

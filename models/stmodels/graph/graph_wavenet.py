@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.graph.graph_wavenet_config import GraphWaveNetConfig
+from stmodels.layers.calendar import slot_and_day
 from stmodels.layers.graph import mix, walks
 from stmodels.layers.linear import Linear
 from stmodels.layers.time_conv import TimeConv, pad_past
@@ -114,8 +115,7 @@ class GraphWaveNet(Forecaster):
         """The sum of the skip connections at the last step, (B, N, skip_width)."""
         readings = with_inputs(batch)
         if self.slots_per_day is not None:
-            assert batch.history_slot is not None
-            fraction = (batch.history_slot % self.slots_per_day) / self.slots_per_day
+            fraction = slot_and_day(batch.history_slot, self.slots_per_day)[0] / self.slots_per_day
             readings = torch.cat([readings, fraction[..., None, None].expand(*readings.shape[:-1], 1)], dim=-1)
         x = self.embed(pad_past(readings, self.reach - readings.shape[1]))
         supports = [*(self.given if self.given is not None else ()), *([self.learnt()] if self.learnt is not None else ())]

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor, nn
 
 
+def slot_and_day(slot_of_week: Tensor | None, slots_per_day: int) -> tuple[Tensor, Tensor]:
+    """Slot of the week → slot of the day and day of the week, Monday 0."""
+    assert slot_of_week is not None
+    return slot_of_week % slots_per_day, slot_of_week // slots_per_day
+
+
 class Calendar(nn.Module):
     """The sum of two embeddings. ST-VFM's paper has neither. Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D)."""
 
@@ -21,7 +27,8 @@ class Calendar(nn.Module):
         nn.init.trunc_normal_(self.day, std=0.02)
 
     def forward(self, slot_of_week: Tensor) -> Tensor:
-        return self.slot[slot_of_week % self.slots_per_day] + self.day[slot_of_week // self.slots_per_day]
+        slot, day = slot_and_day(slot_of_week, self.slots_per_day)
+        return self.slot[slot] + self.day[day]
 
 
 class CalendarTables(nn.Module):
@@ -44,6 +51,5 @@ class CalendarTables(nn.Module):
         """Zeros have the first two axes and the device of ``history``, (B, T, …)."""
         if self.slot is None or self.day is None:
             return history.new_zeros(*history.shape[:2], self.width)
-        assert slot_of_week is not None
-        slots = self.slot.num_embeddings
-        return torch.cat([self.slot(slot_of_week % slots), self.day(slot_of_week // slots)], dim=-1)
+        slot, day = slot_and_day(slot_of_week, self.slot.num_embeddings)
+        return torch.cat([self.slot(slot), self.day(day)], dim=-1)

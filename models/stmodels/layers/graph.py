@@ -59,5 +59,26 @@ def walks(adjacency: Tensor) -> Tensor:
     return torch.where(degree > 0, both / degree.clamp_min(torch.finfo(torch.float64).tiny), 0).float()
 
 
+def within_hops(adjacency: Tensor, hops: int) -> Tensor:
+    """Which nodes can be reached in at most so many edges, in either direction, a node itself always: (N, N) bool."""
+    edges = (symmetric(adjacency) > 0).float() + _identity(adjacency.float())
+    reached = _identity(edges)
+    for _ in range(min(hops, len(edges))):
+        reached = (reached @ edges).clamp_max(1)
+    return reached > 0
+
+
+def laplacian_eigenvectors(adjacency: Tensor, count: int) -> Tensor:
+    """The eigenvectors of the normalised Laplacian with the smallest eigenvalues above 0, in columns: (N, count) float32.
+
+    The largest entry of each is positive, so that machines agree on signs. Columns that a small network does not have are 0.
+    """
+    values, vectors = torch.linalg.eigh(normalised_laplacian(adjacency))
+    vectors = vectors[:, values > 1e-8][:, :count]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    vectors = vectors * largest.sign()
+    return torch.cat([vectors, vectors.new_zeros(len(vectors), count - vectors.shape[1])], dim=1).float()
+
+
 def _identity(matrix: Tensor) -> Tensor:
     return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

@@ -71,7 +71,7 @@ class STVFM(Forecaster):
         return self.remainder.choose(validation, by)
 
     def forward(self, batch: Batch) -> Forecast:
-        """Forecast the horizon from the history, its calendar and the season known beforehand."""
+        """Forecast the horizon, and the backward differences in it, from the history, its calendar and the season known beforehand."""
         tokens = {"st": self.embed["st"](self._st_input(batch), batch.history_slot)}
         if self.config.flow:
             flow = history_flow(self._moving(batch.history, batch.history_season)) / self.flow_std
@@ -83,15 +83,15 @@ class STVFM(Forecaster):
             states["st"], states["flow"] = self._coordinate(states["st"], states["flow"])
         return Forecast(
             value=self._st_forecast(states["st"], batch),
-            flow=self._decode("flow", states["flow"], batch) * self.flow_std if self.config.flow else None,
+            aux={"flow": self._decode("flow", states["flow"], batch) * self.flow_std} if self.config.flow else None,
         )
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """The terms of Eq. 11 before weighting, both mean squared errors in scaled space."""
         terms = super().loss_terms(forecast, batch)
-        if forecast.flow is not None:
+        if forecast.aux is not None:
             before, after = self._moving(batch.history, batch.history_season), self._moving(batch.target, batch.target_season)
-            difference = forecast.flow - target_flow(before, after)
+            difference = forecast.aux["flow"] - target_flow(before, after)
             terms["flow"] = mean_squared(difference, flow_mask(batch.target_mask))
         return terms
 

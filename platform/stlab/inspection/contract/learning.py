@@ -44,10 +44,9 @@ def masks(subject: Subject) -> str | None:
     mask[:, 0] = False
     target = batch.target.clone()
     target[:, 0] = 9.0
-    with torch.no_grad():
-        one = subject.loss(model, batch._replace(target_mask=mask))
-        other = subject.loss(model, batch._replace(target=target, target_mask=mask))
-        whole = subject.loss(model, batch._replace(target=target))
+    one = subject.comparable_loss(model, batch._replace(target_mask=mask))
+    other = subject.comparable_loss(model, batch._replace(target=target, target_mask=mask))
+    whole = subject.comparable_loss(model, batch._replace(target=target))
     if not is_close(one, other):
         return "the loss changes with a target that the mask leaves out"
     return "the loss does not read the target" if is_close(whole, other) else None
@@ -57,10 +56,9 @@ def criterion(subject: Subject) -> str | None:
     """The loss is measured by the model's criterion, which ``train.loss`` chooses."""
     subject.only_if_trained()
     model, batch = subject.still(), subject.batch()
-    with torch.no_grad():
-        before = subject.loss(model, batch)
-        model.criterion = lambda error, mask: 2 * mean_absolute(error, mask) + 1
-        after = subject.loss(model, batch)
+    before = subject.comparable_loss(model, batch)
+    model.criterion = lambda error, mask: 2 * mean_absolute(error, mask) + 1
+    after = subject.comparable_loss(model, batch)
     return "train.loss changes nothing: its loss does not use self.criterion" if is_close(before, after) else None
 
 

@@ -74,6 +74,12 @@ class Subject:
     def loss(self, model: Forecaster, batch: Batch) -> Tensor:
         return training_loss(model.loss_terms(model(batch), batch), self.config.loss_weights())
 
+    def comparable_loss(self, model: Forecaster, batch: Batch) -> Tensor:
+        """The loss, with the random numbers of every other call, for models that draw in it."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.loss(model, batch)
+
     def step(self, model: Forecaster, parts: int = 1, clip_norm: float = 1.0) -> tuple[OptimiserStep, Tensor]:
         """An optimiser step to be taken on the train windows, and the indices of a batch."""
         train = TrainSpec(batch_size=WINDOWS, weight_decay=0.0, clip_norm=clip_norm)

@@ -1,0 +1,1 @@
+"""Models that forecast with a pretrained language model."""
