@@ -20,6 +20,8 @@ class TrainWindows(Protocol):
 
     def gather(self, index: Tensor) -> Batch: ...
 
+    def readings(self) -> Readings: ...
+
 
 class Forecaster(nn.Module):
     """A model makes a forecast from a batch, names the terms of its loss, and may fit something without an optimiser."""

@@ -31,6 +31,8 @@ MODELS: dict[str, str] = {
     "st_vfm": "stmodels.st_vfm.config:STVFMConfig",
     "st_vlm": "stmodels.st_vlm.config:STVLMConfig",
     "lstm": "stmodels.series.lstm_config:LSTMConfig",
+    "ha": "stmodels.classic.ha_config:HAConfig",
+    "arima": "stmodels.classic.arima_config:ARIMAConfig",
     "tcn": "stmodels.series.tcn_config:TCNConfig",
     "patchtst": "stmodels.series.patchtst_config:PatchTSTConfig",
     "itransformer": "stmodels.series.itransformer_config:ITransformerConfig",

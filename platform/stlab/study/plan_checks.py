@@ -71,6 +71,11 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
             raise ConfigError(
                 f"the model {short(spec.model['name'])} needs further channels of sensors, and the data give none. Name them: data.inputs"
             )
+        if config.WHOLE_BATCHES and spec.resources.workers > 1:
+            raise ConfigError(
+                f"resources.workers={spec.resources.workers} would share out the batches of {short(spec.model['name'])}, which needs them "
+                f"whole: {config.WHOLE_BATCHES}. Set resources.workers to 1 for it"
+            )
         config.check(info)
         for wrong in _bad_stages(config.stages(), spec.train):
             raise ConfigError(wrong)

@@ -43,11 +43,13 @@ class BatchPlan:
     """Number of this worker."""
     parts: int = 1
     """Number of parts into which a worker's share is divided."""
+    why_whole: str = ""
+    """Why the model needs its batches whole (``ModelConfig.WHOLE_BATCHES``); empty where they may be divided."""
 
     @classmethod
-    def of(cls, train: TrainSpec, dataset: Dataset, parts: int = 1) -> BatchPlan:
+    def of(cls, train: TrainSpec, dataset: Dataset, parts: int = 1, why_whole: str = "") -> BatchPlan:
         """The plan of this process, for the workers that it trains with."""
-        return cls(train.batch_size or default_batch_size(dataset), world_size(), rank_here(), parts)
+        return cls(train.batch_size or default_batch_size(dataset), world_size(), rank_here(), parts, why_whole)
 
     @property
     def share(self) -> int:
@@ -67,7 +69,7 @@ class BatchPlan:
     @property
     def is_divisible(self) -> bool:
         """Whether the parts can be halved once more."""
-        return self.micro_batch > 1
+        return self.micro_batch > 1 and not self.why_whole
 
     def divided_into(self, parts: int) -> BatchPlan:
         """The same batch in another number of parts."""

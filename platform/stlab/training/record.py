@@ -142,7 +142,10 @@ class TrialRecord:
         cause = f"out of memory ({first_line(error)})"
         size, before = batches.batch_size, batches.micro_batch
         if not batches.is_divisible:
-            failure = OutOfMemory(f"{cause} with {before} window at a time, of a batch of {size}: there is no smaller one")
+            why = f"{before} window at a time, of a batch of {size}: there is no smaller one"
+            if batches.why_whole:
+                why = f"a batch of {size} windows, which the model needs whole ({batches.why_whole}): lower train.batch_size"
+            failure = OutOfMemory(f"{cause} with {why}")
             return self._failed(failure.with_traceback(error.__traceback__), is_anywhere=True)
         self.parts *= 2
         now = batches.divided_into(self.parts).micro_batch

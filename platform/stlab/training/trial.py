@@ -140,20 +140,22 @@ class TrialTrainer:
         self.trial, self.record, self.watchdog, self.stop = trial, record, watchdog, stop
         self.directory, self.checkpoints = record.directory, Checkpoints(record.directory)
         device, dataset = pick_device(trial.resources.gpus), dataset_for(trial.data)
+        config = create_config(trial.model)
         self.setup = TrainingSetup(
             _drawn_model(trial, dataset, device), dataset, trial.train, trial.seed, device,
-            batches=BatchPlan.of(trial.train, dataset, record.parts),
-            loss_weights=create_config(trial.model).loss_weights(),
+            batches=BatchPlan.of(trial.train, dataset, record.parts, config.WHOLE_BATCHES),
+            loss_weights=config.loss_weights(),
             precision=pick_precision(trial.train.precision, device),
         )  # fmt: skip
-        self.stages = [(stage, self._setup_of(stage)) for stage in create_config(trial.model).stages()]
+        self.stages = [(stage, self._setup_of(stage)) for stage in config.stages()]
         plans = [self.setup.batches, *(setup.batches for _, setup in self.stages)]
         record.check_division(max(plans, key=lambda plan: plan.share))
         prepare(self.setup.model, trial, dataset, record.directory.store, code)
 
     def _setup_of(self, stage: Stage) -> TrainingSetup:
         train = train_of(stage, self.setup.train)
-        return dataclasses.replace(self.setup, train=train, batches=BatchPlan.of(train, self.setup.dataset, self.record.parts))
+        batches = BatchPlan.of(train, self.setup.dataset, self.record.parts, self.setup.batches.why_whole)
+        return dataclasses.replace(self.setup, train=train, batches=batches)
 
     def has_selected(self, for_test: bool) -> bool:
         """Whether the trial has been trained. For a test, its selected weights must be whole, too.

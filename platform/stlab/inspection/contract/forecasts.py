@@ -13,7 +13,7 @@ from stlab.execution.noop_variants import effect_of, looks_same
 from stlab.inspection.contract.subject import NotApplicable, Subject, default_model, forecast, is_close, random_batch
 from stlab.training.step import trainable
 from stmodels.errors import ConfigError
-from stmodels.types import REFERENCE, Batch, SeriesInfo, ring
+from stmodels.types import REFERENCE, Batch, Readings, SeriesInfo, ring
 
 
 def shapes(subject: Subject) -> str | None:
@@ -60,6 +60,9 @@ class _Beyond:
 
     def gather(self, index: Tensor) -> Batch:
         return self.windows.gather(index)
+
+    def readings(self) -> Readings:
+        return self.windows.readings()
 
 
 def windows_apart(subject: Subject) -> str | None:
