@@ -25,8 +25,8 @@ from stmodels.layers import lstm as layer
 from stmodels.layers.losses import mean_absolute, mean_squared
 from stmodels.layers.lstm import LSTM
 from stmodels.rng import initialise
-from stmodels.series.lstm_config import LSTMConfig
 from stmodels.series.lstm import LSTMForecaster
+from stmodels.series.lstm_config import LSTMConfig
 from stmodels.types import Batch, SeriesInfo
 
 

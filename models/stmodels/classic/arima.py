@@ -187,7 +187,7 @@ def _widened(x: Tensor, width: int) -> Tensor:
 
 def _row(arima: type, series: Tensor, seen: Tensor | None, order: Order) -> Tensor:
     """[c, φ_1 …, θ_1 …] of one series."""
-    p, d, q = order
+    p, _, q = order
     found = _likelihood(arima, series, seen, order)
     named = dict(zip(found.param_names, found.params, strict=True))
     ar = torch.tensor([named[f"ar.L{i}"] for i in range(1, p + 1)], dtype=torch.float64)

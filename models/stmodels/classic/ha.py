@@ -65,7 +65,7 @@ class HA(Forecaster):
 def _mean_by(group: Tensor, count: int, train: Readings, otherwise: Tensor | None = None) -> Tensor:
     """Means of the readings of each group, (count, *S); ``otherwise`` where a group has none."""
     seen = torch.ones_like(train.values) if train.mask is None else train.mask.to(train.values.dtype)
-    shape = (count, *train.values.shape[1:])
-    sums, counts = (train.values.new_zeros(shape, dtype=torch.float64).index_add_(0, group, x.double()) for x in (train.values * seen, seen))
+    zeros = train.values.new_zeros((count, *train.values.shape[1:]), dtype=torch.float64)
+    sums, counts = (zeros.index_add(0, group, x.double()) for x in (train.values * seen, seen))
     means = (sums / counts.clamp_min(1)).to(train.values.dtype)
     return means if otherwise is None else torch.where(counts > 0, means, otherwise)

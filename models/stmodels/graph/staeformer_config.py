@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from stmodels.errors import ConfigError
 from stmodels.nodes import CalendarConfig
 
+
 @dataclass(frozen=True, kw_only=True)
 class STAEformerConfig(CalendarConfig):
     """Configuration of STAEformer: a transformer over time and one over nodes, with an embedding for each step and node."""

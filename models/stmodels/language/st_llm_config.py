@@ -9,6 +9,7 @@ from stmodels.errors import ConfigError
 from stmodels.language.gpt2_config import Gpt2Config
 from stmodels.nodes import CalendarConfig
 
+
 @dataclass(frozen=True, kw_only=True)
 class STLLMConfig(Gpt2Config, CalendarConfig):
     """Configuration of ST-LLM: one token a node, and a GPT-2 whose last blocks have their attention tuned."""

@@ -8,6 +8,7 @@ from typing import Literal
 from stmodels.language.gpt2_config import Gpt2Config
 from stmodels.nodes import CalendarConfig
 
+
 @dataclass(frozen=True, kw_only=True)
 class STGLLMConfig(Gpt2Config, CalendarConfig):
     """Configuration of STG-LLM, as we read its paper: one token a node, an adapter before GPT-2 and one after it."""

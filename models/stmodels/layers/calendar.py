@@ -13,7 +13,7 @@ def slot_and_day(slot_of_week: Tensor | None, slots_per_day: int) -> tuple[Tenso
 
 
 class Calendar(nn.Module):
-    """The sum of two embeddings. ST-VFM's paper has neither. Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D)."""
+    """Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D). ST-VFM's paper has neither."""
 
     def __init__(self, slots_per_day: int, width: int) -> None:
         super().__init__()
