@@ -58,8 +58,8 @@ def _fitted(dataset: Dataset, name: str, **fields: Any) -> Forecaster:
 def test_the_anchors_are_met(bikes: Dataset, name: str, fields: dict[str, Any], rmse: float, mae: float) -> None:
     model = _fitted(bikes, name, **fields)
     errors = evaluate(model, bikes, bikes.windows("test"), 64, nullcontext)
-    assert errors.rmse == pytest.approx(rmse, abs=5e-4)
-    assert errors.mae == pytest.approx(mae, abs=5e-4)
+    assert errors["rmse"] == pytest.approx(rmse, abs=5e-4)
+    assert errors["mae"] == pytest.approx(mae, abs=5e-4)
 
 
 @pytest.fixture(scope="module")
