@@ -44,16 +44,23 @@ class NodeConfig(ModelConfig):
     def check_heads(self, width: str, heads: str) -> None:
         """Raise ConfigError if the number of heads does not divide the width."""
         if getattr(self, width) % getattr(self, heads):
-            raise ConfigError(f"model.{heads}={getattr(self, heads)} must divide model.{width}={getattr(self, width)}")
+            raise ConfigError(
+                f"model.{heads}={getattr(self, heads)} must divide model.{width}={getattr(self, width)}: change one of them"
+            )
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         check_nodes(self.name, info)
+        if "network" in self.needs() and info.adjacency is None:
+            raise ConfigError(
+                f"{self.name} needs a network, and the data have none: set data.distances to a file of edges, or data.graph to grid4 "
+                "(cells of a grid) or correlation"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalendarConfig(NodeConfig):
-    """Base of the configurations of those that have learned tables of the slots of the day and of the days of the week."""
+    """Base of the configurations of models that have learned tables of the slots of the day and of the days of the week."""
 
     calendar: bool = True
     """Tables of the slot of the day and the day of the week. Without them their widths are kept, and filled with zeros."""

@@ -26,9 +26,9 @@ def built(name: str, info: SeriesInfo, seed: int = 0, **fields: Any) -> Forecast
     return model.eval()
 
 
-def small(name: str, info: SeriesInfo, **fields: Any) -> Forecaster:
+def small(name: str, info: SeriesInfo, seed: int = 0, **fields: Any) -> Forecaster:
     """As :func:`built`, with the fields that make it small."""
-    return built(name, info, **{**type(create_config({"name": name})).SMALL, **fields})
+    return built(name, info, seed, **{**type(create_config({"name": name})).SMALL, **fields})
 
 
 def windows(info: SeriesInfo, count: int = 3, seed: int = 0) -> Batch:

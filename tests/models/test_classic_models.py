@@ -163,7 +163,7 @@ def test_a_series_that_does_not_change_is_forecast_as_its_mean(network: Dataset,
     batch = test.gather(torch.arange(3))
     found = network.scaler.inverse(model(batch).value.double().numpy())[:, :, 2]
     np.testing.assert_allclose(found, 20, atol=1e-3)
-    assert "series do not change" in caplog.text
+    assert "1 of 3 series do not change" in caplog.text
 
 
 def test_explosive_roots_are_shrunk() -> None:
@@ -176,6 +176,25 @@ def test_the_order_is_chosen_by_likelihood(network: Dataset) -> None:
     model = _fitted(network, "arima", order="aic", sample=2)
     assert model.ar.shape == (3, 3)
     assert model(network.windows("test").gather(torch.arange(2))).value.isfinite().all()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0), (0, 1, 1), (0, 0, 1)])
+def test_an_order_without_autoregression_is_forecast(order: tuple[int, int, int]) -> None:
+    series = _simulated([], [0.4], 400).cumsum(0) if order[1] else _simulated([], [0.4], 400)
+    fitted = fit(series, None, order, "least_squares")
+    found = forecast(series[None, -12:], fitted, order[1], 3)
+    assert found.isfinite().all()
+    if order == (0, 1, 0):
+        np.testing.assert_allclose(found[0, :, 0] - series[-1, 0], float(series.diff(dim=0).mean()) * np.arange(1, 4), rtol=1e-4)
+
+
+def test_a_moving_average_that_cannot_be_inverted_is_shrunk() -> None:
+    from stmodels.classic.arima import _tamed
+
+    found = _tamed(Coefficients(*(torch.tensor(x, dtype=torch.float64) for x in ([0.0], [[0.5]], [[2.0]]))))
+    assert found.ma.item() == pytest.approx(1.0)
+    kept = _tamed(Coefficients(*(torch.tensor(x, dtype=torch.float64) for x in ([0.0], [[0.5]], [[-0.7]]))))
+    assert kept.ma.item() == pytest.approx(-0.7)
 
 
 def test_an_order_longer_than_the_history_is_refused() -> None:

@@ -219,7 +219,7 @@ def test_agcrn_without_embeddings_knows_only_the_bias_of_its_head() -> None:
     info = nodes_info()
     model = small("agcrn", info)
     nn.init.zeros_(model.nodes)
-    torch.testing.assert_close(model.supports()[0], torch.full((5, 5), 0.2))
+    torch.testing.assert_close(model.polynomials()[0], torch.full((5, 5), 0.2))
     found = value(model, windows(info))
     torch.testing.assert_close(found, model.readout.bias.detach()[None, :, None, None].expand_as(found))
 

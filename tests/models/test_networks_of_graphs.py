@@ -90,6 +90,11 @@ def test_eigenvectors_are_those_of_the_laplacian_without_the_trivial_ones() -> N
     assert (found.gather(0, found.abs().argmax(0, keepdim=True)) > 0).all()
 
 
+def test_a_node_without_edges_has_no_eigenvector() -> None:
+    a = torch.block_diag(torch.ones(4, 4).fill_diagonal_(0), torch.zeros(1, 1))
+    assert not laplacian_eigenvectors(a, 4)[4].any()
+
+
 def test_a_small_network_has_columns_of_zeros() -> None:
     assert laplacian_eigenvectors(torch.zeros(1, 1), 8).shape == (1, 8)
     assert not laplacian_eigenvectors(torch.ones(2, 2).fill_diagonal_(0), 8)[:, 1:].any()

@@ -87,7 +87,7 @@ def test_heads_attend_as_their_equation() -> None:
         scores = np.where(mask.numpy(), q[:, h] @ (k + more.numpy())[:, h].T / np.sqrt(3), -np.inf)
         weights = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         expected[:, h] = weights @ v[:, h]
-    np.testing.assert_allclose(heads(x, mask, more).detach().numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(heads(x[None, None], mask, more[None, None])[0, 0].detach().numpy(), expected, atol=1e-12)
 
 
 def test_a_step_is_told_the_last_readings_up_to_it() -> None:

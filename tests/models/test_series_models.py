@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stlab.errors import ModelError
+from stmodels.errors import ConfigError
 from stmodels.layers.time_conv import SameTimeConv, TimeConv, pad_past
 from tests.models.nodes import at_nodes, built, nodes_info, nodes_that_change, small, value, windows
 
@@ -123,7 +124,7 @@ def test_without_attention_itransformer_is_one_network_for_each_node() -> None:
     info = nodes_info()
     model = small("itransformer", info)
     for layer in model.encoder[:-1]:
-        nn.init.zeros_(layer.self_attn.out_proj.weight)
+        nn.init.zeros_(layer.project.weight)
     assert nodes_that_change(model, windows(info), 1) == {1}
     assert nodes_that_change(small("itransformer", info), windows(info), 1) == set(range(5))
 
@@ -144,3 +145,21 @@ def test_zeros_come_before_the_first_step() -> None:
     x = torch.ones(1, 2, 3, 1)
     assert pad_past(x, 2)[0, :, 0, 0].tolist() == [0, 0, 1, 1]
     assert pad_past(x, 0) is x
+
+
+def test_learned_positions_of_patchtst_follow_the_seed() -> None:
+    """The library draws them where it makes them, and has no second draw."""
+    one, again, other = (
+        small("patchtst", nodes_info(), positions="random", seed=seed).positions.position_enc for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"stride": 3}, r"model\.stride=3 leaves out the first steps"), ({"width": 17, "heads": 1}, r"model\.width=17 must be even")],
+)
+def test_patches_that_do_not_fit_are_refused(fields: dict[str, int], words: str) -> None:
+    with pytest.raises((ConfigError, ModelError), match=words):
+        small("patchtst", nodes_info(), **fields)

@@ -70,9 +70,12 @@ class ARIMA(Forecaster):
         return Forecast(ahead.to(batch.history.dtype).view(len(history), -1, *self.info.shape))
 
     def _chosen(self, values: Tensor, seen: Tensor | None) -> Order:
-        """The order with the lowest sum of Akaike's criterion over some series, spread evenly."""
+        """The order with the lowest sum of Akaike's criterion over some series, spread evenly.
+
+        With and without a difference the likelihoods are of other data, so that d is chosen by habit more than by right.
+        """
         arima = _statsmodels()
-        changing = (values.std(0) > 0).nonzero().flatten()
+        changing = (_filled(values, seen).std(0) > 1e-9).nonzero().flatten()
         sample = changing[torch.linspace(0, len(changing) - 1, min(self.config.sample, len(changing))).long()]
 
         def criterion(order: Order) -> float:
@@ -85,13 +88,12 @@ class ARIMA(Forecaster):
 
 
 def fit(values: Tensor, seen: Tensor | None, order: Order, estimator: str) -> Coefficients:
-    """Coefficients of M series (n, M) in float64, with d differences taken."""
+    """Coefficients of M series (n, M) in float64, with d differences taken.
+
+    The likelihood leaves missing readings out. Least squares takes the mean for them, which draws φ towards 0.
+    """
     p, d, q = order
-    if seen is not None:
-        mean = (values * seen).sum(0) / seen.sum(0).clamp_min(1)
-        filled = torch.where(seen, values, mean)
-    else:
-        filled = values
+    filled = _filled(values, seen)
     changes = filled.diff(n=d, dim=0) if d else filled
     still = changes.std(0) <= 1e-9
     if estimator == "likelihood":
@@ -103,7 +105,8 @@ def fit(values: Tensor, seen: Tensor | None, order: Order, estimator: str) -> Co
     else:
         found = _least_squares(changes, p, q)
     if bool(still.any()):
-        logger.warning("arima: %d of %d series do not change, and are forecast as their mean", int(still.sum()), len(still))
+        what = "differences of" if d else "readings of"
+        logger.warning("arima: the %s %d of %d series do not change, and are forecast as their mean", what, int(still.sum()), len(still))
         zero = still[:, None]
         found = Coefficients(
             torch.where(still, changes.mean(0), found.constant), found.ar.masked_fill(zero, 0), found.ma.masked_fill(zero, 0)
@@ -120,10 +123,10 @@ def forecast(history: Tensor, fitted: Coefficients, differences: int, horizon: i
     known = list(seen.unbind(1))
     shocks = [torch.zeros_like(known[0]) for _ in range(min(p, len(known)))]
     for t in range(len(shocks), len(known)):
-        shocks.append(known[t] - _next(known[:t], shocks, fitted))
+        shocks.append(known[t] - _next(known[:t], shocks, fitted, known[0]))
     ahead = []
     for _ in range(horizon):
-        ahead.append(_next(known, shocks, fitted))
+        ahead.append(_next(known, shocks, fitted, known[0]))
         known.append(ahead[-1])
         shocks.append(torch.zeros_like(known[0]))
     found = torch.stack(ahead, dim=1)
@@ -132,9 +135,9 @@ def forecast(history: Tensor, fitted: Coefficients, differences: int, horizon: i
     return found
 
 
-def _next(known: list[Tensor], shocks: list[Tensor], fitted: Coefficients) -> Tensor:
-    """c + Σ φ_i x_(t−i) + Σ θ_j ε_(t−j), with 0 for what lies before the window."""
-    total = fitted.constant.expand_as(known[0])
+def _next(known: list[Tensor], shocks: list[Tensor], fitted: Coefficients, like: Tensor) -> Tensor:
+    """c + Σ φ_i x_(t−i) + Σ θ_j ε_(t−j), with 0 for what lies before the window, as a tensor ``like`` another."""
+    total = fitted.constant.expand_as(like)
     for i, weight in enumerate(fitted.ar.unbind(1), start=1):
         total = total + weight * known[-i]
     for j, weight in enumerate(fitted.ma.unbind(1), start=1):
@@ -166,19 +169,33 @@ def _regressed(x: Tensor, columns: list[Tensor], first: int) -> Tensor:
 
 
 def _tamed(found: Coefficients) -> Coefficients:
-    """Where the companion matrix of φ has an eigenvalue beyond 1, φ_i ← φ_i / radius^i, which scales all roots."""
-    p = found.ar.shape[1]
-    if not p:
-        return found
-    companion = torch.zeros(len(found.ar), p, p, dtype=torch.float64)
-    companion[:, 0] = found.ar
-    companion[:, torch.arange(1, p), torch.arange(p - 1)] = 1
-    radius = torch.linalg.eigvals(companion).abs().amax(1).clamp_min(1)
-    if bool((radius > 1).any()):
-        logger.warning("arima: %d of %d series have explosive roots, which are shrunk", int((radius > 1).sum()), len(radius))
-    ar = found.ar / radius[:, None] ** torch.arange(1, p + 1)
+    """φ without explosive roots and θ that can be inverted: otherwise a forecast, or a shock of the past, grows without bound."""
+    ar, is_explosive = _shrunk(found.ar)
+    ma, is_not_invertible = _shrunk(-found.ma)
+    for count, what in ((is_explosive, "explosive roots"), (is_not_invertible, "a moving average that cannot be inverted")):
+        if bool(count.any()):
+            logger.warning("arima: %d of %d series have %s, which is shrunk", int(count.sum()), len(count), what)
     mean = found.constant / (1 - found.ar.sum(1))  # of the process, which stays
-    return Coefficients(torch.where(radius > 1, mean * (1 - ar.sum(1)), found.constant), ar, found.ma)
+    return Coefficients(torch.where(is_explosive, mean * (1 - ar.sum(1)), found.constant), ar, -ma)
+
+
+def _shrunk(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, k) weights of a recursion, w_i ← w_i / radius^i where its companion matrix has an eigenvalue beyond 1; and where that was."""
+    count = weights.shape[1]
+    if not count:
+        return weights, torch.zeros(len(weights), dtype=torch.bool)
+    companion = torch.zeros(len(weights), count, count, dtype=torch.float64)
+    companion[:, 0] = weights
+    companion[:, torch.arange(1, count), torch.arange(count - 1)] = 1
+    radius = torch.linalg.eigvals(companion).abs().amax(1).clamp_min(1)
+    return weights / radius[:, None] ** torch.arange(1, count + 1), radius > 1
+
+
+def _filled(values: Tensor, seen: Tensor | None) -> Tensor:
+    """The readings (n, M), with the mean of a series where one is missing."""
+    if seen is None:
+        return values
+    return torch.where(seen, values, (values * seen).sum(0) / seen.sum(0).clamp_min(1))
 
 
 def _widened(x: Tensor, width: int) -> Tensor:
@@ -197,6 +214,7 @@ def _row(arima: type, series: Tensor, seen: Tensor | None, order: Order) -> Tens
 
 
 def _likelihood(arima: type, series: Tensor, seen: Tensor | None, order: Order):  # type: ignore[no-untyped-def]
+    """The results of statsmodels, with missing readings left out."""
     values = series.numpy().copy()
     if seen is not None:
         values[~seen.numpy()] = float("nan")
@@ -210,6 +228,7 @@ def _statsmodels() -> type:
         from statsmodels.tsa.arima.model import ARIMA as StatsmodelsARIMA
     except ImportError as error:
         raise ConfigError(
-            "model.estimate=likelihood needs statsmodels: pip install 'stlab[arima]', or set model.estimate to least_squares"
+            "arima needs statsmodels for model.estimate=likelihood and for model.order=aic: pip install 'stlab[arima]', or set "
+            "model.estimate to least_squares and model.order to [p, d, q]"
         ) from error
     return StatsmodelsARIMA

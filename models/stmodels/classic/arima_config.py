@@ -51,7 +51,7 @@ class ARIMAConfig(ModelConfig):
         return {"order": self.order, "estimate": self.estimate, "sample": self.sample}
 
     def largest_order(self, family: str) -> Order:
-        """[p, d, q] at the most, for the sizes of what is fitted."""
+        """[p, d, q], or the largest that `aic` may choose."""
         if self.order == "aic":
             return (3, 1, 1)
         if self.order == "auto":

@@ -14,7 +14,7 @@ from stmodels.types import Batch, Forecast, Readings, SeriesInfo
 
 
 class HA(Forecaster):
-    """A mean of earlier readings; ``config.over`` says of which. Missing readings do not count.
+    """A mean of earlier readings; ``config.over`` says of which. Missing readings of the train segment do not count.
 
     A slot of the week that the train segment lacks is forecast by the mean at that slot of the day, and one that it lacks too by the mean
     of the series.

@@ -12,6 +12,6 @@ from stmodels.correlation import _recurrence
 def dtw_distances(series: Tensor) -> Tensor:
     """The cost of the best warping path between any two series: (N, T) → (N, N). Its definition is that of :func:`correlation_volume`.
 
-    It takes T² steps over N² pairs and 8 T N² bytes: seconds for 300 days' profiles of 288 steps.
+    It takes T² steps over N² pairs and 8 T N² bytes: seconds for the mean days of 300 nodes, of 288 steps each.
     """
     return _recurrence._dtw(series[None])[0]

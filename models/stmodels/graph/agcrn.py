@@ -53,13 +53,13 @@ class Cell(nn.Module):
         both = torch.cat([gate[:, :, : self.inputs], candidate[:, :, : self.inputs]], dim=-1)
         bias = torch.cat([gate_bias, candidate_bias], dim=-1)[:, None]
         driven = (_convolve(x.flatten(1, 2), both, supports) + bias).unflatten(1, x.shape[1:3])
-        gate, candidate = gate[:, :, self.inputs :], candidate[:, :, self.inputs :]
+        gate_of_state, candidate_of_state = gate[:, :, self.inputs :], candidate[:, :, self.inputs :]
         h = x.new_zeros(len(x), x.shape[2], self.hidden)
         states = []
         for step in driven.unbind(1):
             from_gate, from_candidate = step.split([2 * self.hidden, self.hidden], dim=-1)
-            z, r = (from_gate + _convolve(h, gate, supports)).sigmoid().chunk(2, dim=-1)
-            proposed = (from_candidate + _convolve(z * h, candidate, supports)).tanh()
+            z, r = (from_gate + _convolve(h, gate_of_state, supports)).sigmoid().chunk(2, dim=-1)
+            proposed = (from_candidate + _convolve(z * h, candidate_of_state, supports)).tanh()
             h = r * h + (1 - r) * proposed
             states.append(h)
         return torch.stack(states, dim=1)
@@ -82,7 +82,7 @@ class AGCRN(Forecaster):
     def __init__(self, config: AGCRNConfig, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
-        self.count = config.supports
+        self.supports = config.supports
         self.nodes = nn.Parameter(torch.empty(info.shape[0], config.rank))
         inputs = [1 + info.inputs] + [config.hidden] * (config.layers - 1)
         self.cells = nn.ModuleList(Cell(c, config) for c in inputs)
@@ -95,16 +95,16 @@ class AGCRN(Forecaster):
         nn.init.xavier_uniform_(self.readout.weight.view(-1, 1, 1, self.readout.in_features))
         nn.init.uniform_(self.readout.bias)
 
-    def supports(self) -> list[Tensor]:
+    def polynomials(self) -> list[Tensor]:
         """T_1 … T_(K − 1) of Ã = softmax over rows of ReLU(E Eᵀ), (N, N) each."""
         network = (self.nodes @ self.nodes.T).relu().softmax(dim=1)
         polynomials = [torch.eye(len(network), device=network.device, dtype=network.dtype), network]
-        while len(polynomials) < self.count:
+        while len(polynomials) < self.supports:
             polynomials.append(2 * network @ polynomials[-1] - polynomials[-2])
-        return polynomials[1 : self.count]
+        return polynomials[1 : self.supports]
 
     def forward(self, batch: Batch) -> Forecast:
-        supports = self.supports()
+        supports = self.polynomials()
         states = with_inputs(batch).permute(2, 1, 0, 3)  # (N, P, B, c)
         for cell in self.cells:
             states = cell(states, self.nodes, supports)

@@ -32,7 +32,7 @@ class BilinearAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # As the original: the vectors' positive values matter for the attention.
+        # The original draws vectors from (0, 1), so that the sigmoid starts far from 0.
         for parameter in self.parameters():
             nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.uniform_(parameter)
 
@@ -106,10 +106,17 @@ class ASTGCN(Forecaster):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # The original draws all matrices so, and all vectors, biases and gains of the LayerNorms among them, from (0, 1).
+        # The original draws all vectors, biases and the gains of LayerNorms among them, from (0, 1), and all matrices as below. Its
+        # convolutions count the size of their kernel in both fans.
         for name, parameter in self.named_parameters():
-            if name.endswith(("weight", "bias")):
-                nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.uniform_(parameter)
+            if parameter.dim() == 1 and name.endswith(("weight", "bias")):
+                nn.init.uniform_(parameter)
+        for block in self.blocks:
+            conv = block.time.conv
+            nn.init.xavier_uniform_(conv.weight.unflatten(1, (conv.kernel, -1)).transpose(1, 2))
+            nn.init.xavier_uniform_(block.project.weight)
+        width = self.blocks[-1].norm.normalized_shape[0]
+        nn.init.xavier_uniform_(self.readout.weight.unflatten(1, (-1, width)))
 
     def forward(self, batch: Batch) -> Forecast:
         states = self.blocks(with_inputs(batch))  # (B, T, N, F)

@@ -36,3 +36,7 @@ class ASTGCNConfig(NodeConfig):
     def reads(self) -> tuple[str, ...]:
         """The network, and further channels where the data have them."""
         return ("network", "inputs")
+
+    def relative_cost(self) -> float:
+        """Multiplications per step, relative to the default."""
+        return self.blocks / 2 * self.polynomials / 3 * (self.graph_width / 64) ** 2

@@ -83,8 +83,8 @@ class Spread(nn.Module):
 class GraphWaveNet(Forecaster):
     """Layers of a gate over time and a diffusion over the networks; each adds to the skip connection, which the head reads.
 
-    The history is filled up with zeros, which is the mean, to the steps that the last layer sees. The graph convolution of that layer
-    would be read by nobody, and is left out.
+    The history is filled up to the steps that the last layer sees with zeros: readings of the mean, at midnight. The graph convolution of
+    that layer would be read by nobody, and is left out.
 
     Raises:
         ConfigError: the configuration does not fit the data.

@@ -40,7 +40,8 @@ class GraphWaveNetConfig(NodeConfig):
     rank: int = 10
     """Width of the two node embeddings from which the network is learnt."""
     adaptive_side: Literal["original", "mean"] = "original"
-    """How the learnt network is used, whose rows sum to 1: as in the original, where its columns weigh, or for weighted means."""
+    """`mean`: each node takes a weighted mean of the others, by its row of the learnt network, which sums to 1. `original`: it takes a sum
+    by its column, as in the published code."""
     time_of_day: bool = True
     """Read the time of day, as a fraction of a day, beside each reading."""
     dropout: float = 0.3
@@ -49,8 +50,10 @@ class GraphWaveNetConfig(NodeConfig):
     def __post_init__(self) -> None:
         self.check_at_least(1, "width", "skip_width", "output_width", "order", "rank")
         self.check_share("dropout")
-        if not self.dilations or min(self.dilations) < 1:
-            raise ConfigError(f"model.dilations are numbers of steps from 1, one a layer; they are {list(self.dilations)}")
+        if len(self.dilations) < 2 or min(self.dilations) < 1:
+            raise ConfigError(
+                f"model.dilations are numbers of steps from 1, one a layer, of at least two layers; they are {list(self.dilations)}"
+            )
 
     @property
     def reach(self) -> int:
@@ -63,6 +66,10 @@ class GraphWaveNetConfig(NodeConfig):
     def reads(self) -> tuple[str, ...]:
         """The network where it is used, and further channels where the data have them."""
         return ("network", "inputs") if "network" in self.needs() else ("inputs",)
+
+    def relative_cost(self) -> float:
+        """Multiplications per step, relative to the default."""
+        return len(self.dilations) / 8 * (self.width / 32) ** 2
 
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration."""
@@ -78,6 +85,11 @@ class GraphWaveNetConfig(NodeConfig):
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
+        if self.networks != "learnt" and info.family == "sensors" and info.adjacency is None:
+            raise ConfigError(
+                "graph_wavenet reads a network, and the data have none: set data.distances to a file of edges, data.graph to grid4 (cells "
+                "of a grid) or correlation, or model.networks to learnt"
+            )
         super().check(info)
         if self.time_of_day and info.slots_per_day is None:
             raise ConfigError(

@@ -25,7 +25,7 @@ _MOST_PIECES = 50_000  # of which the patterns are the means
 
 
 class Heads(nn.Module):
-    """Attention of some heads among the last but one axis: (…, L, D) → (…, L, h·e)."""
+    """Attention of some heads among the last but one axis: (B, M, L, D) → (B, M, L, h·e)."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -33,11 +33,12 @@ class Heads(nn.Module):
         self.qkv = Linear(width, 3 * heads * head_width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, to_keys: Tensor | None = None) -> Tensor:
-        """``mask`` (L, L) bool says which tokens a token sees, and ``to_keys`` (…, L, h·e) is added to the keys."""
+        """``mask`` (L, L) bool says which tokens a token sees, and ``to_keys`` (B, M, L, h·e) is added to the keys."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         k = k if to_keys is None else k + to_keys
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(-3, -2).flatten(-2)
+        # With more than four axes PyTorch would build all scores, (L, L) for each step and head.
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).flatten(0, -4).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).unflatten(0, x.shape[:-2])
 
 
 class Patterns(nn.Module):

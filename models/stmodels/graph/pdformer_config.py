@@ -55,7 +55,7 @@ class PDFormerConfig(CalendarConfig):
     dropout: float = 0.0
     """Dropout in the feed-forward networks and after attention."""
     stochastic_depth: float = 0.3
-    """The probability that the last layer is skipped in training; it grows from 0 with the first one."""
+    """The probability that the last layer is skipped in training. It grows evenly from layer to layer, from 0 for the first."""
 
     def __post_init__(self) -> None:
         self.check_at_least(

@@ -76,7 +76,8 @@ class Block(nn.Module):
 class SSTBAN(Forecaster):
     """Encoder, attention from the steps ahead to those of the history, decoder. N is fixed by node embeddings and reference points.
 
-    A second, masked pass in training has to find the latent of the first one. It leaves the forecast alone.
+    A second, masked pass in training has to find the latent of the first one. It leaves the forecast alone. Its BatchNorms use the
+    statistics of the batch, as the first pass does, and keep them out of the running ones.
 
     Raises:
         ConfigError: the configuration does not fit the data.

@@ -69,7 +69,10 @@ class SSTBANConfig(NodeConfig):
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
         if info.slots_per_day is None:
-            raise ConfigError("sstban reads hour and weekday of history and horizon, and this data (data.path) has no timestamps: add them")
+            raise ConfigError(
+                "sstban reads hour and weekday of the history and of the horizon, and this data has none: add the array `timestamps` to "
+                "data.path"
+            )
         if self.latent_weight and info.history % self.mask_length:
             raise ConfigError(
                 f"model.mask_length={self.mask_length} does not divide data.history={info.history}: choose a divisor, or set "

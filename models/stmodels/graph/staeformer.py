@@ -51,7 +51,7 @@ class STAEformer(Forecaster):
         def layers() -> nn.Sequential:
             return nn.Sequential(
                 *(
-                    EncoderLayer(config.width, config.heads, config.feedforward, config.dropout, "relu", attention_dropout=0.0)
+                    EncoderLayer(config.width, config.heads, config.feedforward, config.dropout, "relu", hidden_dropout=0.0)
                     for _ in range(config.layers)
                 )
             )

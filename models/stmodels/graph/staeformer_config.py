@@ -48,8 +48,8 @@ class STAEformerConfig(CalendarConfig):
         self.check_share("dropout")
         if self.width % self.heads:
             raise ConfigError(
-                f"model.heads={self.heads} must divide the width {self.width} of the tokens, which is input_width + 2 calendar_width "
-                "+ adaptive_width"
+                f"model.heads={self.heads} must divide the width {self.width} of the tokens, which is model.input_width + "
+                "2 model.calendar_width + model.adaptive_width: change one of them"
             )
         if self.reads_calendar and not self.calendar:
             raise ConfigError("model.reads_calendar needs the calendar: set model.calendar to true")
@@ -62,6 +62,10 @@ class STAEformerConfig(CalendarConfig):
     def reads(self) -> tuple[str, ...]:
         """Further channels are read where the data have them."""
         return ("inputs",)
+
+    def relative_cost(self) -> float:
+        """Multiplications per token, relative to the default."""
+        return self.layers / 3 * self.width * (4 * self.width + 2 * self.feedforward) / (152 * (4 * 152 + 512))
 
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields that switch it off."""

@@ -18,23 +18,26 @@ from stmodels.types import Batch, Forecast, SeriesInfo, with_inputs
 
 
 class GatedTimeConv(nn.Module):
-    """(p + x) · σ(q), where a convolution gives p and q, and x is cut to its last steps: (B, T, N, c) → (B, T − k + 1, N, c')."""
+    """(p + x) · σ(q), where a convolution gives p and q, and x is cut to its last steps: (B, T, N, c) → (B, T − k + 1, N, c').
+
+    If x has fewer channels than the output, it is filled up with zeros; if it has more, it is projected.
+    """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
         self.conv = TimeConv(inputs, 2 * outputs, kernel)
-        self.missing = outputs - inputs
-        # Fewer channels than the output's are filled with zeros, more are projected.
+        self.missing = max(outputs - inputs, 0)
         self.project = Linear(inputs, outputs) if inputs > outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         p, q = self.conv(x).chunk(2, dim=-1)
-        residual = F.pad(self.project(x[:, self.conv.reach :]), (0, max(self.missing, 0)))
+        residual = F.pad(self.project(x[:, self.conv.reach :]), (0, self.missing))
         return (p + residual) * q.sigmoid()
 
 
 class ChebyshevConv(nn.Module):
-    """ReLU(Σ_k T_k(L̃) x W_k + b + x), with x a projection of the input: (B, T, N, c) → (B, T, N, c')."""
+    """ReLU(Σ_k T_k(L̃) x W_k + b + x), with x the input, projected or filled up as in :class:`GatedTimeConv`: (B, T, N, c) →
+    (B, T, N, c')."""
 
     def __init__(self, inputs: int, outputs: int, polynomials: Tensor) -> None:
         super().__init__()

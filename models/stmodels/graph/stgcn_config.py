@@ -56,6 +56,10 @@ class STGCNConfig(NodeConfig):
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
         return {"layer_norm": {"model.layer_norm": False}}
 
+    def relative_cost(self) -> float:
+        """Multiplications per step, relative to the default."""
+        return self.blocks / 2 * (self.width / 64) ** 2
+
     def steps_left(self, history: int) -> int:
         """Steps that the convolutions of the blocks leave, which those of the output block take together."""
         return history - 2 * self.blocks * (self.kernel - 1)

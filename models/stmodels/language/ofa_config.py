@@ -31,10 +31,14 @@ class OFAConfig(Gpt2Config):
         self.check_at_least(1, "blocks", "patch", "stride")
 
     def tokens(self, info: SeriesInfo) -> int:
+        """The number of patches of a window, the repeated readings included."""
         return (info.history + self.stride - self.patch) // self.stride + 1
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
         if info.history + self.stride < self.patch:
-            raise ConfigError(f"model.patch={self.patch} is longer than data.history={info.history}: choose a smaller patch")
+            raise ConfigError(
+                f"model.patch={self.patch} is longer than data.history={info.history} and model.stride={self.stride} together: choose a "
+                "smaller patch"
+            )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stmodels.backbones import complete, is_file, loading
-from stmodels.errors import WeightsError
+from stmodels.errors import ConfigError, WeightsError
 from stmodels.layers.adapter import insert_lora
 from stmodels.rng import keep_start, seeded
 
@@ -43,13 +43,14 @@ class Gpt2Trunk(nn.Module):
         keep_start(self)
 
     def tune_norms_and_positions(self) -> None:
+        """Tune all LayerNorms and the table of positions."""
         for name, parameter in self.gpt2.named_parameters():
             if "ln_" in name or name.startswith("wpe"):
                 parameter.requires_grad_()
 
     def tune_attention(self, last: int) -> None:
-        """Tune the attention of the last blocks."""
-        for block in list(self.gpt2.h)[len(self.gpt2.h) - last :]:
+        """Tune the attention of the last blocks, or of all if there are fewer."""
+        for block in list(self.gpt2.h)[max(0, len(self.gpt2.h) - last) :]:
             block.attn.requires_grad_()
 
     def add_lora(self, rank: int, alpha: float) -> None:
@@ -74,7 +75,12 @@ def _create(backbone: str, weights: str, weights_seed: int, blocks: int) -> nn.M
         with seeded(weights_seed, f"backbone/{backbone}"):
             return GPT2Model(_config(backbone, blocks))
     source = weights if is_file(weights) else CHECKPOINT
-    return loading(source, weights, lambda: _load(source, blocks))
+    gpt2 = loading(source, weights, lambda: _load(source))
+    if blocks > len(gpt2.h):
+        raise ConfigError(f"model.blocks={blocks}, and {source} has {len(gpt2.h)} blocks: choose as many or fewer")
+    gpt2.h = gpt2.h[:blocks]
+    gpt2.config.n_layer = blocks
+    return gpt2
 
 
 def _config(backbone: str, blocks: int) -> GPT2Config:
@@ -82,16 +88,12 @@ def _config(backbone: str, blocks: int) -> GPT2Config:
 
     if backbone == "gpt2":
         return GPT2Config(n_layer=blocks)
-    return GPT2Config(n_layer=min(blocks, 2), n_embd=32, n_head=4, vocab_size=64)
+    return GPT2Config(n_layer=min(blocks, 2), n_embd=32, n_head=4, vocab_size=64, bos_token_id=0, eos_token_id=0)
 
 
-def _load(source: str, blocks: int) -> nn.Module:
+def _load(source: str) -> nn.Module:
     from transformers import GPT2Model
 
-    gpt2, keys = GPT2Model.from_pretrained(source, output_loading_info=True)
+    gpt2, keys = GPT2Model.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
     complete(keys["missing_keys"])
-    if blocks > len(gpt2.h):
-        raise ValueError(f"model.blocks={blocks}, and it has {len(gpt2.h)} blocks.")
-    gpt2.h = gpt2.h[:blocks]
-    gpt2.config.n_layer = blocks
     return gpt2

@@ -71,9 +71,12 @@ def within_hops(adjacency: Tensor, hops: int) -> Tensor:
 def laplacian_eigenvectors(adjacency: Tensor, count: int) -> Tensor:
     """The eigenvectors of the normalised Laplacian with the smallest eigenvalues above 0, in columns: (N, count) float32.
 
+    Each component has a trivial one with the eigenvalue 0, which is left out; so has a node without edges.
+
     The largest entry of each is positive, so that machines agree on signs. Columns that a small network does not have are 0.
     """
-    values, vectors = torch.linalg.eigh(normalised_laplacian(adjacency))
+    is_alone = symmetric(adjacency).sum(1) == 0
+    values, vectors = torch.linalg.eigh(normalised_laplacian(adjacency) - is_alone.double().diag())
     vectors = vectors[:, values > 1e-8][:, :count]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * largest.sign()

@@ -5,7 +5,7 @@ Legend: B batch, P history, Q horizon, N nodes, D width.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.layers.encoder import EncoderLayer
@@ -35,7 +35,12 @@ class ITransformer(Forecaster):
         self.readout = Linear(config.width, info.horizon)
 
     def forward(self, batch: Batch) -> Forecast:
-        x, mean, deviation = normalised(batch.history[..., 0])  # (B, P, N)
-        tokens = self.embed((x if self.window_norm else batch.history[..., 0]).transpose(1, 2))  # (B, N, D)
-        ahead = self.readout(self.encoder(tokens)).transpose(1, 2)  # (B, Q, N)
-        return Forecast((ahead * deviation + mean if self.window_norm else ahead)[..., None])
+        x = batch.history[..., 0]  # (B, P, N)
+        if not self.window_norm:
+            return Forecast(self._ahead(x)[..., None])
+        x, mean, deviation = normalised(x)
+        return Forecast((self._ahead(x) * deviation + mean)[..., None])
+
+    def _ahead(self, x: Tensor) -> Tensor:
+        """(B, P, N) → (B, Q, N)."""
+        return self.readout(self.encoder(self.embed(x.transpose(1, 2)))).transpose(1, 2)

@@ -5,6 +5,7 @@ Legend: B batch, P history, Q horizon, N nodes.
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PatchTSTConfig as LibraryConfig
 from transformers import PatchTSTForPrediction
 
@@ -18,8 +19,8 @@ class PatchTST(Forecaster):
     """Each node's window is cut into patches, which are tokens of a transformer that all nodes share; the tokens side by side are mapped
     to the horizon.
 
-    Unlike the original, the library does not repeat the last reading for one more patch, and does not pass attention scores on from
-    layer to layer.
+    Norms come after each part, as in the original; before it is the library's default. Unlike the original, the library does not repeat
+    the last reading for one more patch, does not pass attention scores on from layer to layer, and has no gain in the norm of a window.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -51,7 +52,14 @@ class PatchTST(Forecaster):
                 attn_implementation="eager",
             )
         )
+        self.positions = self.net.model.encoder.positional_encoder
         accelerate(self)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # The library draws learned positions where they are made, and not again.
+        if self.positions.position_enc.requires_grad:
+            nn.init.normal_(self.positions.position_enc, std=0.02)
 
     def forward(self, batch: Batch) -> Forecast:
         return Forecast(self.net(past_values=batch.history[..., 0]).prediction_outputs[..., None])

@@ -19,7 +19,7 @@ class PatchTSTConfig(NodeConfig):
 
     MODEL = "stmodels.series.patchtst:PatchTST"
     PAPER = "arXiv 2211.14730"
-    PARAMETERS = 405_772  # and 640 fixed positions
+    PARAMETERS = 405_772  # beside 640 positions, which are fixed
     WHOLE_BATCHES = "its BatchNorm takes means over all windows of a batch"
     SMALL: ClassVar[Mapping[str, Any]] = {"width": 16, "heads": 2, "feedforward": 16, "layers": 1}
 
@@ -48,6 +48,8 @@ class PatchTSTConfig(NodeConfig):
         self.check_at_least(1, "patch", "stride", "width", "heads", "feedforward", "layers")
         self.check_share("dropout")
         self.check_heads("width", "heads")
+        if self.positions == "sincos" and self.width % 2:
+            raise ConfigError(f"model.width={self.width} must be even for model.positions=sincos: choose another")
 
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
@@ -63,4 +65,9 @@ class PatchTSTConfig(NodeConfig):
         if info.history <= self.patch:
             raise ConfigError(
                 f"model.patch={self.patch} leaves one patch or none of data.history={info.history}: choose a smaller patch"
+            )
+        if (info.history - self.patch) % self.stride:
+            raise ConfigError(
+                f"model.stride={self.stride} leaves out the first steps of data.history={info.history}: choose a stride that divides "
+                f"{info.history - self.patch}, which is the history without model.patch"
             )

@@ -27,12 +27,16 @@ class Level(nn.Module):
         self.convs = nn.ModuleList(weight_norm(TimeConv(c, width, kernel, dilation)) for c in (inputs, width))
         self.dropout = nn.Dropout(config.dropout)
         self.project = Linear(inputs, width) if inputs != width else nn.Identity()
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        is_original = self.init == "original"
+        if is_original and isinstance(self.project, Linear):
+            nn.init.normal_(self.project.weight, std=0.01)
         for conv in self.convs:
             # Weight norm computes the weight from a length and a direction, which an assignment sets.
             weight = conv.weight.detach().clone()
-            conv.weight = nn.init.normal_(weight, std=0.01) if self.init == "original" else nn.init.kaiming_uniform_(weight, math.sqrt(5))
+            conv.weight = nn.init.normal_(weight, std=0.01) if is_original else nn.init.kaiming_uniform_(weight, math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         h = x

@@ -65,6 +65,7 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
     """The reason why a trial's model cannot run on its data."""
     try:
         config = create_config(spec.model)
+        config.check(info)
         if "network" in config.needs() and info.adjacency is None:
             raise ConfigError(_without_network(short(spec.model["name"]), info))
         if "inputs" in config.needs() and not info.inputs:
@@ -76,7 +77,6 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
                 f"resources.workers={spec.resources.workers} would share out the batches of {short(spec.model['name'])}, which needs them "
                 f"whole: {config.WHOLE_BATCHES}. Set resources.workers to 1 for it"
             )
-        config.check(info)
         for wrong in _bad_stages(config.stages(), spec.train):
             raise ConfigError(wrong)
         stretch = spec.train.curriculum_epochs or 0.0

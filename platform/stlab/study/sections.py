@@ -148,8 +148,8 @@ class TrainSpec(Spec):
     lr: Annotated[float, KEEPS_COST] = Field(default=3e-4, gt=0.0)
     """Peak learning rate of AdamW."""
     loss: Annotated[Literal["model", "mse", "mae", "huber"], KEEPS_COST] = "model"
-    """The error of a forecast that training minimises, as a mean over the present readings. `model`: the one of the model's paper. Further
-    terms of a model's loss stay as they are."""
+    """The error of a forecast that training minimises, as a mean over the present readings. `model`: what the model sets, which is `mae`
+    unless its class says otherwise. Further terms of a model's loss stay as they are."""
     huber_delta: Annotated[float, KEEPS_COST] = Field(default=1.0, gt=0.0)
     """Huber's loss is squared for errors below this and linear above, in the unit of the data."""
     schedule: Annotated[Literal["cosine", "plateau", "steps"], KEEPS_COST] = "cosine"
