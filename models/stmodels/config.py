@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 if TYPE_CHECKING:
     from stmodels.base import Forecaster
@@ -104,6 +104,14 @@ class ModelConfig:
     def reads(self) -> tuple[str, ...]:
         """Of ``PARTS``, what the numbers depend on where the data have it. It is then part of a trial's id."""
         return tuple(part for part in PARTS if part in self.needs())
+
+    def information(self) -> Literal["window", "calendar", "period"]:
+        """What a forecast may know beside the network: the ``window`` alone, the ``calendar`` too, or also a ``period``, which is readings
+        of earlier days or their means. Tables say it beside each row, since rows of different groups differ in more than their models."""
+        needs, chosen = self.needs(), vars(self)
+        if "season" in needs or chosen.get("seasonal_residual"):
+            return "period"
+        return "calendar" if "calendar" in needs or chosen.get("calendar") or chosen.get("time_of_day") else "window"
 
     def stages(self) -> tuple[Stage, ...]:
         """The trainings that come before the one that the study describes, in order. None of them selects by validation errors.

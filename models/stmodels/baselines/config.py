@@ -29,6 +29,9 @@ class BaselineConfig(ModelConfig):
     def needs(self) -> tuple[str, ...]:
         return () if self.name in _WITHOUT_CALENDAR else ("calendar",)
 
+    def information(self) -> Literal["window", "calendar", "period"]:
+        return "window" if self.name in ("last_value", "last_window") else "period"
+
     def inert(self) -> set[str]:
         """All fields of training, since a reference forecast is not trained; what the ridge is chosen by counts all the same."""
         return {"train"}

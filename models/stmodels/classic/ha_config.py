@@ -34,6 +34,9 @@ class HAConfig(ModelConfig):
     def needs(self) -> tuple[str, ...]:
         return () if self.over == "window" else ("calendar",)
 
+    def information(self) -> Literal["window", "calendar", "period"]:
+        return "window" if self.over == "window" else "period"
+
     def inert(self) -> set[str]:
         """All fields of training, since nothing is trained."""
         return {"train"} if self.over == "days" else {"train", "model.days"}

@@ -65,6 +65,6 @@ def search_rows(plan: Plan, store: Store) -> list[Row]:
 def _nothing_selected(row: Row) -> Row:
     """The row of a branch without a finished trial: its labels and fixed parameters, and no figures."""
     kept = ("study", "trial_id", "variant", "seed", "baseline", "dataset", "synthetic", "leaks", "protocol", "data_sha256",
-            "code_version", "weights")  # fmt: skip
+            "code_version", "weights", "information")  # fmt: skip
     known = {name: value for name, value in row.items() if name in kept or name.startswith("param.")}
     return known | {"status": "missing", "searched": False, "error": "no trial of the search finished"}

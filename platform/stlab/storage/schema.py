@@ -80,6 +80,7 @@ _TRIAL_FIELDS = [
     _field("precision", pa.string(), "fp32 or bf16, as trained"),
     _field("device", pa.string(), "name of the device"),
     _field("weights", pa.string(), "source of the frozen weights: pretrained, random, a path, or none"),
+    _field("information", pa.string(), "what a forecast may know: window, calendar (hour and weekday too), or period (earlier days too)"),
     _field("dataset", pa.string(), "name of the data set"),
     _field("synthetic", pa.bool_(), "the data was generated, not measured"),
     _field("leaks", pa.bool_(), "the protocol lets later values be seen (UniST's scaler)"),

@@ -218,6 +218,7 @@ class TrialDirectory:
                 "data_sha256",
                 "code_version",
                 "weights",
+                "information",
             )
         }
         row |= {key: value for key, value in result.items() if not isinstance(value, (dict, list))}

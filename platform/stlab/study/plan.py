@@ -211,6 +211,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "code_version": code_version(),
         "code": made["code"],
         "weights": "shuffled " * bool(spec.model.get("weights_shuffled")) + spec.model.get("weights", "none"),
+        "information": config.information(),
         "libraries": library_versions(),
     }
     return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)

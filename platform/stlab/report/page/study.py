@@ -21,7 +21,7 @@ from stlab.report.statistics.days import OverDays, spread_over_days
 from stlab.report.statistics.summary import Row, Summary, anchor, has_slot_of_week, summarise, symbols_text
 from stlab.report.tables import comparison_text
 from stlab.report.tables.ablation import ablation_table, to_latex
-from stlab.report.tables.lines import against_title, has_mape, has_missing, table_decimals, table_lines
+from stlab.report.tables.lines import against_title, has_groups, has_mape, has_missing, table_decimals, table_lines
 from stlab.storage import Store, StudyDirectory, TrialDirectory, outcome, single_protocol, table_rows
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _content(
         "extent": "horizons and nodes" if protocol.get("family") == "sensors" else "horizons, cells and channels",
         "has_mape": has_mape(lines),
         "has_missing": has_missing(lines),
+        "has_groups": has_groups(lines),
         "against": against_title(lines),
         "anchor": _anchor_text(lines),
         "symbols": symbols_text(lines),
@@ -217,7 +218,7 @@ def _versus(lines: Sequence[Summary], compared: Sequence[Comparison]) -> dict[st
     """The column of differences from the reference: name, legend and a sentence for each variant; empty without a reference."""
     name = comparison_text.reference_label(compared)
     legend = comparison_text.legend(compared, f"vs {name}", name)
-    sentences = comparison_text.sentences(compared, table_decimals(lines))
+    sentences = comparison_text.sentences(compared, table_decimals(lines), {line.label: line.information for line in lines})
     has_column = any(one.rmse is not None for one in compared)
     return {"name": name, "legend": legend, "sentences": sentences, "has_column": has_column} if legend else {}
 

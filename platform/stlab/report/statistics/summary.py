@@ -73,6 +73,8 @@ class Summary:
     peak_memory_bytes: int | None
     """The largest of the finished trials."""
     weights: str | None
+    information: str | None
+    """What a forecast may know: ``window``, ``calendar`` or ``period``; None for trials of before it was recorded."""
     leaks: bool
     synthetic: bool
     trial_ids: tuple[str, ...]
@@ -235,6 +237,7 @@ def _summary(group: Sequence[Row], axis_values: dict[str, Any], settings: Sequen
         seconds=math.fsum(seconds) / len(seconds) if seconds else None,
         peak_memory_bytes=int(max(memory)) if memory else None,
         weights=_first(group, "weights"),
+        information=_first(group, "information"),
         leaks=any(row.get("leaks") for row in group),
         synthetic=any(row.get("synthetic") for row in group),
         trial_ids=tuple(str(row.get("trial_id")) for row in done),

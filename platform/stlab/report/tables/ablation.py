@@ -10,7 +10,7 @@ from stlab.report.statistics.comparisons import Comparison, compare
 from stlab.report.statistics.days import OverDays
 from stlab.report.statistics.summary import Interval, Row, Summary, summarise
 from stlab.report.tables import comparison_text
-from stlab.report.tables.lines import TableLine, has_mape, table_lines
+from stlab.report.tables.lines import TableLine, has_groups, has_mape, table_lines
 from stlab.storage import single_protocol
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _record(line: Summary) -> dict[str, object]:
         if interval is not None:
             record |= {f"{name}_mean": interval.mean, f"{name}_ci95": interval.half_width, f"{name}_sd": interval.sd}
     record |= {
-        name: getattr(line, name) for name in ("trainable_params", "total_params", "peak_memory_bytes", "weights")
+        name: getattr(line, name) for name in ("trainable_params", "total_params", "peak_memory_bytes", "weights", "information")
     }
     record |= {
         "wall_seconds": line.seconds,
@@ -107,21 +107,23 @@ def to_latex(
     compared = compare(rows, axes) if comparisons is None else comparisons
     marks = {one.label: one.mark for one in compared}
     shown = table_lines(lines, plus_minus=r" \pm ")
-    body = [_latex_line(line, mape, marks.get(line.label, "")) for line in shown if not line.baseline]
-    baselines = [_latex_line(line, mape) for line in shown if line.baseline]
+    groups = has_groups(lines)
+    body = [_latex_line(line, mape, groups, marks.get(line.label, "")) for line in shown if not line.baseline]
+    baselines = [_latex_line(line, mape, groups) for line in shown if line.baseline]
     if body and baselines:
         body.append(r"\midrule")
-    columns = rf"\begin{{tabular}}{{lr{'cccc' if mape else 'ccc'}cr}}"
+    columns = rf"\begin{{tabular}}{{l{'l' * groups}r{'cccc' if mape else 'ccc'}cr}}"
     opening = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption(rows, lines, compared)}}}", columns]
     percent = r" & Test MAPE, \%" if mape else ""
-    header = rf"Variant & Seeds & Test RMSE & Test MAE{percent} & Val.\ RMSE & Trainable & Time \\"
+    reads = "Reads & " if groups else ""
+    header = rf"Variant & {reads}Seeds & Test RMSE & Test MAE{percent} & Val.\ RMSE & Trainable & Time \\"
     closing = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return "\n".join([*opening, r"\toprule", header, r"\midrule", *body, *baselines, *closing])
 
 
-def _latex_line(line: TableLine, mape: bool, mark: str = "") -> str:
+def _latex_line(line: TableLine, mape: bool, groups: bool, mark: str = "") -> str:
     label = escape_latex(line.label)
-    cells = [rf"\textbf{{{label}}}" if line.is_best_tested else label, escape_latex(line.seeds)]
+    cells = [rf"\textbf{{{label}}}" if line.is_best_tested else label, *([line.reads] if groups else []), escape_latex(line.seeds)]
     rmse = f"{line.rmse}^{{{mark}}}" if mark else line.rmse
     errors = [(rmse, line.is_best_tested), (line.mae, line.has_lowest_mae)]
     errors += [(line.mape, False)] if mape else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,28 @@ def _pairs(tested: Sequence[Comparison]) -> str:
     )
 
 
-def sentences(comparisons: Sequence[Comparison], digits: int) -> list[ComparisonSentence]:
-    """A sentence for each comparison: whether it is distinguishable, and how large the difference is at most."""
-    return [ComparisonSentence(one.label, _sentence(one, digits), verdict(one)) for one in comparisons]
+def sentences(
+    comparisons: Sequence[Comparison], digits: int, information: Mapping[str, str | None] | None = None
+) -> list[ComparisonSentence]:
+    """A sentence for each comparison: whether it is distinguishable, and how large the difference is at most.
+
+    Args:
+        information: label → what the line's forecasts may know. The sentence says where that is not the same.
+    """
+    known = information or {}
+    return [
+        ComparisonSentence(one.label, _sentence(one, digits) + _other_reading(one, known), verdict(one)) for one in comparisons
+    ]
+
+
+_READINGS = {"window": "the window alone", "calendar": "hour and weekday too", "period": "earlier days too"}
+
+
+def _other_reading(one: Comparison, information: Mapping[str, str | None]) -> str:
+    own, other = information.get(one.label), information.get(one.reference)
+    if own is None or other is None or own == other:
+        return ""
+    return f"; it reads {_READINGS[own]}, and {one.reference} reads {_READINGS[other]}"
 
 
 def _sentence(one: Comparison, digits: int) -> str:

@@ -21,6 +21,8 @@ class TableLine:
     has_lowest_mae: bool
     is_incomplete: bool
     """At least one planned seed failed or has no result."""
+    reads: str
+    """``window``, ``calendar`` or ``period``."""
     seeds: str
     rmse: str
     mae: str
@@ -49,6 +51,7 @@ def table_lines(lines: Sequence[Summary], plus_minus: str = " ± ") -> list[Tabl
             is_best_tested=line is best and line.test_rmse is not None,
             has_lowest_mae=line is best_mae,
             is_incomplete=bool(line.failed or line.missing),
+            reads=line.information or "–",
             seeds=seeds(line),
             rmse=number(line.test_rmse, digits, plus_minus),
             mae=number(line.test_mae, digits, plus_minus),
@@ -71,6 +74,11 @@ def table_decimals(lines: Sequence[Summary]) -> int:
 def has_mape(lines: Sequence[Summary]) -> bool:
     """Whether any line has a percentage error; grids have none (protocol: "Metrics")."""
     return any(line.test_mape for line in lines)
+
+
+def has_groups(lines: Sequence[Summary]) -> bool:
+    """Whether some variants may know more than others, so that the table says of each line what it reads."""
+    return len({line.information for line in lines if not line.baseline and line.information}) > 1
 
 
 def has_missing(lines: Sequence[Summary]) -> bool:
