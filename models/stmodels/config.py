@@ -124,6 +124,14 @@ class ModelConfig:
         """The fields on which :meth:`~stmodels.base.Forecaster.prepare` depends, with their values; None where nothing is prepared."""
         return None
 
+    def past(self, info: SeriesInfo) -> int:
+        """R, the number of steps before the history that the model reads too, as ``batch.past``.
+
+        A train window that has fewer before it is left out, and data whose first validation window has fewer are refused. Targets stay
+        those of all other models.
+        """
+        return 0
+
     def inert(self) -> set[str]:
         """Dotted fields, or whole sections, that cannot change a number under this configuration. They are not part of a trial's id."""
         return set()

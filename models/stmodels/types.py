@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     target_profile: Tensor | None = None  # (B, Q, *S): the mean of all train readings at that slot, the same in every window
     target_mask: Tensor | None = None  # (B, Q, *S) bool: True where there is a reading; None means everywhere
     history_inputs: Tensor | None = None  # (B, P, N, K): further channels of the sensors, each scaled by itself; None without any
+    past: Tensor | None = None  # (B, R, *S): the R steps before the history, for models that read so far back (config.past)
 
 
 def with_inputs(batch: Batch) -> Tensor:

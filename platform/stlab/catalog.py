@@ -43,6 +43,7 @@ MODELS: dict[str, str] = {
     "staeformer": "stmodels.graph.staeformer_config:STAEformerConfig",
     "sstban": "stmodels.graph.sstban_config:SSTBANConfig",
     "pdformer": "stmodels.graph.pdformer_config:PDFormerConfig",
+    "std_mae": "stmodels.graph.std_mae_config:STDMAEConfig",
     "ofa": "stmodels.language.ofa_config:OFAConfig",
     "st_llm": "stmodels.language.st_llm_config:STLLMConfig",
     "stg_llm": "stmodels.language.stg_llm_config:STGLLMConfig",

@@ -27,7 +27,7 @@ from stlab.data.inputs import InputScalers
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.protocol.season import slot_of_week
 from stlab.errors import DataError, ModelError, UserError
-from stlab.model_files import keep, relocated
+from stlab.model_files import keep, relocated, short
 from stlab.storage import Store, TrialDirectory
 from stlab.study.identity import recorded_parts, source_digests
 from stlab.study.spec import DataSpec
@@ -267,7 +267,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     """The selected checkpoint of a finished trial as a forecaster.
 
     Raises:
-        UserError: there is no such trial, it is not finished, or it is a baseline that copies readings from before its history.
+        UserError: there is no such trial, it is not finished, or it reads further back than its history.
         DataError: the data is missing or has changed.
         ModelError: the frozen weights are not available, or the trained weights do not fit this version of the code.
     """
@@ -289,6 +289,10 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     if changed := dataset.changed_parts(recorded_parts(trial)):
         raise DataError(f"{spec.path}: its {changed[0]} are not what trial {trial_id} was trained on.")
     config = create_config(trial["model"])
+    if past := config.past(dataset.info):
+        raise UserError(
+            f"trial {trial_id}: {short(config.name)} reads {past} steps before the history, which a stand-alone forecaster does not have."
+        )
     model = create_model(trial["model"], dataset.info)
     try:
         Checkpoints(directory).load_best(model)

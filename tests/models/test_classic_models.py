@@ -33,7 +33,7 @@ def bikes() -> Dataset:
 
 def _fitted(dataset: Dataset, name: str, **fields: Any) -> Forecaster:
     config = create_config({"name": name, **fields})
-    model, train = create_model(config_values(config), dataset.info), dataset.windows("train")
+    model, train = create_model(config_values(config), dataset.info), dataset.windows("train", past=config.past(dataset.info))
     if config.prepared_from() is not None:
         model.adopt(model.prepare(train.readings()))
     model.fit(train)
@@ -57,7 +57,8 @@ def _fitted(dataset: Dataset, name: str, **fields: Any) -> Forecaster:
 )
 def test_the_anchors_are_met(bikes: Dataset, name: str, fields: dict[str, Any], rmse: float, mae: float) -> None:
     model = _fitted(bikes, name, **fields)
-    errors = evaluate(model, bikes, bikes.windows("test"), 64, nullcontext)
+    past = create_config({"name": name, **fields}).past(bikes.info)
+    errors = evaluate(model, bikes, bikes.windows("test", past=past), 64, nullcontext)
     assert errors["rmse"] == pytest.approx(rmse, abs=5e-4)
     assert errors["mae"] == pytest.approx(mae, abs=5e-4)
 
@@ -94,11 +95,9 @@ def test_ha_is_a_group_by_with_the_next_coarser_mean_where_a_slot_is_missing(net
 
 
 def test_ha_of_days_needs_days() -> None:
-    info = nodes_info(slots=24, horizon=12)._replace(lookback=70)
-    with pytest.raises(ModelError, match=r"model\.days=3 are 72 steps"):
-        create_model(config_values(create_config({"name": "ha", "over": "days", "days": 3})), info)
     with pytest.raises(ModelError, match="a day of 6 steps lies within"):
-        create_model(config_values(create_config({"name": "ha", "over": "days"})), info._replace(slots_per_day=6, lookback=900))
+        create_model(config_values(create_config({"name": "ha", "over": "days"})), nodes_info(slots=6))
+    assert create_config({"name": "ha", "over": "days", "days": 3}).past(nodes_info(slots=24)) == 60
 
 
 def _simulated(ar: list[float], ma: list[float], steps: int, seed: int = 0, constant: float = 0.5) -> torch.Tensor:

@@ -27,6 +27,7 @@ _COUNTS: list[tuple[str, dict[str, Any], int, int]] = [
     ("sstban", {}, 307, 3_912_707),
     ("sstban", {"layers": 3}, 307, 5_399_555),
     ("pdformer", {}, 307, 457_437),
+    ("std_mae", {}, 307, 2 * 571_404 + 673_384 - 15_712),
     ("ofa", _RANDOM, 307, 865_548),
     ("st_llm", _RANDOM, 170, 3_897_100),
     ("st_llm", _RANDOM, 307, 3_932_172),

@@ -27,12 +27,10 @@ class HA(Forecaster):
         super().__init__()
         config.check(info)
         self.config, self.info = config, info
-        self.series: Tensor | None = None
         slots = 7 * (info.slots_per_day or 0) if config.over in ("week", "day") else 0
         self.register_buffer("means", torch.zeros(slots, *info.shape))  # by slot of the week
 
     def fit(self, windows: TrainWindows) -> None:
-        self.series = windows.series
         if len(self.means):
             self.means.copy_(self._means(windows.readings()))
 
@@ -45,13 +43,10 @@ class HA(Forecaster):
         return Forecast(self.means[batch.target_slot])
 
     def _days(self, batch: Batch) -> Tensor:
-        assert self.series is not None
-        ahead = batch.start[:, None] + torch.arange(self.info.history, self.info.history + self.info.horizon, device=batch.start.device)
-        back = (self.info.slots_per_day or 0) * torch.arange(1, self.config.days + 1, device=ahead.device)
-        # The first windows of the train segment have fewer days before them.
-        steps = ahead[..., None] - back
-        known = (steps >= 0).view(*steps.shape, *[1] * len(self.info.shape))
-        return (self.series[steps.clamp_min(0)] * known).sum(2) / known.sum(2).clamp_min(1)
+        known = batch.history if batch.past is None else torch.cat([batch.past, batch.history], dim=1)
+        day, count = self.info.slots_per_day or 0, known.shape[1]
+        firsts = [count - k * day for k in range(1, self.config.days + 1)]
+        return torch.stack([known[:, first : first + self.info.horizon] for first in firsts]).mean(0)
 
     def _means(self, train: Readings) -> Tensor:
         """(slots of the week, *S)."""

@@ -41,6 +41,10 @@ class HAConfig(ModelConfig):
         """All fields of training, since nothing is trained."""
         return {"train"} if self.over == "days" else {"train", "model.days"}
 
+    def past(self, info: SeriesInfo) -> int:
+        """K days before the first target, without the history."""
+        return max(0, self.days * (info.slots_per_day or 0) - info.history) if self.over == "days" else 0
+
     def relative_cost(self) -> float:
         """Seconds at most."""
         return 0.01
@@ -55,8 +59,3 @@ class HAConfig(ModelConfig):
         if self.over == "days" and slots < info.horizon:
             raise ConfigError(f"ha: a day of {slots} steps lies within data.horizon={info.horizon}, so that a reading of a day before is "
                               "not known: set model.over to week or day")
-        if self.over == "days" and self.days * slots > info.lookback:
-            raise ConfigError(
-                f"ha: model.days={self.days} are {self.days * slots} steps, and the series starts {info.lookback} steps before its first "
-                "validation target: choose fewer days"
-            )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stmodels.base import Forecaster
-from stmodels.graph.graph_wavenet_config import GraphWaveNetConfig
+from stmodels.graph.graph_wavenet_config import GraphWaveNetFields
 from stmodels.layers.calendar import slot_and_day
 from stmodels.layers.graph import mix, walks
 from stmodels.layers.linear import Linear
@@ -69,7 +69,7 @@ class Gate(nn.Module):
 class Spread(nn.Module):
     """BatchNorm(graph convolution + the last steps of the layer's input)."""
 
-    def __init__(self, config: GraphWaveNetConfig, supports: int) -> None:
+    def __init__(self, config: GraphWaveNetFields, supports: int) -> None:
         super().__init__()
         self.diffusion = Diffusion(config.width, supports, config.order)
         self.dropout = nn.Dropout(config.dropout)
@@ -90,7 +90,7 @@ class GraphWaveNet(Forecaster):
         ConfigError: the configuration does not fit the data.
     """
 
-    def __init__(self, config: GraphWaveNetConfig, info: SeriesInfo) -> None:
+    def __init__(self, config: GraphWaveNetFields, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
         self.reach = config.reach
@@ -108,8 +108,11 @@ class GraphWaveNet(Forecaster):
         self.readout = Linear(config.output_width, info.horizon)
 
     def forward(self, batch: Batch) -> Forecast:
-        skip = self.skip(batch)
-        return Forecast(self.readout(self.hidden(skip.relu()).relu()).transpose(1, 2)[..., None])
+        return Forecast(self.head(self.skip(batch)))
+
+    def head(self, skip: Tensor) -> Tensor:
+        """(B, N, skip_width) → (B, Q, N, 1)."""
+        return self.readout(self.hidden(skip.relu()).relu()).transpose(1, 2)[..., None]
 
     def skip(self, batch: Batch) -> Tensor:
         """The sum of the skip connections at the last step, (B, N, skip_width)."""

@@ -14,17 +14,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphWaveNetConfig(NodeConfig):
-    """Configuration of Graph WaveNet: gated dilated convolutions over time, and diffusion over a given and a learnt network."""
+class GraphWaveNetFields(NodeConfig):
+    """The fields of Graph WaveNet, for it and for models that are built around it."""
 
-    MODEL = "stmodels.graph.graph_wavenet:GraphWaveNet"
-    PAPER = "arXiv 1906.00121"
-    PARAMETERS = 289_548 + 20 * 207
     WHOLE_BATCHES = "its BatchNorm takes means over all windows of a batch"
     SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "skip_width": 8, "output_width": 8, "rank": 2}
 
-    name: Literal["graph_wavenet"] = "graph_wavenet"
-    """The model."""
     width: int = 32
     """Channels of the layers."""
     skip_width: int = 256
@@ -87,12 +82,24 @@ class GraphWaveNetConfig(NodeConfig):
         """Raise ConfigError if this model cannot run on that data."""
         if self.networks != "learnt" and info.family == "sensors" and info.adjacency is None:
             raise ConfigError(
-                "graph_wavenet reads a network, and the data have none: set data.distances to a file of edges, data.graph to grid4 (cells "
+                f"{self.name} reads a network, and the data have none: set data.distances to a file of edges, data.graph to grid4 (cells "
                 "of a grid) or correlation, or model.networks to learnt"
             )
         super().check(info)
         if self.time_of_day and info.slots_per_day is None:
             raise ConfigError(
-                "graph_wavenet reads the time of day, and this data has no timestamps: add the array `timestamps`, or set "
+                f"{self.name} reads the time of day, and this data has no timestamps: add the array `timestamps`, or set "
                 "model.time_of_day=false"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphWaveNetConfig(GraphWaveNetFields):
+    """Configuration of Graph WaveNet: gated dilated convolutions over time, and diffusion over a given and a learnt network."""
+
+    MODEL = "stmodels.graph.graph_wavenet:GraphWaveNet"
+    PAPER = "arXiv 1906.00121"
+    PARAMETERS = 289_548 + 20 * 207
+
+    name: Literal["graph_wavenet"] = "graph_wavenet"
+    """The model."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class WindowSource(Protocol):
     """Gives the windows of each segment."""
 
-    def windows(self, segment: str, device: torch.device) -> Windows: ...
+    def windows(self, segment: str, device: torch.device, past: int) -> Windows: ...
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,18 @@ class Dataset:
         """Of parts with the hashes that a trial recorded, those that are others here, in words."""
         return [_IN_WORDS[part] for part, sha256 in recorded.items() if sha256 != self.parts.get(part)]
 
-    def windows(self, segment: str, device: str | torch.device = "cpu") -> Windows:
-        """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once."""
+    def windows(self, segment: str, device: str | torch.device = "cpu", past: int = 0) -> Windows:
+        """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once.
+
+        Args:
+            past: the number of steps before the history that a batch holds too. Windows of the train segment with fewer are left out.
+
+        Raises:
+            DataError: no window has so many steps before it.
+        """
         if segment not in SEGMENTS:
             raise ValueError(f"no segment '{segment}'; the segments are {', '.join(SEGMENTS)}")
-        return self.source.windows(segment, torch.device(device))
+        return self.source.windows(segment, torch.device(device), past)
 
 
 def fingerprint(

@@ -38,11 +38,17 @@ class SeriesSource:
     timestamps: NDArray[np.datetime64] | None
     on_device: dict[torch.device, SeriesTensors] = field(default_factory=dict)
 
-    def windows(self, segment: str, device: torch.device) -> Windows:
+    def windows(self, segment: str, device: torch.device, past: int) -> Windows:
         if device not in self.on_device:
             self.on_device[device] = self.tensors.to(device)
         tensors = self.on_device[device]
-        return SeriesWindows(tensors, self.segments[segment], self.history, self.horizon, self.timestamps)
+        start, end = self.segments[segment]
+        if max(start, past) + self.history + self.horizon > end:
+            raise DataError(
+                f"the model reads {past} steps before each window, and no window of the {segment} segment has so many before it: give more "
+                "data, or let the model look less far back."
+            )
+        return SeriesWindows(tensors, (start, end), self.history, self.horizon, self.timestamps, past)
 
 
 def dataset_from_series(series: Series, spec: DataSpec) -> Dataset:

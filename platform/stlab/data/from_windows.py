@@ -34,7 +34,9 @@ class ReadySource:
     masks: Mapping[str, torch.Tensor] | None
     history: int
 
-    def windows(self, segment: str, device: torch.device) -> Windows:
+    def windows(self, segment: str, device: torch.device, past: int) -> Windows:
+        if past:
+            raise DataError(f"ready-made windows are no series, and the model reads {past} steps before each. Give a series as data.path.")
         return ReadyMadeWindows(
             self.values[segment].to(device),
             None if self.slots is None else torch.from_numpy(self.slots[segment]).to(device),

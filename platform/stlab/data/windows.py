@@ -69,7 +69,8 @@ class SeriesTensors:
 
 
 class SeriesWindows(Windows):
-    """Every window that lies completely in a segment [start, end) of a series. One window starts at each step."""
+    """Every window that lies completely in a segment [start, end) of a series, and has ``past`` steps of the series before it. One window
+    starts at each step."""
 
     def __init__(
         self,
@@ -78,8 +79,9 @@ class SeriesWindows(Windows):
         history: int,
         horizon: int,
         timestamps: NDArray[np.datetime64] | None,
+        past: int = 0,
     ) -> None:
-        start, end = segment
+        start, end = max(segment[0], past), segment[1]
         device = tensors.series.device
         self._tensors, self._segment = tensors, segment
         self._timestamps = timestamps
@@ -87,6 +89,7 @@ class SeriesWindows(Windows):
         self.starts = torch.arange(start, end - history - horizon + 1, device=device)
         self.first_target = start + history
         steps = self.starts[:, None] + torch.arange(history + horizon, device=device)
+        self._past = torch.arange(-past, 0, device=device)
         self._history_steps, self._target_steps = steps[:, :history], steps[:, history:]  # (windows, P), (windows, Q)
 
     def gather(self, index: Tensor) -> Batch:
@@ -103,6 +106,7 @@ class SeriesWindows(Windows):
             target_mask=None if data.mask is None else _at(data.mask, ahead),
             target_profile=None if data.profile is None or data.slots is None else _at(data.profile, data.slots[ahead]),
             history_inputs=None if data.inputs is None else _at(data.inputs, before),
+            past=_at(data.series, before[:, :1] + self._past) if len(self._past) else None,
         )
 
     def readings(self) -> Readings:

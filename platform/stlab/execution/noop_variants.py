@@ -86,9 +86,10 @@ def effect_of_trial(spec: TrialSpec) -> Effect:
     """Build a trial's model, draw its weights, and let it forecast a few train windows."""
     model = build_model(spec)
     initialise(model, spec.seed)
-    windows = dataset_for(spec.data).windows("train")
+    config, dataset = create_config(spec.model), dataset_for(spec.data)
+    windows = dataset.windows("train", past=config.past(dataset.info))
     batch = windows.gather(torch.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).long())
-    return effect_of(model, batch, create_config(spec.model).loss_weights(), spec.seed)
+    return effect_of(model, batch, config.loss_weights(), spec.seed)
 
 
 def effect_of(model: Forecaster, batch: Batch, weights: Mapping[str, float], seed: int = 0) -> Effect:

@@ -66,6 +66,11 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
     try:
         config = create_config(spec.model)
         config.check(info)
+        if (past := config.past(info)) and past + info.history > info.lookback:
+            raise ConfigError(
+                f"the model {short(spec.model['name'])} reads {past} steps before the history of {info.history}, and the series begins "
+                f"{info.lookback} steps before its first validation target: give more data, or let the model look less far back"
+            )
         if "network" in config.needs() and info.adjacency is None:
             raise ConfigError(_without_network(short(spec.model["name"]), info))
         if "inputs" in config.needs() and not info.inputs:

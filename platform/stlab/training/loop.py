@@ -55,8 +55,8 @@ class Loop:
         self.setup, self.train, self.validates = setup, setup.train, validates
         self.checkpoints, self.report, self.prunable = checkpoints, report, prunable
         self.watchdog = watchdog or Watchdog(None, lambda stack: None)
-        self.windows = setup.dataset.windows("train", setup.device)
-        self.validation = setup.dataset.windows("validation", setup.device)
+        self.windows = setup.windows("train")
+        self.validation = setup.windows("validation")
         self.is_first_worker, self.has_peers = setup.batches.rank == 0, setup.batches.workers > 1
         self.optimiser = make_optimiser(setup)
         restored = checkpoints.restore(setup.model, self.optimiser)

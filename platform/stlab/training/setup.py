@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stlab.data import Dataset
+from stlab.data import Dataset, Windows
 from stlab.training.batches import BatchPlan
 from stlab.training.device import autocast_for
 from stmodels.base import Forecaster
@@ -33,6 +33,12 @@ class TrainingSetup:
     """Weights of the model's loss terms; a term that is not here has the weight 1."""
     precision: str = "fp32"
     """``fp32`` or ``bf16``."""
+    past: int = 0
+    """The number of steps before the history that the model reads."""
+
+    def windows(self, segment: str) -> Windows:
+        """The windows of a segment, on the device, as the model reads them."""
+        return self.dataset.windows(segment, self.device, self.past)
 
     @property
     def autocast(self) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stlab.catalog import create_config, create_model
-from stlab.data import Dataset, Windows, load_dataset
+from stlab.data import Dataset, load_dataset
 from stlab.errors import StorageError
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.training.batches import BatchPlan
@@ -146,6 +146,7 @@ class TrialTrainer:
             batches=BatchPlan.of(trial.train, dataset, record.parts, config.WHOLE_BATCHES),
             loss_weights=config.loss_weights(),
             precision=pick_precision(trial.train.precision, device),
+            past=config.past(dataset.info),
         )  # fmt: skip
         self.stages = [(stage, self._setup_of(stage)) for stage in config.stages()]
         plans = [self.setup.batches, *(setup.batches for _, setup in self.stages)]
@@ -263,8 +264,8 @@ class TrialTrainer:
 
     def _fit(self) -> dict[str, float]:
         """Fit in closed form what the model has of that; returns what it chose by validation error."""
-        self.setup.model.fit(self._windows("train"))
-        return self.setup.model.choose(self._windows("validation"), self.trial.train.select_by)
+        self.setup.model.fit(self.setup.windows("train"))
+        return self.setup.model.choose(self.setup.windows("validation"), self.trial.train.select_by)
 
     def _fit_alone(self) -> dict[str, Any]:
         """Fit a model without trainable parameters in closed form, if it fits anything, and measure its validation error."""
@@ -290,7 +291,7 @@ class TrialTrainer:
         setup, directory = self.setup, self.directory
         self.checkpoints.load_best(setup.model)
         self._fit()  # for what is fitted in closed form and in no checkpoint
-        windows = self._windows("test")
+        windows = self.setup.windows("test")
         kept = KeptPredictions(setup.dataset, windows)
         with self.watchdog.watching():
             validation = self._evaluate("validation", ignore, self._test_batch_ended)
@@ -303,12 +304,9 @@ class TrialTrainer:
         about = {"windows": len(windows), "tested_at": datetime.now(UTC).isoformat(), "notes": self.record.notes}
         directory.write_test({**summary, **about}, horizon, kept.table())
 
-    def _windows(self, segment: str) -> Windows:
-        return self.setup.dataset.windows(segment, self.setup.device)
-
     def _evaluate(self, segment: str, keep: Keep | None, ended: Callable[[], None]) -> Errors:
         setup = self.setup
-        return evaluate(setup.model, setup.dataset, self._windows(segment), setup.batches.evaluated, setup.autocast, keep, ended)
+        return evaluate(setup.model, setup.dataset, self.setup.windows(segment), setup.batches.evaluated, setup.autocast, keep, ended)
 
     def _test_batch_ended(self) -> None:
         """Only the first worker tests, so it need not ask the others whether to stop."""

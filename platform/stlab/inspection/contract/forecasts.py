@@ -68,7 +68,7 @@ class _Beyond:
 def windows_apart(subject: Subject) -> str | None:
     """The windows of a batch do not see each other."""
     model, batch = subject.model(), subject.batch()
-    changed = {name: value.clone() for name in ("history", "history_inputs") if (value := getattr(batch, name)) is not None}
+    changed = {name: value.clone() for name in ("history", "history_inputs", "past") if (value := getattr(batch, name)) is not None}
     for value in changed.values():
         value[1:] = torch.randn_like(value[1:])
     one, other = forecast(model, batch)[:1], forecast(model, batch._replace(**changed))[:1]
@@ -143,7 +143,7 @@ def odd_sizes(subject: Subject) -> str | None:
             return f"{size}: {type(error).__name__} instead of a ConfigError: {first_line(error)}"
         if not subject.is_trained:
             continue  # what is not fitted cannot forecast
-        batch = random_batch(info, 2)
+        batch = random_batch(info, 2, past=subject.config.past(info))
         try:
             found = forecast(model, batch)
         except Exception as error:  # noqa: BLE001 - as above

@@ -40,7 +40,8 @@ class Subject:
         self.config: ModelConfig = create_config(dict(values))
         self.values = config_values(self.config)
         self.dataset = dataset
-        self.windows = dataset.windows("train")
+        self.past = self.config.past(dataset.info)
+        self.windows = dataset.windows("train", past=self.past)
         self.is_trained = bool(trainable(self.model()))
 
     def model(self, seed: int = 0, info: SeriesInfo | None = None, **changes: Any) -> Forecaster:
@@ -56,7 +57,7 @@ class Subject:
         if self.config.prepared_from() is not None:
             model.adopt(model.prepare(self.windows.readings()))
         model.fit(self.windows if windows is None else windows)
-        model.choose(self.dataset.windows("validation"), "rmse")
+        model.choose(self.dataset.windows("validation", past=self.past), "rmse")
 
     def still(self, seed: int = 0, **changes: Any) -> Forecaster:
         """A model in training mode without dropout, so that two passes can be compared."""
@@ -99,8 +100,8 @@ def forecast(model: Forecaster, batch: Batch) -> Tensor:
     return model.eval()(batch).value  # type: ignore[no-any-return]
 
 
-def random_batch(info: SeriesInfo, count: int, seed: int = 0) -> Batch:
-    """Normal values everywhere; slots run on from a random one."""
+def random_batch(info: SeriesInfo, count: int, seed: int = 0, past: int = 0) -> Batch:
+    """Normal values everywhere, of ``past`` steps before the history too; slots run on from a random one."""
     rng = torch.Generator().manual_seed(seed)
 
     def normal(steps: int) -> Tensor:
@@ -111,6 +112,8 @@ def random_batch(info: SeriesInfo, count: int, seed: int = 0) -> Batch:
     if info.inputs:
         further = torch.randn(count, info.history, info.shape[0], info.inputs, generator=rng)
         batch = batch._replace(history_inputs=further)
+    if past:
+        batch = batch._replace(past=normal(past))
     if info.slots_per_day is None:
         return batch
     slot = (start[:, None] + torch.arange(info.history + info.horizon)) % (7 * info.slots_per_day)
