@@ -46,6 +46,7 @@ MODELS: dict[str, str] = {
     "std_mae": "stmodels.graph.std_mae_config:STDMAEConfig",
     "ofa": "stmodels.language.ofa_config:OFAConfig",
     "st_llm": "stmodels.language.st_llm_config:STLLMConfig",
+    "std_plm": "stmodels.language.std_plm_config:STDPLMConfig",
     "stg_llm": "stmodels.language.stg_llm_config:STGLLMConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }

@@ -67,7 +67,7 @@ def test_a_past_longer_than_the_train_segment_is_refused(dataset: Dataset) -> No
 @pytest.mark.parametrize(("axis", "place"), [("patches", 2), ("nodes", 1)])
 def test_an_autoencoder_sees_nothing_hidden(axis: str, place: int) -> None:
     config = STDMAEConfig(token_width=8, heads=2, feedforward=8, encoder_layers=2, patch=3, long_history=12)
-    autoencoder = MaskedAutoencoder(config, 5, axis).eval()
+    autoencoder = MaskedAutoencoder(config, 5, 4, axis).eval()
     patches = torch.randn(2, 5, 4, 3)
     count = patches.shape[place]
     hidden = torch.tensor([i == 1 for i in range(count)])
@@ -81,7 +81,7 @@ def test_an_autoencoder_sees_nothing_hidden(axis: str, place: int) -> None:
 @pytest.mark.parametrize(("axis", "others"), [("patches", {(1, 0), (1, 1), (1, 2), (1, 3)}), ("nodes", {(n, 2) for n in range(5)})])
 def test_an_autoencoder_attends_along_its_axis(axis: str, others: set[tuple[int, int]]) -> None:
     config = STDMAEConfig(token_width=8, heads=2, feedforward=8, encoder_layers=1, patch=3, long_history=12)
-    autoencoder = MaskedAutoencoder(config, 5, axis).eval()
+    autoencoder = MaskedAutoencoder(config, 5, 4, axis).eval()
     patches = torch.randn(1, 5, 4, 3)
     moved = patches.clone()
     moved[:, 1, 2] += torch.randn(3)
@@ -167,3 +167,10 @@ def test_a_trial_trains_its_stages_and_cannot_be_loaded_alone(network: Path, tmp
 
     with pytest.raises(UserError, match="std_mae reads 12 steps before the history"):
         load_trial(store, "t")
+
+
+def test_the_long_history_is_three_days_unless_another_is_asked_for() -> None:
+    assert STDMAEConfig().steps(nodes_info(slots=288)) == 864
+    assert STDMAEConfig().steps(nodes_info(slots=24)) == 72
+    assert STDMAEConfig().steps(nodes_info(slots=None)) == 864
+    assert STDMAEConfig(long_history=2016).past(nodes_info(slots=288)) == 2004

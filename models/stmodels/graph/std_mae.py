@@ -26,12 +26,12 @@ class MaskedAutoencoder(nn.Module):
     are encoded.
     """
 
-    def __init__(self, config: STDMAEConfig, nodes: int, axis: str) -> None:
+    def __init__(self, config: STDMAEConfig, nodes: int, patches: int, axis: str) -> None:
         super().__init__()
         self.axis = axis
         width = config.token_width
         self.embed = Linear(config.patch, width)
-        self.register_buffer("positions", _positions(nodes, config), persistent=False)  # (N, K, D)
+        self.register_buffer("positions", _positions(nodes, patches, config), persistent=False)  # (N, K, D)
 
         def layers(count: int) -> nn.Sequential:
             made = (EncoderLayer(width, config.heads, config.feedforward, config.token_dropout, "relu") for _ in range(count))
@@ -85,9 +85,10 @@ class STDMAE(Forecaster):
     def __init__(self, config: STDMAEConfig, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
-        self.config, self.zero = config, info.zero
-        self.temporal = MaskedAutoencoder(config, info.shape[0], "patches")
-        self.spatial = MaskedAutoencoder(config, info.shape[0], "nodes")
+        self.config, self.steps = config, config.steps(info)
+        count = self.steps // config.patch
+        self.temporal = MaskedAutoencoder(config, info.shape[0], count, "patches")
+        self.spatial = MaskedAutoencoder(config, info.shape[0], count, "nodes")
         self.wavenet = GraphWaveNet(config, info)
         self.adapters = nn.ModuleDict({
             name: nn.Sequential(
@@ -140,7 +141,7 @@ class STDMAE(Forecaster):
     def patches(self, batch: Batch) -> Tensor:
         """The long history in patches, (B, N, K, p)."""
         known = batch.history if batch.past is None else torch.cat([batch.past, batch.history], dim=1)
-        return known[:, -self.config.long_history :, :, 0].transpose(1, 2).unflatten(2, (-1, self.config.patch))
+        return known[:, -self.steps :, :, 0].transpose(1, 2).unflatten(2, (-1, self.config.patch))
 
     def draw_hidden(self, count: int, device: torch.device) -> Tensor:
         """Which of the patches, or of the nodes, are hidden: (count,) bool, at least one, and not all."""
@@ -148,8 +149,8 @@ class STDMAE(Forecaster):
         return torch.zeros(count, dtype=torch.bool, device=device).index_fill_(0, chosen, True)
 
 
-def _positions(nodes: int, config: STDMAEConfig) -> Tensor:
+def _positions(nodes: int, patches: int, config: STDMAEConfig) -> Tensor:
     """Half of the width for the number of the node, half for that of the patch: (N, K, D)."""
-    half, count = config.token_width // 2, config.long_history // config.patch
+    half = config.token_width // 2
     node = sinusoid(nodes, half) if config.node_position == "sinusoid" else torch.zeros(nodes, half)
-    return torch.cat([node[:, None].expand(-1, count, -1), sinusoid(count, half).expand(nodes, -1, -1)], dim=-1)
+    return torch.cat([node[:, None].expand(-1, patches, -1), sinusoid(patches, half).expand(nodes, -1, -1)], dim=-1)

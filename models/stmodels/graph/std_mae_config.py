@@ -28,8 +28,9 @@ class STDMAEConfig(GraphWaveNetFields):
 
     name: Literal["std_mae"] = "std_mae"
     """The model."""
-    long_history: int = 864
-    """Steps that the autoencoders read, the history among them. The original has 2,016 on PEMS08."""
+    long_history: int | None = None
+    """Steps that the autoencoders read, the history among them. Unset: three days, or 864 steps without timestamps, in whole patches; the
+    original has 864, and 2,016 on PEMS08."""
     patch: int = 12
     """Steps of a patch, which is a token of the autoencoders."""
     token_width: int = 96
@@ -60,7 +61,7 @@ class STDMAEConfig(GraphWaveNetFields):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_at_least(
-            1, "long_history", "patch", "token_width", "heads", "feedforward", "encoder_layers", "adapter_width", "pretrain_epochs",
+            1, "patch", "token_width", "heads", "feedforward", "encoder_layers", "adapter_width", "pretrain_epochs",
             "pretrain_batch_size",
         )  # fmt: skip
         self.check_share("token_dropout")
@@ -69,14 +70,20 @@ class STDMAEConfig(GraphWaveNetFields):
             raise ConfigError(f"model.mask_rate must lie between 0 and 1, it is {self.mask_rate}")
         if self.token_width % 4:
             raise ConfigError(f"model.token_width={self.token_width} must be a multiple of 4, for the positions of node and patch")
-        if self.long_history % self.patch or self.long_history < 2 * self.patch:
+        if self.long_history is not None and (self.long_history % self.patch or self.long_history < 2 * self.patch):
             raise ConfigError(
                 f"model.long_history={self.long_history} must be at least two patches, and a multiple of model.patch={self.patch}"
             )
 
+    def steps(self, info: SeriesInfo) -> int:
+        """The length of the long history."""
+        if self.long_history is not None:
+            return self.long_history
+        return max(2, 3 * (info.slots_per_day or 288) // self.patch) * self.patch
+
     def past(self, info: SeriesInfo) -> int:
         """The long history without the history."""
-        return max(0, self.long_history - info.history)
+        return max(0, self.steps(info) - info.history)
 
     def stages(self) -> tuple[Stage, ...]:
         """Each autoencoder is trained by itself, and then Graph WaveNet with both held still."""
@@ -92,12 +99,12 @@ class STDMAEConfig(GraphWaveNetFields):
 
     def relative_cost(self) -> float:
         """Beside Graph WaveNet, what both autoencoders cost over their long histories."""
-        return super().relative_cost() * (1 + self.long_history / 288)
+        return super().relative_cost() * (1 + (self.long_history or 864) / 288)
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
         if info.shape[0] < 2:
             raise ConfigError("std_mae hides nodes behind others, and this data (data.path) has one: take another model")
-        if self.long_history < info.history:
-            raise ConfigError(f"model.long_history={self.long_history} is shorter than data.history={info.history}: choose a longer one")
+        if self.steps(info) < info.history:
+            raise ConfigError(f"model.long_history={self.steps(info)} is shorter than data.history={info.history}: choose a longer one")

@@ -77,9 +77,19 @@ def laplacian_eigenvectors(adjacency: Tensor, count: int) -> Tensor:
     """
     is_alone = symmetric(adjacency).sum(1) == 0
     values, vectors = torch.linalg.eigh(normalised_laplacian(adjacency) - is_alone.double().diag())
-    vectors = vectors[:, values > 1e-8][:, :count]
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    vectors = vectors * largest.sign()
+    return _columns(vectors[:, values > 1e-8], count)
+
+
+def widest_eigenvectors(adjacency: Tensor, count: int) -> Tensor:
+    """The eigenvectors of the normalised Laplacian with the largest eigenvalues, in columns and otherwise as above: (N, count) float32."""
+    _, vectors = torch.linalg.eigh(normalised_laplacian(adjacency))
+    return _columns(vectors.flip(1), count)
+
+
+def _columns(vectors: Tensor, count: int) -> Tensor:
+    """The first ones, with the largest entry positive, and zeros for those that there are not."""
+    vectors = vectors[:, :count]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     return torch.cat([vectors, vectors.new_zeros(len(vectors), count - vectors.shape[1])], dim=1).float()
 
 

@@ -99,7 +99,7 @@ def test_coverage_counts_every_cell_once() -> None:
 def test_coverage_of_few_shot_goes_by_ratio() -> None:
     cells = coverage(VLM, "table2", {"ST-VLM": "ST-VLM"}, "PEMS04", [0.05, 1.0])
     assert [cell.train_ratio for cell in cells if cell.state == "here"] == [0.05]
-    assert states(cells) == {"here": 1, "other study": 2, "other data": 3, "no model": 6}
+    assert states(cells) == {"here": 1, "other study": 8, "other data": 3}
 
 
 def test_a_figure_without_numbers_is_covered_by_its_methods() -> None:

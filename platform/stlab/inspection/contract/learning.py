@@ -145,16 +145,16 @@ def _starts_alike(module: nn.Module, other: nn.Module | None) -> bool:
 
 
 def learning(subject: Subject) -> str | None:
-    """One batch is learnt: its loss falls by half."""
+    """One batch is learnt: its loss falls by half. Of several terms that of the forecast counts, since others may be below zero."""
     subject.only_if_trained()
     reached = math.inf
     for lr in _LEARNING_RATES:
-        model = subject.still()
+        model, first = subject.still(), math.nan
         step, index = subject.step(model)
-        with torch.no_grad():
-            first = float(subject.loss(model, subject.windows.gather(index)))
-        for _ in range(_LEARNT_STEPS):
-            now = float(step(index, lr).logged["loss"])
+        for number in range(_LEARNT_STEPS):
+            logged = step(index, lr).logged
+            now = float(logged.get("loss.forecast", logged["loss"]))
+            first = now if number == 0 else first
             reached = min(reached, now / first)
             if reached <= 0.5:
                 return None
