@@ -244,3 +244,12 @@ def test_missing_comparisons_stay_out_of_the_family() -> None:
     one, *rest = compare(table(ERRORS))
     lost = compare([row("full", 0, 6.0), row("full", 1, 6.1), row("z", 0, 7.0)])
     assert {found.family for found in corrected([one, *rest, *lost])} == {3, 1}
+
+
+def test_a_comparison_says_where_one_row_reads_more_than_the_other() -> None:
+    errors = {"full": [7.0, 7.1, 7.2], "with hours": [6.0, 6.2, 6.1]}
+    rows = [row(variant, seed, value) for variant, values in errors.items() for seed, value in enumerate(values)]
+    one = sentences(compare(rows), 3, {"full": "window", "with hours": "calendar"})[0]
+    assert one.sentence.endswith("; it reads hour and weekday too, and full reads the window alone")
+    same = sentences(compare(rows), 3, {"full": "window", "with hours": "window"})[0]
+    assert "reads" not in same.sentence

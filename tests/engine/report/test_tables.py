@@ -186,3 +186,21 @@ def test_the_terminal_table_fits_a_hundred_columns() -> None:
     assert not any("…" in line for line in lines)
     half = stats.sem([116.81, 117.81, 118.81]) * stats.t.ppf(0.975, 2)
     assert f"117.81 ± {half:.2f}" in "\n".join(lines)
+
+
+def test_rows_that_may_know_different_things_are_told_apart() -> None:
+    rows = [row(name, 0, 7.0, information=group) for name, group in (("full", "window"), ("with hours", "calendar"))]
+    rows.append(row("slot_of_week_mean", 0, 7.186, baseline=True, information="period"))
+    assert [line.information for line in summarise(rows)] == ["window", "calendar", "period"]
+    latex = to_latex(rows)
+    assert r"\begin{tabular}{llr" in latex
+    assert "Variant & Reads & Seeds" in latex
+    assert "with hours & calendar & " in latex.replace(r"\textbf{with hours}", "with hours")
+    assert list(ablation_table(rows)["information"]) == ["window", "calendar", "period"]
+
+
+def test_rows_that_may_know_the_same_have_no_column_for_it() -> None:
+    rows = [row(name, 0, 7.0, information="window") for name in ("full", "no flow")]
+    rows.append(row("slot_of_week_mean", 0, 7.186, baseline=True, information="period"))
+    assert "Reads" not in to_latex(rows)
+    assert "Reads" not in to_latex(study()), "trials of before it was recorded"

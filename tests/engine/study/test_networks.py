@@ -167,3 +167,25 @@ def test_references_stand_once_whatever_the_graph(plan: Callable[..., Plan]) -> 
     references = [trial for trial in plan_study(spec, source).trials if trial.spec.baseline]
     assert len({trial.spec.variant for trial in references}) == len(references) > 1
     assert {trial.spec.data.graph for trial in references} == {"correlation"}
+
+
+_NAME = '    name: str = "neighbours"\n'
+
+
+def _with(addition: str) -> None:
+    path = Path("neighbours.py")
+    path.write_text(path.read_text().replace(_NAME, f"{_NAME}{addition}"))
+
+
+def test_a_model_that_needs_whole_batches_has_one_worker(plan: Callable[..., Plan]) -> None:
+    _with('    WHOLE_BATCHES = "its norm sees all windows"\n')
+    assert plan(graph="correlation")
+    Path("net.yaml").write_text(STUDY.replace("{gpus: 0}", "{gpus: 0, workers: 2}"))
+    with pytest.raises(StudyError, match=r"resources\.workers=2 would share out the batches of .*: its norm sees all windows"):
+        plan(graph="correlation")
+
+
+def test_a_model_that_reads_further_back_than_the_data_reach_is_refused(plan: Callable[..., Plan]) -> None:
+    _with("\n    def past(self, info):\n        return 5000\n")
+    with pytest.raises(StudyError, match="reads 5000 steps before the history of 4"):
+        plan(graph="correlation")

@@ -28,6 +28,7 @@ from stlab.training.batches import BatchPlan
 from stlab.training.setup import TrainingSetup
 from stlab.training.step import OptimiserStep, make_optimiser
 from stmodels.rng import initialise
+from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import Batch, Forecast
 from tests.support.trials import Notice, assert_same_numbers, count_steps, train_until_killed, whole_checkpoints
 
@@ -206,6 +207,27 @@ def test_without_memory_for_one_window_it_fails_alone_by_name(
     assert any("in starving" in line for line in failure["log_tail"])
     assert directory.micro_batches() == 32
     assert run(make_trial(max_epochs=1), tmp_path / "next")[1] is TrialStatus.FINISHED
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_batch_that_must_stay_whole_is_not_divided(
+    make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    def starving(model: Any, batch: Batch, own: Callable[[Batch], Forecast]) -> Forecast:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(STVFMConfig, "WHOLE_BATCHES", "its norm sees all windows")
+        if not killed:
+            break_model(patch, starving)
+        directory, status = run(make_trial(max_epochs=1), tmp_path / "whole", parts=2 if killed else 1)
+    assert status is TrialStatus.FAILED
+    cause = "its workers were killed" if killed else "CUDA out of memory."
+    assert (directory.read("failed.json") or {})["reason"] == (
+        f"out of memory ({cause}) with a batch of 32 windows, which the model needs whole (its norm sees all windows): "
+        "lower train.batch_size"
+    )
+    assert directory.micro_batches() == 1
 
 
 def test_the_caller_asks_for_smaller_batches_after_a_kill(make_trial: MakeTrial, tmp_path: Path) -> None:
