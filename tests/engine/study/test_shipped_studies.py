@@ -47,7 +47,8 @@ def test_a_shipped_study_is_valid_and_plans(path: Path, grid: dict[str, np.ndarr
 
 
 def test_both_studies_train_the_comparison_models_alike() -> None:
-    table, alone = (yaml.safe_load((SCHEMA.parent / f"{name}.yaml").read_text())["variants"] for name in ("st_vlm_table1", "node_baselines"))
+    files = (SCHEMA.parent / f"{name}.yaml" for name in ("st_vlm_table1", "node_baselines"))
+    table, alone = (yaml.safe_load(path.read_text())["variants"] for path in files)
     shared = table.keys() & alone.keys() - {"LSTM"}  # in the table it is trained as ST-VLM is
     assert len(shared) == 14
     assert {name: table[name] for name in shared} == {name: alone[name] for name in shared}
