@@ -52,17 +52,21 @@ def insert_adapters(blocks: Sequence[nn.Module], after: str, width: int, rank: i
         setattr(parent, name, Adapted(getattr(parent, name), Adapter(width, rank)))
 
 
-def insert_lora(blocks: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None) -> None:
+def insert_lora(
+    blocks: nn.Module, targets: Sequence[str], rank: int, alpha: float | None = None, is_transposed: bool = False
+) -> None:
     """LoRA of the given rank on every linear layer whose name ends in one of ``targets`` (peft; B starts at zero).
 
-    ``alpha`` defaults to 2·rank, so that the scale of the update does not depend on the rank.
+    ``alpha`` defaults to 2·rank, so that the scale of the update does not depend on the rank. ``is_transposed`` says that the layers
+    hold their weights as (inputs, outputs), as those of GPT-2 do.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets), bias="none"
-    )
+        r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets), bias="none",
+        fan_in_fan_out=is_transposed,
+    )  # fmt: skip
     inject_adapter_in_model(config, blocks)
     for module in blocks.modules():
         if isinstance(module, LoraLayer):

@@ -55,7 +55,7 @@ class Gpt2Trunk(nn.Module):
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """LoRA on queries, keys and values of every block."""
-        insert_lora(self.gpt2.h, targets=["c_attn"], rank=rank, alpha=alpha)
+        insert_lora(self.gpt2.h, targets=["c_attn"], rank=rank, alpha=alpha, is_transposed=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
