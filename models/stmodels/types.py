@@ -80,6 +80,7 @@ class SeriesInfo(NamedTuple):
     adjacency: Tensor | None = None  # (N, N) float32 ≥ 0: weight of the edge from node i to node j at [i, j]; None without a network
     residual_flow_std: float | None = None  # standard deviation of the change of x_t - season_t from step to step, scaled
     inputs: int = 0  # K, the number of further channels that the model is given of the history
+    train_steps: int = 0  # the length of the train segment; 0 where it is not known
 
 
 def ring(nodes: int) -> Tensor:

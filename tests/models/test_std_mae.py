@@ -11,7 +11,7 @@ from torch import nn
 
 from stlab.catalog import config_values, create_config
 from stlab.data import Dataset, load_dataset
-from stlab.errors import DataError, UserError
+from stlab.errors import UserError
 from stlab.inspection.contract import random_batch
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
@@ -59,9 +59,9 @@ def test_the_past_is_what_comes_before_the_history(dataset: Dataset) -> None:
         assert (len(deep) < len(plain)) == (segment == "train")
 
 
-def test_a_past_longer_than_the_train_segment_is_refused(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match="no window of the train segment has so many before it"):
-        dataset.windows("train", past=200)
+def test_a_past_longer_than_the_train_segment_leaves_no_window(dataset: Dataset) -> None:
+    assert len(dataset.windows("train", past=200)) == 0
+    assert len(dataset.windows("test", past=200)) == len(dataset.windows("test"))
 
 
 @pytest.mark.parametrize(("axis", "place"), [("patches", 2), ("nodes", 1)])
@@ -173,4 +173,7 @@ def test_the_long_history_is_three_days_unless_another_is_asked_for() -> None:
     assert STDMAEConfig().steps(nodes_info(slots=288)) == 864
     assert STDMAEConfig().steps(nodes_info(slots=24)) == 72
     assert STDMAEConfig().steps(nodes_info(slots=None)) == 864
+    assert STDMAEConfig().steps(nodes_info(slots=288)._replace(train_steps=509)) == 288, "5 % of PEMS04"
+    assert STDMAEConfig().steps(nodes_info(slots=288)._replace(train_steps=100)) == 288
+    assert STDMAEConfig().information() == "period"
     assert STDMAEConfig(long_history=2016).past(nodes_info(slots=288)) == 2004

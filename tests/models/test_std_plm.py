@@ -42,7 +42,7 @@ def test_cross_attention_is_its_equation() -> None:
 
 
 def test_the_losses_on_regions_are_their_equations() -> None:
-    """−mean_m Σ_j ((S A)_mj − S_mj) S_mj, and −log Dirichlet(1.05 + 5 softmax(degree)) of softmax_j(Σ_m S_mj), for each node."""
+    """−mean_m Σ_j ((S A)_mj − S_mj) S_mj, and −log Dirichlet(1.05 + 5 softmax(degree)) of softmax_j(Σ_m S_mj)."""
     model, batch = _model(), windows(_INFO)
     forecast = model(batch)
     assert forecast.aux is not None
@@ -53,7 +53,7 @@ def test_the_losses_on_regions_are_their_equations() -> None:
     degree = np.exp(a.sum(1)) / np.exp(a.sum(1)).sum()
     shares = np.exp(s.sum(1)) / np.exp(s.sum(1)).sum(1, keepdims=True)
     logs = [dirichlet.logpdf(row / row.sum(), 1.05 + 5 * degree) for row in shares]
-    assert terms["coverage"].item() == pytest.approx(-np.mean(logs) / 5, rel=1e-4)
+    assert terms["coverage"].item() == pytest.approx(-np.mean(logs), rel=1e-4)
 
 
 def test_without_their_weights_there_are_no_losses_on_regions() -> None:
@@ -105,3 +105,11 @@ def test_widest_eigenvectors_are_those_of_the_laplacian() -> None:
     values = torch.linalg.eigvalsh(laplacian).flip(0)
     torch.testing.assert_close(laplacian @ found, found * values[:3], atol=1e-6, rtol=1e-6)
     assert not widest_eigenvectors(ring(2), 5)[:, 2:].any()
+
+
+def test_norms_positions_and_lora_of_the_trunk_are_trained() -> None:
+    """peft freezes what is not its own, so that what is tuned has to be so afterwards."""
+    trained = {name.removeprefix("gpt2.") for name, p in _model().trunk.named_parameters() if p.requires_grad}
+    norms = {f"h.{block}.{norm}.{kind}" for block in (0, 1) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+    assert {name for name in trained if "lora" not in name} == {*norms, "ln_f.weight", "ln_f.bias", "wpe.weight"}
+    assert sum("lora" in name for name in trained) == 4

@@ -29,8 +29,8 @@ class STDMAEConfig(GraphWaveNetFields):
     name: Literal["std_mae"] = "std_mae"
     """The model."""
     long_history: int | None = None
-    """Steps that the autoencoders read, the history among them. Unset: three days, or 864 steps without timestamps, in whole patches; the
-    original has 864, and 2,016 on PEMS08."""
+    """Steps that the autoencoders read, the history among them. Unset: three days, or 864 steps without timestamps, in whole patches, and
+    fewer days where the train segment has no more; the original has 864, and 2,016 on PEMS08."""
     patch: int = 12
     """Steps of a patch, which is a token of the autoencoders."""
     token_width: int = 96
@@ -79,11 +79,17 @@ class STDMAEConfig(GraphWaveNetFields):
         """The length of the long history."""
         if self.long_history is not None:
             return self.long_history
-        return max(2, 3 * (info.slots_per_day or 288) // self.patch) * self.patch
+        day = info.slots_per_day or 288
+        # A short train segment, as in few-shot studies, has windows only after fewer days.
+        days = min(3, (info.train_steps - info.horizon) // day) if info.train_steps else 3
+        return max(2, max(1, days) * day // self.patch) * self.patch
 
     def past(self, info: SeriesInfo) -> int:
         """The long history without the history."""
         return max(0, self.steps(info) - info.history)
+
+    def information(self) -> Literal["window", "calendar", "period"]:
+        return "period"
 
     def stages(self) -> tuple[Stage, ...]:
         """Each autoencoder is trained by itself, and then Graph WaveNet with both held still."""

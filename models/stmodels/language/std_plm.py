@@ -64,14 +64,15 @@ class STDPLM(Forecaster):
         self.register_buffer("network", symmetric(info.adjacency).float(), persistent=False)
         self.register_buffer("places", widest_eigenvectors(info.adjacency, config.eigenvectors), persistent=False)
         self.trunk = Gpt2Trunk(config.backbone, config.weights, config.weights_seed, config.blocks, config.causal)
-        self.trunk.tune_norms_and_positions()
         self.trunk.add_lora(config.lora_rank, config.lora_alpha)
+        self.trunk.tune_norms_and_positions()
+        self.register_buffer("order", sinusoid(info.shape[0], self.trunk.width), persistent=False)
         width, steps = self.trunk.width, info.history * (1 + info.inputs)
         change = (info.history - 1) * (1 + info.inputs)
         self.calendar = CalendarTables(info.slots_per_day if config.calendar else None, config.calendar_width, config.calendar_width)
         self.place = Linear(config.eigenvectors, config.eigenvectors)
         self.window, self.seen = Linear(2 * steps, width), Linear(steps, width)
-        self.where = _mlp(self.calendar.width + config.eigenvectors, width, config.dropout)
+        self.where = _mlp(self.calendar.width + config.eigenvectors, width, config.dropout, hidden=config.eigenvectors)
         self.state = _mlp(2 * steps + self.calendar.width, width, config.dropout)
         self.trend = _mlp(2 * change + self.calendar.width, width, config.dropout)
         self.node_norm, self.state_norm, self.trend_norm, self.last_norm = (nn.LayerNorm(width) for _ in range(4))
@@ -87,7 +88,7 @@ class STDPLM(Forecaster):
     def forward(self, batch: Batch) -> Forecast:
         nodes, time = self.tokens(batch)
         asking = self.regions.expand(len(nodes), -1, -1)
-        told = nodes + sinusoid(nodes.shape[1], nodes.shape[2]).to(nodes)
+        told = nodes + self.order
         regions, weights = self.gather(asking, told, told)
         states = self.trunk(torch.cat([time, regions], dim=1))
         decoded, _ = self.spread(nodes, asking, states[:, 2:])
@@ -115,7 +116,7 @@ class STDPLM(Forecaster):
         if self.has_region_loss and forecast.aux is not None:
             weights = forecast.aux["regions"].float()  # (B, M, N), rows sum to 1
             terms["regions"] = -((weights @ self.network - weights) * weights).sum(2).mean()
-            terms["coverage"] = -self._log_density(weights.sum(1).softmax(-1)).mean() / weights.shape[2]
+            terms["coverage"] = -self._log_density(weights.sum(1).softmax(-1)).mean()
         return terms
 
     def _log_density(self, shares: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class STDPLM(Forecaster):
         return constant + ((wanted - 1) * shares.clamp_min(torch.finfo(shares.dtype).tiny).log()).sum(-1)
 
 
-def _mlp(inputs: int, outputs: int, dropout: float) -> nn.Sequential:
-    """Two layers, of which the hidden one has two thirds of the widths of both ends."""
-    hidden = 2 * (inputs + outputs) // 3
+def _mlp(inputs: int, outputs: int, dropout: float, hidden: int | None = None) -> nn.Sequential:
+    """Two layers. Unless it is given, the width between them is two thirds of those of both ends together."""
+    hidden = hidden or 2 * (inputs + outputs) // 3
     return nn.Sequential(Linear(inputs, hidden), nn.ReLU(), nn.Dropout(dropout), Linear(hidden, outputs))

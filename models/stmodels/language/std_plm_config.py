@@ -21,7 +21,7 @@ class STDPLMConfig(Gpt2Config, CalendarConfig):
     MODEL = "stmodels.language.std_plm:STDPLM"
     NEEDS = ("weights", "network")
     PAPER = "arXiv 2407.09096"
-    PARAMETERS = 3_788_621
+    PARAMETERS = 3_244_301
     SMALL: ClassVar[Mapping[str, Any]] = {
         **Gpt2Config.SMALL, "calendar_width": 4, "eigenvectors": 4, "regions": 4, "region_width": 8, "region_heads": 2, "lora_rank": 2,
     }  # fmt: skip

@@ -54,7 +54,7 @@ class Gpt2Trunk(nn.Module):
             block.attn.requires_grad_()
 
     def add_lora(self, rank: int, alpha: float) -> None:
-        """LoRA on queries, keys and values of every block."""
+        """LoRA on queries, keys and values of every block. It comes before anything is tuned, since it freezes all else."""
         insert_lora(self.gpt2.h, targets=["c_attn"], rank=rank, alpha=alpha, is_transposed=True)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -94,10 +94,8 @@ class Dataset:
         """The windows of ``train``, ``validation`` or ``test``, on a device. The series is copied to each device once.
 
         Args:
-            past: the number of steps before the history that a batch holds too. Windows of the train segment with fewer are left out.
-
-        Raises:
-            DataError: no window has so many steps before it.
+            past: the number of steps before the history that a batch holds too. Windows of the train segment with fewer are left out,
+                which may be all of them.
         """
         if segment not in SEGMENTS:
             raise ValueError(f"no segment '{segment}'; the segments are {', '.join(SEGMENTS)}")

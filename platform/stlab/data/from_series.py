@@ -43,11 +43,6 @@ class SeriesSource:
             self.on_device[device] = self.tensors.to(device)
         tensors = self.on_device[device]
         start, end = self.segments[segment]
-        if max(start, past) + self.history + self.horizon > end:
-            raise DataError(
-                f"the model reads {past} steps before each window, and no window of the {segment} segment has so many before it: give more "
-                "data, or let the model look less far back."
-            )
         return SeriesWindows(tensors, (start, end), self.history, self.horizon, self.timestamps, past)
 
 
@@ -173,6 +168,7 @@ def _info(
         residual_flow_std=residual_flow_std,
         zero=scaler.zero,
         lookback=lookback,
+        train_steps=len(train),
     )
 
 

@@ -86,7 +86,8 @@ class SeriesWindows(Windows):
         self._tensors, self._segment = tensors, segment
         self._timestamps = timestamps
         self.series = tensors.series
-        self.starts = torch.arange(start, end - history - horizon + 1, device=device)
+        # None has so many steps before it where the segment is short.
+        self.starts = torch.arange(start, max(start, end - history - horizon + 1), device=device)
         self.first_target = start + history
         steps = self.starts[:, None] + torch.arange(history + horizon, device=device)
         self._past = torch.arange(-past, 0, device=device)

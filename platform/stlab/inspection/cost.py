@@ -176,7 +176,7 @@ def measure(spec: TrialSpec) -> Measured:
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"variant '{spec.variant}' does not fit this GPU's memory at train.batch_size={spec.train.batch_size or 'auto'}: {error}. "
-            "Lower the batch size, or share it among more resources.workers."
+            "Lower the batch size, or share it among more resources.workers where the model allows it."
         ) from error
 
 

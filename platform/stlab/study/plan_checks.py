@@ -71,6 +71,11 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
                 f"the model {short(spec.model['name'])} reads {past} steps before the history of {info.history}, and the series begins "
                 f"{info.lookback} steps before its first validation target: give more data, or let the model look less far back"
             )
+        if past and config.PARAMETERS != 0 and info.train_steps and past + info.history + info.horizon > info.train_steps:
+            raise ConfigError(
+                f"the model {short(spec.model['name'])} reads {past} steps before each window, and the train segment of {info.train_steps} "
+                "steps has no window after so many: give more data, or let the model look less far back"
+            )
         if "network" in config.needs() and info.adjacency is None:
             raise ConfigError(_without_network(short(spec.model["name"]), info))
         if "inputs" in config.needs() and not info.inputs:

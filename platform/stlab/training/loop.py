@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stlab.errors import PeerLost
+from stlab.errors import DataError, PeerLost
 from stlab.training.checkpoint import Checkpoints, Midway, Progress, Weights, load_trainable_state, trainable_state
 from stlab.training.device import PeakMemory
 from stlab.training.epoch import EpochInProgress
@@ -56,6 +56,8 @@ class Loop:
         self.checkpoints, self.report, self.prunable = checkpoints, report, prunable
         self.watchdog = watchdog or Watchdog(None, lambda stack: None)
         self.windows = setup.windows("train")
+        if not len(self.windows):
+            raise DataError(f"no window of the train segment has the {setup.past} steps before it that the model reads. Give more data.")
         self.validation = setup.windows("validation")
         self.is_first_worker, self.has_peers = setup.batches.rank == 0, setup.batches.workers > 1
         self.optimiser = make_optimiser(setup)

@@ -189,3 +189,10 @@ def test_a_model_that_reads_further_back_than_the_data_reach_is_refused(plan: Ca
     _with("\n    def past(self, info):\n        return 5000\n")
     with pytest.raises(StudyError, match="reads 5000 steps before the history of 4"):
         plan(graph="correlation")
+
+
+def test_a_model_that_reads_further_back_than_the_train_segment_reaches_is_refused(plan: Callable[..., Plan]) -> None:
+    _with("\n    def past(self, info):\n        return 100\n")
+    assert plan(graph="correlation")
+    with pytest.raises(StudyError, match="reads 100 steps before each window, and the train segment of 90 steps has no window after"):
+        plan(graph="correlation", train_ratio=0.5)
