@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.graph.agcrn_config import AGCRNConfig
+from stmodels.layers.graph import chebyshev
 from stmodels.layers.linear import Linear
 from stmodels.types import Batch, Forecast, SeriesInfo, with_inputs
 
@@ -46,8 +47,8 @@ class Cell(nn.Module):
         self.gates = NodeWeights(config.rank, config.supports, inputs + config.hidden, 2 * config.hidden)
         self.candidate = NodeWeights(config.rank, config.supports, inputs + config.hidden, config.hidden)
 
-    def forward(self, x: Tensor, nodes: Tensor, supports: list[Tensor]) -> Tensor:
-        """The states of all steps: x (N, P, B, c), nodes (N, d), supports (N, N) beside the identity → (N, P, B, H)."""
+    def forward(self, x: Tensor, nodes: Tensor, supports: Tensor) -> Tensor:
+        """The states of all steps: x (N, P, B, c), nodes (N, d), supports (K − 1, N, N) beside the identity → (N, P, B, H)."""
         (gate, gate_bias), (candidate, candidate_bias) = self.gates(nodes), self.candidate(nodes)
         # The inputs do not wait for the states, so that their part is one product for all steps.
         both = torch.cat([gate[:, :, : self.inputs], candidate[:, :, : self.inputs]], dim=-1)
@@ -65,7 +66,7 @@ class Cell(nn.Module):
         return torch.stack(states, dim=1)
 
 
-def _convolve(x: Tensor, weights: Tensor, supports: list[Tensor]) -> Tensor:
+def _convolve(x: Tensor, weights: Tensor, supports: Tensor) -> Tensor:
     """y_n = Σ_k (T_k x)_n W_nk: (N, M, c), (N, K, c, c') → (N, M, c'). The supports are T_1 …, and T_0 is the identity."""
     terms = [x, *((support @ x.flatten(1)).view_as(x) for support in supports)]
     return torch.bmm(torch.cat(terms, dim=-1), weights.flatten(1, 2))
@@ -95,13 +96,9 @@ class AGCRN(Forecaster):
         nn.init.xavier_uniform_(self.readout.weight.view(-1, 1, 1, self.readout.in_features))
         nn.init.uniform_(self.readout.bias)
 
-    def polynomials(self) -> list[Tensor]:
-        """T_1 … T_(K − 1) of Ã = softmax over rows of ReLU(E Eᵀ), (N, N) each."""
-        network = (self.nodes @ self.nodes.T).relu().softmax(dim=1)
-        polynomials = [torch.eye(len(network), device=network.device, dtype=network.dtype), network]
-        while len(polynomials) < self.supports:
-            polynomials.append(2 * network @ polynomials[-1] - polynomials[-2])
-        return polynomials[1 : self.supports]
+    def polynomials(self) -> Tensor:
+        """T_1 … T_(K − 1) of Ã = softmax over rows of ReLU(E Eᵀ): (K − 1, N, N)."""
+        return chebyshev((self.nodes @ self.nodes.T).relu().softmax(dim=1), self.supports)[1:]
 
     def forward(self, batch: Batch) -> Forecast:
         supports = self.polynomials()

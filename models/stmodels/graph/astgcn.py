@@ -99,7 +99,7 @@ class ASTGCN(Forecaster):
         super().__init__()
         config.check(info)
         assert info.adjacency is not None
-        polynomials = chebyshev(rescaled(combinatorial_laplacian(info.adjacency)), config.polynomials)
+        polynomials = chebyshev(rescaled(combinatorial_laplacian(info.adjacency)), config.polynomials).float()
         inputs = [1 + info.inputs] + [config.width] * (config.blocks - 1)
         self.blocks = nn.Sequential(*(Block(width, info.history, config, polynomials) for width in inputs))
         self.readout = Linear(info.history * config.width, info.horizon)

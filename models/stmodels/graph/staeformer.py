@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.graph.staeformer_config import STAEformerConfig
-from stmodels.layers.calendar import CalendarTables, slot_and_day
+from stmodels.layers.calendar import CalendarTables, calendar_numbers
 from stmodels.layers.encoder import EncoderLayer
 from stmodels.layers.linear import Linear
 from stmodels.types import Batch, Forecast, SeriesInfo, with_inputs
@@ -71,8 +71,7 @@ class STAEformer(Forecaster):
         """Reading ‖ calendar ‖ adaptive embedding, (B, P, N, D)."""
         readings = with_inputs(batch)
         if self.slots_per_day is not None:
-            slot, day = slot_and_day(batch.history_slot, self.slots_per_day)
-            numbers = torch.stack([slot / self.slots_per_day, day.to(readings.dtype)], dim=-1)
+            numbers = calendar_numbers(batch.history_slot, self.slots_per_day, readings.dtype)
             readings = torch.cat([readings, numbers[:, :, None].expand(*readings.shape[:-1], 2)], dim=-1)
         calendar = self.calendar(batch.history_slot, batch.history)[:, :, None]
         parts = [self.embed(readings), calendar.expand(*readings.shape[:-1], -1)]

@@ -78,7 +78,7 @@ class STGCN(Forecaster):
         super().__init__()
         config.check(info)
         assert info.adjacency is not None
-        polynomials = chebyshev(rescaled(normalised_laplacian(info.adjacency)), config.polynomials)
+        polynomials = chebyshev(rescaled(normalised_laplacian(info.adjacency)), config.polynomials).float()
         widths = [1 + info.inputs] + [config.width] * (config.blocks - 1)
         self.blocks = nn.Sequential(*(Block(inputs, config, polynomials) for inputs in widths))
         self.last = GatedTimeConv(config.width, config.output_width, config.steps_left(info.history))

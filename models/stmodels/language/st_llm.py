@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stmodels.base import Forecaster
 from stmodels.language.st_llm_config import STLLMConfig
-from stmodels.layers.calendar import slot_and_day
+from stmodels.layers.calendar import calendar_numbers, slot_and_day
 from stmodels.layers.gpt2 import Gpt2Trunk
 from stmodels.layers.linear import Linear
 from stmodels.types import Batch, Forecast, SeriesInfo, with_inputs
@@ -53,7 +53,7 @@ class STLLM(Forecaster):
         calendar = readings.new_zeros(b, self.window.out_features)
         if self.slots_per_day is not None and self.slot is not None and self.day is not None:
             slot, day = slot_and_day(batch.history_slot, self.slots_per_day)
-            numbers = torch.stack([slot / self.slots_per_day, day.to(readings.dtype)], dim=-1)
+            numbers = calendar_numbers(batch.history_slot, self.slots_per_day, readings.dtype)
             calendar = self.slot(slot[:, -1]) + self.day(day[:, -1])
         window = torch.cat([readings, numbers[:, :, None].expand(-1, -1, n, -1)], dim=-1)
         embedded = self.window(window.transpose(1, 2).flatten(2))

@@ -12,6 +12,12 @@ def slot_and_day(slot_of_week: Tensor | None, slots_per_day: int) -> tuple[Tenso
     return slot_of_week % slots_per_day, slot_of_week // slots_per_day
 
 
+def calendar_numbers(slot_of_week: Tensor | None, slots_per_day: int, dtype: torch.dtype) -> Tensor:
+    """Slot of the week → fraction of the day, and day of the week as a number: (B, T) → (B, T, 2)."""
+    slot, day = slot_and_day(slot_of_week, slots_per_day)
+    return torch.stack([slot / slots_per_day, day.to(dtype)], dim=-1)
+
+
 class Calendar(nn.Module):
     """Slot of the week → embedding of the slot of the day plus embedding of the day: (B, T) → (B, T, D). ST-VFM's paper has neither."""
 

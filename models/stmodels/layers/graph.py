@@ -42,11 +42,11 @@ def rescaled(laplacian: Tensor) -> Tensor:
 
 
 def chebyshev(scaled: Tensor, count: int) -> Tensor:
-    """T_0 … T_(count − 1) of a rescaled Laplacian: (count, N, N) float32. T_k = 2 L̃ T_(k−1) − T_(k−2)."""
+    """T_0 … T_(count − 1) of a rescaled Laplacian, or of a learnt network: (count, N, N). T_k = 2 L̃ T_(k−1) − T_(k−2)."""
     polynomials = [_identity(scaled), scaled]
     while len(polynomials) < count:
         polynomials.append(2 * scaled @ polynomials[-1] - polynomials[-2])
-    return torch.stack(polynomials[:count]).float()
+    return torch.stack(polynomials[:count])
 
 
 def walks(adjacency: Tensor) -> Tensor:

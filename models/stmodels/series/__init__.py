@@ -1,1 +1,1 @@
-"""An LSTM encoder-decoder that forecasts each node of a sensor network by itself, as the plain recurrent reference."""
+"""Models of each series by itself, and iTransformer, which mixes them without a network."""

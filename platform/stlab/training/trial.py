@@ -306,7 +306,7 @@ class TrialTrainer:
 
     def _evaluate(self, segment: str, keep: Keep | None, ended: Callable[[], None]) -> Errors:
         setup = self.setup
-        return evaluate(setup.model, setup.dataset, self.setup.windows(segment), setup.batches.evaluated, setup.autocast, keep, ended)
+        return evaluate(setup.model, setup.dataset, setup.windows(segment), setup.batches.evaluated, setup.autocast, keep, ended)
 
     def _test_batch_ended(self) -> None:
         """Only the first worker tests, so it need not ask the others whether to stop."""
