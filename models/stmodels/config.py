@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+from stmodels.errors import ConfigError
+
 if TYPE_CHECKING:
     from stmodels.base import Forecaster
     from stmodels.types import SeriesInfo
@@ -59,7 +61,7 @@ class ModelConfig:
     ``Class`` in the module of the configuration."""
 
     FAMILIES: ClassVar[tuple[str, ...]] = ("grid", "sensors")
-    """The families of data that it forecasts."""
+    """The families of data that it forecasts, that of its paper first."""
     NEEDS: ClassVar[tuple[str, ...]] = ()
     """``calendar`` (it reads the slots of the week, whatever its fields), ``season`` (it reads the means by slot), ``network`` (it reads
     ``info.adjacency``), ``inputs`` (it reads ``batch.history_inputs``) or ``weights`` (pretrained ones). A loaded
@@ -70,7 +72,7 @@ class ModelConfig:
     SMALL: ClassVar[Mapping[str, Any]] = {}
     """Fields that make the model small enough to be checked in seconds."""
     PARAMETERS: ClassVar[int | None] = None
-    """Trainable parameters with the default fields, random weights and the reference shape of the model's family
+    """Trainable parameters with the default fields, random weights and the reference shape of the first of its families
     (``REFERENCE`` in :mod:`stmodels.types`)."""
     WHOLE_BATCHES: ClassVar[str] = ""
     """Why a batch must go through the model whole, and is neither divided to save memory nor shared out among workers; empty where it
@@ -154,3 +156,22 @@ class ModelConfig:
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if the model cannot run on that data."""
+
+    def check_at_least(self, least: float, *fields: str) -> None:
+        """Raise ConfigError if one of the fields is smaller."""
+        for name in fields:
+            if getattr(self, name) < least:
+                raise ConfigError(f"model.{name} must be at least {least:g}, it is {getattr(self, name)}")
+
+    def check_share(self, *fields: str) -> None:
+        """Raise ConfigError if one of the fields, such as a dropout, does not lie in [0, 1)."""
+        for name in fields:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} must lie in [0, 1), it is {getattr(self, name)}")
+
+    def check_heads(self, width: str, heads: str) -> None:
+        """Raise ConfigError if the number of heads does not divide the width."""
+        if getattr(self, width) % getattr(self, heads):
+            raise ConfigError(
+                f"model.{heads}={getattr(self, heads)} must divide model.{width}={getattr(self, width)}: change one of them"
+            )

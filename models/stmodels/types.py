@@ -82,6 +82,21 @@ class SeriesInfo(NamedTuple):
     inputs: int = 0  # K, the number of further channels that the model is given of the history
     train_steps: int = 0  # the length of the train segment; 0 where it is not known
 
+    @property
+    def places(self) -> int:
+        """N, the number of sensors, or of cells of a grid."""
+        return self.shape[1] * self.shape[2] if self.family == "grid" else self.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """C, the number of channels that are forecast at each place."""
+        return self.shape[0] if self.family == "grid" else self.shape[1]
+
+    @property
+    def series(self) -> int:
+        """The number of series: places times channels."""
+        return self.places * self.channels
+
 
 def ring(nodes: int) -> Tensor:
     """A network of which each node has an edge to the two beside it: (N, N), for references and checks."""

@@ -48,6 +48,11 @@ MODELS: dict[str, str] = {
     "st_llm": "stmodels.language.st_llm_config:STLLMConfig",
     "std_plm": "stmodels.language.std_plm_config:STDPLMConfig",
     "stg_llm": "stmodels.language.stg_llm_config:STGLLMConfig",
+    "stid": "stmodels.grid.stid_config:STIDConfig",
+    "stnorm": "stmodels.grid.stnorm_config:STNormConfig",
+    "stresnet": "stmodels.grid.stresnet_config:STResNetConfig",
+    "simvp": "stmodels.video.simvp_config:SimVPConfig",
+    "tau": "stmodels.video.simvp_config:TAUConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
 """Name → the class of its configuration, as ``package.module:Class``."""

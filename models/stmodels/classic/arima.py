@@ -44,12 +44,11 @@ class ARIMA(Forecaster):
         config.check(info)
         self.config, self.info = config, info
         p, _, q = config.largest_order(info.family)
-        series = torch.Size(info.shape).numel()
         if config.order == "aic" or config.estimator(info.family) == "likelihood":
             _statsmodels()
         self.register_buffer("differences", torch.zeros((), dtype=torch.int64))
-        for name, size in (("constant", (series,)), ("ar", (series, p)), ("ma", (series, q))):
-            self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
+        for name, size in (("constant", ()), ("ar", (p,)), ("ma", (q,))):
+            self.register_buffer(name, torch.zeros(info.series, *size, dtype=torch.float64))
 
     def prepare(self, train: Readings) -> dict[str, Tensor]:
         """The coefficients, and d."""

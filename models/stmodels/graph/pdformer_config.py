@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from stmodels.calendar_fields import CalendarConfig
 from stmodels.errors import ConfigError
-from stmodels.nodes import CalendarConfig
+from stmodels.nodes import NodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDFormerConfig(CalendarConfig):
+class PDFormerConfig(CalendarConfig, NodeConfig):
     """Configuration of PDFormer: a transformer whose heads look at near nodes, at similar nodes, or along time."""
 
     MODEL = "stmodels.graph.pdformer:PDFormer"

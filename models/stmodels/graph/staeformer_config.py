@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from stmodels.calendar_fields import CalendarConfig
 from stmodels.errors import ConfigError
-from stmodels.nodes import CalendarConfig
+from stmodels.nodes import NodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class STAEformerConfig(CalendarConfig):
+class STAEformerConfig(CalendarConfig, NodeConfig):
     """Configuration of STAEformer: a transformer over time and one over nodes, with an embedding for each step and node."""
 
     MODEL = "stmodels.graph.staeformer:STAEformer"

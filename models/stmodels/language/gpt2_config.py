@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from stmodels.config import ModelConfig
 from stmodels.errors import ConfigError
-from stmodels.nodes import NodeConfig
 
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpt2Config(NodeConfig):
+class Gpt2Config(ModelConfig):
     """Base of their configurations; :class:`stmodels.layers.gpt2.Gpt2Trunk` does what the fields say."""
 
     NEEDS = ("weights",)
@@ -44,7 +44,7 @@ class Gpt2Config(NodeConfig):
 
     def tokens(self, info: SeriesInfo) -> int:
         """The number of tokens of a sequence."""
-        return info.shape[0]
+        return info.places
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""

@@ -6,12 +6,13 @@ Legend: B batch, P history, Q horizon, N nodes, L patches, p steps of a patch, D
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from stmodels.base import Forecaster
 from stmodels.language.ofa_config import OFAConfig
 from stmodels.layers.gpt2 import Gpt2Trunk
 from stmodels.layers.linear import Linear
-from stmodels.layers.window_norm import normalised
+from stmodels.layers.window_norm import in_own_units
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 
@@ -35,9 +36,12 @@ class OFA(Forecaster):
         self.readout = Linear(config.tokens(info) * self.trunk.width, info.horizon)
 
     def forward(self, batch: Batch) -> Forecast:
-        x, mean, deviation = normalised(batch.history[..., 0])
+        return Forecast(in_own_units(self._ahead, batch.history[..., 0])[..., None])
+
+    def _ahead(self, x: Tensor) -> Tensor:
+        """(B, P, N) → (B, Q, N)."""
         x = torch.cat([x, x[:, -1:].expand(-1, self.stride, -1)], dim=1)  # the last reading, for one more patch
         patches = x.transpose(1, 2).unfold(2, self.patch, self.stride)  # (B, N, L, p)
         states = self.trunk(self.embed(patches).flatten(0, 1)).unflatten(0, patches.shape[:2])
-        ahead = self.readout(states.flatten(2)).transpose(1, 2)  # (B, Q, N)
-        return Forecast((ahead * deviation + mean)[..., None])
+        ahead: Tensor = self.readout(states.flatten(2)).transpose(1, 2)
+        return ahead

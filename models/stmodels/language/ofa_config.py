@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal
 
 from stmodels.errors import ConfigError
 from stmodels.language.gpt2_config import Gpt2Config
+from stmodels.nodes import NodeConfig
 
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFAConfig(Gpt2Config):
+class OFAConfig(Gpt2Config, NodeConfig):
     """Configuration of OFA (GPT4TS): patches of each node's window are the tokens of a frozen GPT-2."""
 
     MODEL = "stmodels.language.ofa:OFA"

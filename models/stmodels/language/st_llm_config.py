@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stmodels.calendar_fields import CalendarConfig
 from stmodels.errors import ConfigError
 from stmodels.language.gpt2_config import Gpt2Config
-from stmodels.nodes import CalendarConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class STLLMConfig(Gpt2Config, CalendarConfig):
-    """Configuration of ST-LLM: one token a node, and a GPT-2 whose last blocks have their attention tuned."""
+    """Configuration of ST-LLM: one token a node or cell, and a GPT-2 whose last blocks have their attention tuned."""
 
+    FAMILIES = ("sensors", "grid")
     MODEL = "stmodels.language.st_llm:STLLM"
     PAPER = "arXiv 2401.10134"
     PARAMETERS = 3_853_580 + 256 * 207

@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from stmodels.calendar_fields import CalendarConfig
 from stmodels.errors import ConfigError
 from stmodels.language.gpt2_config import Gpt2Config
-from stmodels.nodes import CalendarConfig
+from stmodels.nodes import NodeConfig
 
 if TYPE_CHECKING:
     from stmodels.types import SeriesInfo
 
 
 @dataclass(frozen=True, kw_only=True)
-class STDPLMConfig(Gpt2Config, CalendarConfig):
+class STDPLMConfig(Gpt2Config, CalendarConfig, NodeConfig):
     """Configuration of STD-PLM: nodes are gathered into regions, which are tokens of GPT-2 beside the state and the trend of time."""
 
     MODEL = "stmodels.language.std_plm:STDPLM"

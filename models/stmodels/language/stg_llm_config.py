@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stmodels.calendar_fields import CalendarConfig
 from stmodels.language.gpt2_config import Gpt2Config
-from stmodels.nodes import CalendarConfig
+from stmodels.nodes import NodeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class STGLLMConfig(Gpt2Config, CalendarConfig):
+class STGLLMConfig(Gpt2Config, CalendarConfig, NodeConfig):
     """Configuration of STG-LLM, as we read its paper: one token a node, an adapter before GPT-2 and one after it."""
 
     MODEL = "stmodels.language.stg_llm:STGLLM"

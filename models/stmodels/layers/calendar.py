@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -16,6 +17,12 @@ def calendar_numbers(slot_of_week: Tensor | None, slots_per_day: int, dtype: tor
     """Slot of the week → fraction of the day, and day of the week as a number: (B, T) → (B, T, 2)."""
     slot, day = slot_and_day(slot_of_week, slots_per_day)
     return torch.stack([slot / slots_per_day, day.to(dtype)], dim=-1)
+
+
+def one_hot_calendar(slot_of_week: Tensor | None, slots_per_day: int, dtype: torch.dtype) -> Tensor:
+    """1 at the slot of the day and at the day of the week, 0 elsewhere: (B, T) → (B, T, slots_per_day + 7)."""
+    slot, day = slot_and_day(slot_of_week, slots_per_day)
+    return torch.cat([F.one_hot(slot, slots_per_day), F.one_hot(day, 7)], dim=-1).to(dtype)
 
 
 class Calendar(nn.Module):

@@ -1,23 +1,25 @@
-"""iTransformer (Liu et al., ICLR 2024): one token a node.
+"""iTransformer (Liu et al., ICLR 2024): one token a series.
 
-Legend: B batch, P history, Q horizon, N nodes, D width.
+Legend: B batch, P history, Q horizon, M series (one a sensor, or one a cell and channel of a grid), D width, S the shape of a step.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from stmodels.base import Forecaster
+from stmodels.layers.calendar import calendar_numbers
 from stmodels.layers.encoder import EncoderLayer
 from stmodels.layers.linear import Linear
-from stmodels.layers.window_norm import normalised
+from stmodels.layers.window_norm import in_own_units
 from stmodels.series.itransformer_config import ITransformerConfig
 from stmodels.types import Batch, Forecast, SeriesInfo
 
 
 class ITransformer(Forecaster):
-    """A node's window is embedded whole; attention passes between nodes, and the feed-forward networks work on each. No node has an
-    identity.
+    """A series' window is embedded whole; attention passes between series, and the feed-forward networks work on each. No series has an
+    identity. With the calendar, the hours and the weekdays of the window are two further tokens, of which no forecast is made.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -26,7 +28,8 @@ class ITransformer(Forecaster):
     def __init__(self, config: ITransformerConfig, info: SeriesInfo) -> None:
         super().__init__()
         config.check(info)
-        self.window_norm = config.window_norm
+        self.window_norm, self.shape = config.window_norm, info.shape
+        self.slots_per_day = info.slots_per_day if config.calendar else None
         self.embed = nn.Sequential(Linear(info.history, config.width), nn.Dropout(config.dropout))
         self.encoder = nn.Sequential(
             *(EncoderLayer(config.width, config.heads, config.feedforward, config.dropout, "gelu") for _ in range(config.layers)),
@@ -35,12 +38,14 @@ class ITransformer(Forecaster):
         self.readout = Linear(config.width, info.horizon)
 
     def forward(self, batch: Batch) -> Forecast:
-        x = batch.history[..., 0]  # (B, P, N)
-        if not self.window_norm:
-            return Forecast(self._ahead(x)[..., None])
-        x, mean, deviation = normalised(x)
-        return Forecast((self._ahead(x) * deviation + mean)[..., None])
+        ahead = in_own_units(lambda x: self._ahead(x, batch), batch.history.flatten(2), self.window_norm)
+        return Forecast(ahead.unflatten(2, self.shape))
 
-    def _ahead(self, x: Tensor) -> Tensor:
-        """(B, P, N) → (B, Q, N)."""
-        return self.readout(self.encoder(self.embed(x.transpose(1, 2)))).transpose(1, 2)
+    def _ahead(self, x: Tensor, batch: Batch) -> Tensor:
+        """(B, P, M) → (B, Q, M)."""
+        series = x.shape[2]
+        if self.slots_per_day is not None:  # each number in [−½, ½], as in the original
+            numbers = calendar_numbers(batch.history_slot, self.slots_per_day, x.dtype)
+            x = torch.cat([x, numbers / numbers.new_tensor([1.0, 6.0]) - 0.5], dim=2)
+        tokens = self.encoder(self.embed(x.transpose(1, 2)))
+        return self.readout(tokens[:, :series]).transpose(1, 2)

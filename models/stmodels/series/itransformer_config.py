@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from stmodels.nodes import NodeConfig
+from stmodels.calendar_fields import CalendarConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ITransformerConfig(NodeConfig):
-    """Configuration of iTransformer: a node's window is one token, and attention mixes nodes."""
+class ITransformerConfig(CalendarConfig):
+    """Configuration of iTransformer: a series' window is one token, and attention mixes series."""
 
+    FAMILIES = ("sensors", "grid")
     MODEL = "stmodels.series.itransformer:ITransformer"
     PAPER = "arXiv 2310.06625"
     PARAMETERS = 3_169_804
@@ -31,7 +32,9 @@ class ITransformerConfig(NodeConfig):
     dropout: float = 0.1
     """Dropout after the embedding and in the layers."""
     window_norm: bool = True
-    """Forecast each node's window in units of its own mean and deviation."""
+    """Forecast each series' window in units of its own mean and deviation."""
+    calendar: bool = False
+    """Hours and weekdays of the window as two further tokens."""
 
     def __post_init__(self) -> None:
         self.check_at_least(1, "width", "feedforward", "heads", "layers")
@@ -40,7 +43,7 @@ class ITransformerConfig(NodeConfig):
 
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
-        return {"window_norm": {"model.window_norm": False}}
+        return {"window_norm": {"model.window_norm": False}, "calendar": {"model.calendar": False}}
 
     def relative_cost(self) -> float:
         """Multiplications per token, relative to the default."""

@@ -167,6 +167,6 @@ def parameters(subject: Subject) -> str | None:
     declared = subject.config.PARAMETERS
     if declared is None:
         raise NotApplicable("it declares no number")
-    model = default_model(subject.values["name"], REFERENCE[subject.dataset.info.family])
+    model = default_model(subject.values["name"], REFERENCE[subject.config.FAMILIES[0]])
     found = sum(p.numel() for p in trainable(model))
     return f"it has {found:,} trainable parameters and declares {declared:,}" if found != declared else None

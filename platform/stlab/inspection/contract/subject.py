@@ -64,8 +64,10 @@ class Subject:
         without: dict[str, Any] = {"dropout": 0.0} if "dropout" in self.values else {}
         model = self.model(seed, **{**changes, **without}).train()
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
+            if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.p = 0.0
+            elif hasattr(module, "drop_prob"):  # timm's DropPath
+                module.drop_prob = 0.0
         return model
 
     def batch(self, count: int = WINDOWS) -> Batch:

@@ -1,0 +1,26 @@
+"""The frames that models of closeness and period read beside the window.
+
+Legend: B batch, P history, Q horizon, S the shape of a step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stmodels.types import Batch
+
+
+def season_frames(batch: Batch, known: int, steps: int) -> Tensor:
+    """The train segment's means by slot of the week at P steps before a forecast and at its steps: (B, P + steps, *S).
+
+    They stand for the frames of earlier days and weeks, which reach further back than a window.
+
+    Args:
+        known: the number of steps forecast before, by which the frames are shifted.
+        steps: the number of steps that are forecast now.
+    """
+    assert batch.history_season is not None
+    assert batch.target_profile is not None
+    season = torch.cat([batch.history_season, batch.target_profile], dim=1)
+    return season[:, known : known + batch.history_season.shape[1] + steps]
