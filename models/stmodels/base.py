@@ -54,6 +54,12 @@ class Forecaster(nn.Module):
         """
         return {"forecast": self.criterion(forecast.value - batch.target, batch.target_mask)}
 
+    def progresses(self, share: float) -> None:
+        """Told before each optimiser step which share of the planned ones has been taken, for what changes as training goes on.
+
+        The plan is ``train.max_epochs``, or the epochs of the stage. Most models do nothing here.
+        """
+
     def fit(self, windows: TrainWindows) -> None:
         """Fit what has a closed form, or keep what is copied from the train segment. Most models do nothing here.
 

@@ -53,6 +53,9 @@ MODELS: dict[str, str] = {
     "stresnet": "stmodels.grid.stresnet_config:STResNetConfig",
     "simvp": "stmodels.video.simvp_config:SimVPConfig",
     "tau": "stmodels.video.simvp_config:TAUConfig",
+    "predrnn": "stmodels.video.recurrent_config:PredRNNConfig",
+    "mim": "stmodels.video.recurrent_config:MIMConfig",
+    "mau": "stmodels.video.recurrent_config:MAUConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
 """Name → the class of its configuration, as ``package.module:Class``."""

@@ -117,6 +117,7 @@ class Loop:
             for index in epoch.batches:
                 is_first = len(epoch.log) == 0
                 covered = covered_horizon(self.steps, steps_an_epoch, self.train, self.setup.dataset.info.horizon)
+                self.setup.model.progresses(min(1.0, self.steps / (self.train.max_epochs * steps_an_epoch)))
                 epoch.add(self.step(index, epoch.learning_rate(self.steps), covered, with_term_norms=is_first))
                 self.steps, self.is_saved = self.progress.step + len(epoch.log), False
                 self.watchdog.tick()
