@@ -24,3 +24,11 @@ def season_frames(batch: Batch, known: int, steps: int) -> Tensor:
     assert batch.target_profile is not None
     season = torch.cat([batch.history_season, batch.target_profile], dim=1)
     return season[:, known : known + batch.history_season.shape[1] + steps]
+
+
+def frame_slots(batch: Batch, known: int, steps: int) -> Tensor | None:
+    """The slots of the week of these frames, (B, P + steps); the first P are those of a history that ends ``known`` steps later."""
+    if batch.history_slot is None or batch.target_slot is None:
+        return None
+    slots = torch.cat([batch.history_slot, batch.target_slot], dim=1)
+    return slots[:, known : known + batch.history_slot.shape[1] + steps]

@@ -11,32 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stmodels.errors import ConfigError
+from stmodels.layers.conv_lstm import PeepholeLSTM
 from stmodels.types import SeriesInfo
 from stmodels.video.predrnn import FoldedFrames
 from stmodels.video.recurrent_config import MIMConfig
 from stmodels.video.st_lstm import STLSTMCell, maps
-
-
-class PeepholeLSTM(nn.Module):
-    """A ConvLSTM whose gates see its memory cell by cell: of x, the hidden state h and the memory s, (B, D, h, w) each, it gives h', s'.
-
-    Both recurrent units of a block have this form. Source: Wang et al. 2019, Equations 3 and 4.
-    """
-
-    def __init__(self, width: int, kernel: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.from_x, self.from_h = maps(width, 4 * width, kernel), maps(width, 4 * width, kernel)
-        self.peephole_i, self.peephole_f, self.peephole_o = (nn.Parameter(torch.empty(width, *size)) for _ in range(3))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for peephole in (self.peephole_i, self.peephole_f, self.peephole_o):
-            nn.init.zeros_(peephole)
-
-    def forward(self, x: Tensor, h: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        i, g, f, o = (self.from_x(x) + self.from_h(h)).chunk(4, dim=1)
-        s_next = (f + self.peephole_f * s + 1).sigmoid() * s + (i + self.peephole_i * s).sigmoid() * g.tanh()
-        return (o + self.peephole_o * s_next).sigmoid() * s_next.tanh(), s_next
 
 
 class MIMBlock(nn.Module):
@@ -47,7 +26,7 @@ class MIMBlock(nn.Module):
         super().__init__()
         self.from_x, self.from_m = maps(width, 4 * width, kernel), maps(width, 4 * width, kernel)
         self.from_h = maps(width, 3 * width, kernel)
-        self.stationary = PeepholeLSTM(width, kernel, size)
+        self.stationary = PeepholeLSTM(width, width, kernel, size)
         self.mix = nn.Conv2d(2 * width, width, 1, bias=False)
 
     def forward(self, x: Tensor, d: Tensor, h: Tensor, c: Tensor, s: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,7 +56,7 @@ class MIM(FoldedFrames):
         width, kernel = config.width, config.kernel
         self.first = STLSTMCell(self.folded_channels, width, kernel)
         self.blocks = nn.ModuleList(MIMBlock(width, kernel, self.size) for _ in range(config.layers - 1))
-        self.differences = nn.ModuleList(PeepholeLSTM(width, kernel, self.size) for _ in range(config.layers - 1))
+        self.differences = nn.ModuleList(PeepholeLSTM(width, width, kernel, self.size) for _ in range(config.layers - 1))
 
     def frame_by_frame(self, frame: Tensor, state: Any) -> tuple[Tensor, Any]:
         x = self.fold(frame)
