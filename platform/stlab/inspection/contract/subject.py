@@ -66,8 +66,8 @@ class Subject:
         for module in model.modules():
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.p = 0.0
-            elif hasattr(module, "drop_prob"):  # timm's DropPath
-                module.drop_prob = 0.0
+            elif isinstance(getattr(module, "drop_prob", None), float):  # timm's DropPath
+                setattr(module, "drop_prob", 0.0)  # noqa: B010 - nn.Module types every attribute as a tensor or a module
         return model
 
     def batch(self, count: int = WINDOWS) -> Batch:
