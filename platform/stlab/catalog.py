@@ -59,6 +59,7 @@ MODELS: dict[str, str] = {
     "predrnn": "stmodels.video.recurrent_config:PredRNNConfig",
     "mim": "stmodels.video.recurrent_config:MIMConfig",
     "mau": "stmodels.video.recurrent_config:MAUConfig",
+    "unist": "stmodels.foundation.unist_config:UniSTConfig",
     **dict.fromkeys(BASELINES, "stmodels.baselines.config:BaselineConfig"),
 }
 """Name → the class of its configuration, as ``package.module:Class``."""

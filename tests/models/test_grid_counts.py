@@ -36,6 +36,9 @@ _COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("predrnn", {"width": 128, "patch": 2}, 23_658_496),
     ("predrnn", {"width": 64, "patch": 2}, 5_959_680),
     ("predrnn", {"width": 128, "patch": 2, "layer_norm": True}, 24_150_016),
+    ("unist", {}, 2_004_360 - 24 * 128),  # of 48 slots a day in public code
+    ("unist", {"prompt": "none"}, 1_417_096 - 24 * 128),
+    ("unist", {"channels": "joint"}, 2_004_360 - 24 * 128 + 28_936),
     # Public code declares a map in each difference unit that it never calls, and two in MAU.
     ("mim", {"width": 128, "patch": 2}, 37_347_328 - 3 * 32_768),
     ("mim", {"width": 64, "patch": 2}, 9_400_320 - 3 * 8_192),

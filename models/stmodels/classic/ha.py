@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stmodels.base import Forecaster, TrainWindows
 from stmodels.classic.ha_config import HAConfig
+from stmodels.layers.earlier_days import earlier_days
 from stmodels.types import Batch, Forecast, Readings, SeriesInfo
 
 
@@ -43,10 +44,7 @@ class HA(Forecaster):
         return Forecast(self.means[batch.target_slot])
 
     def _days(self, batch: Batch) -> Tensor:
-        known = batch.history if batch.past is None else torch.cat([batch.past, batch.history], dim=1)
-        day, count = self.info.slots_per_day or 0, known.shape[1]
-        firsts = [count - k * day for k in range(1, self.config.days + 1)]
-        return torch.stack([known[:, first : first + self.info.horizon] for first in firsts]).mean(0)
+        return earlier_days(batch, self.config.days, self.info.slots_per_day or 0, self.info.horizon).mean(1)
 
     def _means(self, train: Readings) -> Tensor:
         """(slots of the week, *S)."""

@@ -86,14 +86,22 @@ def states(cells: list[Cell]) -> Counter[str]:
 def test_coverage_counts_every_cell_once() -> None:
     rows = {"#2": "#2", "full": "Ours (full)"}
     cells = coverage(VFM, "table3", rows, "Crowd")
-    assert states(cells) == {"here": 2, "other data": 2 * 4, "other study": 3 * 5, "no model": 5}
+    assert states(cells) == {"here": 2, "other data": 2 * 4, "other study": 4 * 5}
     assert all(cell.why for cell in cells if cell.state != "here")
     missing = next(cell for cell in cells if (cell.method, cell.dataset) == ("#2", "TaxiNYC-1"))
     assert "TaxiNYC_short.json" in missing.why
     assert states(coverage(VFM, "table3", rows, "Crowd", is_paper_data=False))["stand-in"] == 2
     assert states(coverage(VFM, "table3", rows, None))["here"] == 0
     backbones = coverage(VFM, "supplement_table3", {"CLIP": "CLIP", "DEIT": "DEIT", "DINO": "DINO"}, "TDrive")
-    assert states(backbones) == {"here": 1, "other data": 27, "no model": 10, "not printed": 2}
+    assert states(backbones) == {"here": 1, "other data": 27, "other study": 10, "not printed": 2}
+
+
+def test_a_method_that_is_said_to_be_missing_has_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = VFM.facts.methods["UniST"].model_copy(update={"missing": "its weights are secret"})
+    monkeypatch.setitem(VFM.facts.methods, "UniST", facts)
+    cells = [cell for cell in coverage(VFM, "table3", {"full": "Ours (full)"}, "Crowd") if cell.method == "UniST"]
+    assert states(cells) == {"no model": 5}
+    assert {cell.why for cell in cells} == {"its weights are secret"}
 
 
 def test_coverage_of_few_shot_goes_by_ratio() -> None:

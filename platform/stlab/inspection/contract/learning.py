@@ -162,12 +162,14 @@ def learning(subject: Subject) -> str | None:
 
 
 def components(subject: Subject) -> str | None:
-    """Each declared component changes the parameters, the forecast or the gradients."""
+    """Each declared component changes the parameters, the forecast, the gradients or the stages of the training."""
     subject.only_if_trained()
     batch, weights = subject.batch(), subject.config.loss_weights()
     with_all = effect_of(subject.model(), batch, weights)
     for component, changes in _without_each(subject):
         config = create_config({**subject.values, **changes})
+        if config.stages() != subject.config.stages():
+            continue
         if looks_same(with_all, effect_of(subject.model(0, **changes), batch, config.loss_weights())):
             return f"without {component} nothing changes"
     return None

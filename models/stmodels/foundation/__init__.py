@@ -1,0 +1,1 @@
+"""Models that are trained on one task over much data, and tuned for another."""
