@@ -32,7 +32,7 @@ class TrialState:
     """One of ``STATES``. ``running``: the trial has written something recently, and a process runs the study; ``stopped``: it was started
     but is not running."""
     epoch: int | None = None
-    """The last epoch that was written."""
+    """The epochs that have ended, as far as something of them has been written."""
     max_epochs: int | None = None
     quiet_seconds: float | None = None
     """Seconds since the trial wrote its last file."""
@@ -97,9 +97,11 @@ def trial_state(store: Store, listed: dict[str, Any], *, is_run: bool = True) ->
         return TrialState(**about, state=status.value, epoch=end.get("epoch"), reason=end.get("reason"))
     written = store.last_written(directory.prefix)
     quiet = None if written is None else max(0.0, (datetime.now(UTC) - written).total_seconds())
+    # The table of the epochs is written when the trial ends; until then its checkpoints say how far it is.
     rows = directory.read_epochs()
+    epoch = int(rows[-1]["epoch"]) if rows else directory.checkpoint_epoch()
     state = "running" if is_run and (quiet is None or quiet <= QUIET_SECONDS) else "stopped"
-    return TrialState(**about, state=state, epoch=int(rows[-1]["epoch"]) if rows else 0, quiet_seconds=quiet)
+    return TrialState(**about, state=state, epoch=epoch, quiet_seconds=quiet)
 
 
 def find_trial(store: Store, prefix: str) -> str | None:

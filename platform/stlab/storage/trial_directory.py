@@ -160,6 +160,11 @@ class TrialDirectory:
         table = self._table(_epochs_file(stage))
         return [] if table is None else list(table.to_pylist())
 
+    def checkpoint_epoch(self) -> int:
+        """The number of epochs behind the newest checkpoint, by the name of its folder; 0 without one."""
+        whole = (name.split(".")[0] for name in self.store.names(self._at("checkpoint")) if name.replace(".", "", 1).isdigit())
+        return max((int(name) for name in whole), default=0)
+
     def write_test(self, test: Mapping[str, Any], horizon: Sequence[Mapping[str, Any]], predictions: pa.Table) -> None:
         self.store.write_table(
             self._at("horizon.parquet"), pa.Table.from_pylist([dict(r) for r in horizon], schema=HORIZON)
