@@ -157,6 +157,15 @@ class ModelConfig:
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if the model cannot run on that data."""
 
+    def check_has_season(self, info: SeriesInfo, field: str) -> None:
+        """Raise ConfigError if the data have no means by slot of the week, which a value of ``field`` asks for."""
+        if info.slots_per_day is None or info.season_count < 1:
+            why = "no timestamps" if info.slots_per_day is None else "not every slot of the week in their train segment"
+            raise ConfigError(
+                f"model.{field}={getattr(self, field)} reads the mean by slot of the week, and the data (data.path) have {why}: give more "
+                f"data, or choose another model.{field}"
+            )
+
     def check_at_least(self, least: float, *fields: str) -> None:
         """Raise ConfigError if one of the fields is smaller."""
         for name in fields:

@@ -33,7 +33,8 @@ class FramesConfig(GridConfig):
 
     inputs: Literal["window", "calendar", "period"] = "window"
     """`window`: the history alone; `calendar`: also hour and weekday; `period`: also the train segment's means by slot of the week, of the
-    history and of the steps ahead, in the place of the frames of earlier days and weeks."""
+    history and of the steps ahead, in the place of the frames of earlier days and weeks. A train window's own readings are in the means of
+    the steps ahead, so that these look a little better in training than they are."""
     multi_step: Literal["direct", "recursive"] = "direct"
     """`direct`: all steps at once; `recursive`: one step at a time, each forecast being the newest frame for the next."""
     output: Literal["linear", "tanh"] = "linear"
@@ -56,6 +57,8 @@ class FramesConfig(GridConfig):
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
+        if self.inputs == "period":
+            self.check_has_season(info, "inputs")
         if self.inputs != "window" and info.slots_per_day is None:
             raise ConfigError(
                 f"model.inputs={self.inputs} reads hour and weekday, and this data has no timestamps: add the array `timestamps`, or set "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,16 +16,16 @@ from stlab.data import load_dataset
 from stlab.errors import ModelError
 from stlab.inspection.contract import CHECKS, NotApplicable, Subject
 from stlab.study.spec import DataSpec
-from stmodels.grid.mc_stl import attention_graph
+from stmodels.grid.frames import frame_slots, season_frames
+from stmodels.grid.mc_stl import CrossBlock, attention_graph
 from stmodels.grid.stnorm import SpaceNorm, TimeNorm
 from stmodels.layers.conv_lstm import PeepholeLSTM
 from stmodels.layers.multi_step import fed_back
 from stmodels.layers.places import as_places, from_places
-from stmodels.types import Batch
+from stmodels.types import Batch, SeriesInfo
 from tests.models.grids import grid_info, impulse, with_history
 from tests.models.nodes import built, nodes_info, small, value, windows
 
-_BIKES = Path(__file__).parents[2].parent / "shared" / "data" / "nycbike1.npz"
 _FRAMES = ("stresnet", "acfm", "stgsp")
 _MODES: list[dict[str, Any]] = [
     {"inputs": "calendar"},
@@ -98,34 +97,6 @@ def test_calendar_tokens_of_itransformer_are_no_forecasts_and_change_them() -> N
     later = batch._replace(history_slot=(batch.history_slot + 5) % 168)
     assert found.shape == (3, 6, 2, 8, 6)
     assert not torch.allclose(value(model, later), found)
-
-
-@pytest.mark.skipif(not _BIKES.exists(), reason="the bikes of New York lie beside the checkout, and are not here")
-@pytest.mark.parametrize(
-    ("name", "fields", "rmse", "mae"),
-    [
-        ("ha", {"over": "week"}, 7.186, 3.038),
-        ("ha", {"over": "day"}, 8.426, 3.674),
-        ("ha", {"over": "days", "days": 7}, 8.562, 3.710),
-        ("ha", {"over": "days", "days": 3}, 10.627, 4.538),
-        ("ha", {"over": "window"}, 18.869, 9.406),
-        ("arima", {}, 12.874, 6.237),
-        ("arima", {"order": (3, 0, 0)}, 13.343, 6.562),
-        ("arima", {"order": (2, 0, 0)}, 13.409, 6.611),
-        ("arima", {"order": (1, 0, 0)}, 13.994, 6.769),
-        ("arima", {"order": (3, 1, 0)}, 17.256, 7.990),
-    ],
-)
-def test_the_classics_on_bikes(name: str, fields: dict[str, Any], rmse: float, mae: float) -> None:
-    """Computed beforehand, by other code."""
-    dataset = load_dataset(DataSpec(path=str(_BIKES)))
-    subject = Subject({"name": name, **fields}, dataset)
-    test = dataset.windows("test", past=subject.past)
-    batch = test.gather(torch.arange(len(test)))
-    found, truth = (torch.from_numpy(dataset.scaler.inverse(x.double().numpy())) for x in (value(subject.model(), batch), batch.target))
-    error = found.clamp_min(0) - truth
-    assert error.square().mean().sqrt().item() == pytest.approx(rmse, abs=6e-4)
-    assert error.abs().mean().item() == pytest.approx(mae, abs=6e-4)
 
 
 # --- STID
@@ -328,13 +299,110 @@ def test_the_graph_of_mc_stl() -> None:
     assert torch.equal(attention_graph(maps, math.inf), torch.eye(6).expand(3, 6, 6))
 
 
-def test_a_mirrored_grid_changes_the_contrast_branch() -> None:
+def test_the_gru_of_mc_stl_reads_every_column() -> None:
     info = grid_info((2, 16, 8))
     model, batch = small("mc_stl", info), windows(info)
     x = batch.history.flatten(1, 2)
-    assert not torch.allclose(model.contrast(x.flip(-1)).flip(-1), model.contrast(x), atol=1e-5)
-    model.contrast.unembed.weight.data.zero_()  # what is left reads the frames themselves
-    assert not torch.allclose(model.contrast(x + torch.randn_like(x)), model.contrast(x), atol=1e-5)
+    nn.init.zeros_(model.contrast.unembed.weight)  # what is left reads the frames themselves
+    for column in range(8):
+        moved = x.clone()
+        moved[..., column] += 1
+        assert not torch.allclose(model.contrast(moved), model.contrast(x), atol=1e-5), column
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_tokens_of_the_contrast_branch_are_trained_whatever_the_seed(seed: int) -> None:
+    info = grid_info((2, 16, 8))
+    model, batch = small("mc_stl", info, seed), windows(info)
+    sum(model.loss_terms(model(batch), batch).values()).backward()
+    for name, parameter in model.contrast.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_each_stream_of_mc_stl_weighs_the_values_of_the_other() -> None:
+    torch.manual_seed(0)
+    block = CrossBlock(4).double()
+    spatial, channel = (torch.randn(2, 5, 4, dtype=torch.float64) for _ in range(2))
+    qkv = [block.qkv[i](block.norms[i](x)).split(4, dim=-1) for i, x in enumerate((spatial, channel))]
+    maps = [torch.softmax(q @ k.transpose(1, 2) / 2, dim=-1) for q, k, _ in qkv]
+    crossed = block.project(torch.softmax(maps[0] @ qkv[1][2] + maps[1] @ qkv[0][2], dim=-1))
+    total = spatial.exp() + channel.exp()
+    planes = torch.stack([crossed, spatial.exp() / total, channel.exp() / total], dim=1)
+    first, _, second = block.planes
+    expected = F.conv2d(F.conv2d(planes, first.weight, first.bias, padding=1).relu(), second.weight, second.bias, padding=1)
+    torch.testing.assert_close(block(spatial, channel), expected[:, 0])
+
+
+# --- the frames of a forecast step by step
+
+
+def hours(batch: Batch) -> Batch:
+    """The batch with the season 0, 1, 2, … from the first step of the history on, and slots of the week of the same numbers."""
+    p, q = batch.history.shape[1], batch.target.shape[1]
+    number = torch.arange(p + q).float()[None, :, None, None, None]
+    season = number.expand(len(batch.history), -1, *batch.history.shape[2:])
+    slots = torch.arange(p + q).expand(len(batch.history), -1)
+    return batch._replace(
+        history_season=season[:, :p], target_profile=season[:, p:], history_slot=slots[:, :p], target_slot=slots[:, p:]
+    )
+
+
+@pytest.mark.parametrize("known", [0, 2, 5])
+def test_frames_move_on_with_the_step_that_is_forecast(known: int) -> None:
+    batch = hours(windows(grid_info()))
+    wanted = list(range(known, known + 7))
+    assert season_frames(batch, known, 1)[0, :, 0, 0, 0].tolist() == wanted
+    slots = frame_slots(batch, known, 1)
+    assert slots is not None
+    assert slots[0].tolist() == wanted
+    assert season_frames(batch, 0, 6)[0, :, 0, 0, 0].tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("multi_step", ["direct", "recursive"])
+def test_stgsp_adds_what_the_calendar_of_the_step_ahead_says(multi_step: str) -> None:
+    info = grid_info()
+    model, batch = small("stgsp", info, inputs="calendar", multi_step=multi_step), hours(windows(info))
+    for part in model.readout.parameters():
+        nn.init.zeros_(part)
+    nn.init.zeros_(model.calendar_ahead[0].bias)
+    steps = range(6) if multi_step == "recursive" else [0]
+    with torch.no_grad():
+        said = torch.cat([
+            model.calendar_ahead(F.one_hot(torch.tensor([6 + q]), 24 + 7) + F.one_hot(torch.tensor([24]), 24 + 7).float()) for q in steps
+        ])  # fmt: skip
+    torch.testing.assert_close(value(model, batch)[0], said.view(6, 2, 8, 6))
+
+
+def test_stresnet_adds_the_calendar_of_each_step_one_by_one_and_at_once() -> None:
+    info = grid_info()
+    found = {}
+    for multi_step in ("direct", "recursive"):
+        model, batch = small("stresnet", info, inputs="calendar", multi_step=multi_step), hours(windows(info))
+        nn.init.zeros_(model.fusion.weights)
+        found[multi_step] = value(model, batch)
+    assert found["direct"].std(1).max() > 1e-3
+    torch.testing.assert_close(found["direct"], found["recursive"])
+
+
+def test_stnorm_is_its_equations() -> None:
+    info = grid_info((1, 3, 2), history=4, horizon=2)
+    model, batch = built("stnorm", info, width=4).double(), windows(info)
+    w, x = dict(model.named_parameters()), batch.history.double().flatten(3).transpose(2, 3)  # (B, 4, N, 1)
+    x = x @ w["embed.weight"].T + w["embed.bias"]
+    skip = torch.zeros(3, 6, 4, dtype=torch.float64)
+    for level in range(2):
+        own = x / (1 + 1e-5) ** 0.5  # the running mean is 0 and the running variance 1
+        space = (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True, unbiased=True) + 1e-5).sqrt()
+        views, step = torch.cat([x, own, space], dim=-1), 2**level
+        both = torch.cat([views[:, :-step], views[:, step:]], dim=-1) @ w[f"layers.{level}.conv.weight"].T + w[f"layers.{level}.conv.bias"]
+        h = torch.tanh(both[..., :4]) * torch.sigmoid(both[..., 4:])
+        skip = skip + h[:, -1] @ w[f"skips.{level}.weight"].T + w[f"skips.{level}.bias"]
+        if level == 0:
+            x = h @ w["residuals.0.weight"].T + w["residuals.0.bias"] + x[:, step:]
+    hidden = (skip.clamp_min(0) @ w["hidden.weight"].T + w["hidden.bias"]).clamp_min(0)
+    expected = (hidden @ w["readout.weight"].T + w["readout.bias"]).transpose(1, 2).view(3, 2, 1, 3, 2)
+    torch.testing.assert_close(value(model, with_history(batch, batch.history.double())), expected)
 
 
 # --- all
@@ -354,10 +422,16 @@ def test_sensors_have_no_rows_and_columns(name: str) -> None:
         small(name, nodes_info())
 
 
-@pytest.mark.parametrize("name", ["stresnet", "acfm", "stgsp", "mc_stl"])
-def test_a_season_without_timestamps_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match=r"model\.inputs.* this data has no timestamps"):
-        small(name, grid_info(slots=None), inputs="period")
+@pytest.mark.parametrize(
+    ("info", "why"),
+    [(grid_info(slots=None), "no timestamps"), (grid_info()._replace(season_count=0), "not every slot of the week in their train segment")],
+)
+@pytest.mark.parametrize("name", ["stresnet", "acfm", "stgsp", "mc_stl", "unist"])
+def test_a_season_that_the_data_lack_is_refused(name: str, info: SeriesInfo, why: str) -> None:
+    if name == "unist" and info.slots_per_day is None:
+        why = "no timestamps: add the array"
+    with pytest.raises(ModelError, match=why):
+        small(name, info, **({"period": "season"} if name == "unist" else {"inputs": "period"}))
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 8), (1, 20, 10), (2, 15, 5)])

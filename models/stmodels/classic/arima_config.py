@@ -71,4 +71,8 @@ class ARIMAConfig(ModelConfig):
         """Raise ConfigError if this model cannot run on that data."""
         p, d, _ = self.largest_order(info.family)
         if p + d > info.history:
-            raise ConfigError(f"model.order={self.order} needs {p + d} steps of history, and data.history is {info.history}: lower p or d")
+            asked = list(self.order) if not isinstance(self.order, str) else self.order
+            raise ConfigError(
+                f"model.order={asked} needs {p + d} steps of history, and data.history is {info.history}: set it to one that needs less, "
+                f"such as [{info.history}, 0, 0]"
+            )

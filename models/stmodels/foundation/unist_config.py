@@ -131,6 +131,8 @@ class UniSTConfig(GridConfig):
             raise ConfigError(
                 f"model.time_patch={self.time_patch} must divide data.history={info.history} and data.horizon={info.horizon}"
             )
+        if self.reads_period and self.period == "season":
+            self.check_has_season(info, "period")
         if self.reads_period and self.period == "days" and info.slots_per_day < info.horizon:
             raise ConfigError(
                 f"unist: a day of {info.slots_per_day} steps lies within data.horizon={info.horizon}, so that a reading of a day before is "

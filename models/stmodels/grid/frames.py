@@ -14,7 +14,11 @@ from stmodels.types import Batch
 def season_frames(batch: Batch, known: int, steps: int) -> Tensor:
     """The train segment's means by slot of the week at P steps before a forecast and at its steps: (B, P + steps, *S).
 
-    They stand for the frames of earlier days and weeks, which reach further back than a window.
+    They stand for the frames of earlier days and weeks, which reach further back than a window. On train windows the means at the history
+    leave its own readings out; those at the steps ahead do not, since a model that knew both kinds could compute the reading.
+
+    Of a history that ends at 10 o'clock, P = 3 and Q = 3, the frames for the steps one by one (``steps`` = 1) are those of 8 to 11 o'clock
+    with ``known`` = 0, and those of 9 to 12 with ``known`` = 1.
 
     Args:
         known: the number of steps forecast before, by which the frames are shifted.

@@ -41,7 +41,8 @@ class CrossBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv = nn.ModuleList(Linear(width, 3 * width) for _ in range(2))
         self.project = Linear(width, width)
-        self.planes = nn.Sequential(conv3x3(3, 2), nn.ReLU(), conv3x3(2, 1), nn.ReLU())
+        # A ReLU behind the last one would leave nothing of the tokens for one seed in three.
+        self.planes = nn.Sequential(conv3x3(3, 2), nn.ReLU(), conv3x3(2, 1))
 
     def forward(self, spatial: Tensor, channel: Tensor) -> Tensor:
         map_s, v_s = self._attention(0, spatial)
@@ -139,7 +140,7 @@ class MCSTL(Forecaster):
     """The sum of both branches' forecasts. Their pre-training, by masks and by contrast, is not public, and is left out.
 
     Unlike public code, the graph is that of the window and not of its batch, frames stand in one order, oldest first, and a grid is not
-    padded to a square.
+    padded to a square. With ``inputs: period`` the frames of the season stand before those of the window, which the GRU then reads last.
 
     Raises:
         ConfigError: the configuration does not fit the data.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from stmodels.errors import ConfigError
 from stmodels.grids import GridConfig
 
 if TYPE_CHECKING:
@@ -15,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MCSTLConfig(GridConfig):
-    """Configuration of MC-STL, without its pre-training: a branch of spatial and of channel tokens, and one of patches and their graph."""
+    """Configuration of MC-STL, without its pre-training: a branch of spatial and of channel tokens, and one of patches and their graph.
+
+    Unlike the other models of one step it gives all steps at once, and its output is linear. It grows with the square of the grid.
+    """
 
     MODEL = "stmodels.grid.mc_stl:MCSTL"
     PAPER = "Zhang et al., CIKM 2023"
@@ -62,7 +64,5 @@ class MCSTLConfig(GridConfig):
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
-        if self.inputs == "period" and info.slots_per_day is None:
-            raise ConfigError(
-                "model.inputs=period reads the season, and this data has no timestamps: add the array `timestamps`, or set it to window"
-            )
+        if self.inputs == "period":
+            self.check_has_season(info, "inputs")

@@ -49,7 +49,8 @@ class Query(nn.Module):
 
 class STGSP(Forecaster):
     """Tokens of the frames of the window and, with ``inputs: period``, of the season. Each place in their order has weights of its own, so
-    that the encoder needs no positions. All its outputs side by side are mapped to the forecast.
+    that the encoder needs no positions. All its outputs side by side are mapped to the forecast, and what the calendar of the first step
+    ahead says is added.
 
     Raises:
         ConfigError: the configuration does not fit the data.

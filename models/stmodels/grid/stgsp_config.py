@@ -48,3 +48,7 @@ class STGSPConfig(FramesConfig):
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration."""
         return {"model.calendar_width", "model.calendar_dropout"} if self.inputs == "window" else set()
+
+    def relative_cost(self) -> float:
+        """Frames, relative to those of a window."""
+        return 3 if self.inputs == "period" else 1

@@ -27,7 +27,8 @@ class STNormConfig(ModelConfig):
     width: int = 16
     """D, channels of the layers."""
     layers: int | None = None
-    """K; the last layer sees 2^K steps. By default as many as the history needs, which is 4 in the original of 16 steps."""
+    """K; the last layer sees 2^K steps. By default as many as the history needs, which is 4 in the original of 16 steps. With
+    fewer the oldest readings are not read."""
     time_norm: bool = True
     """A view that is normalised over time, each place by itself."""
     space_norm: bool = True

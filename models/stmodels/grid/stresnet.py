@@ -22,9 +22,9 @@ from stmodels.types import Batch, Forecast, SeriesInfo
 class Branch(nn.Sequential):
     """Frames side by side as channels → residual units → the forecast of this branch: (B, L·C, H, W) → (B, q·C, H, W)."""
 
-    def __init__(self, inputs: int, config: STResNetConfig, outputs: int) -> None:
-        units = (ResidualUnit(config.width) for _ in range(config.units))
-        super().__init__(conv3x3(inputs, config.width), *units, nn.ReLU(), conv3x3(config.width, outputs))
+    def __init__(self, inputs: int, width: int, units: int, outputs: int) -> None:
+        between = (ResidualUnit(width) for _ in range(units))
+        super().__init__(conv3x3(inputs, width), *between, nn.ReLU(), conv3x3(width, outputs))
 
 
 class Fusion(nn.Module):
@@ -68,10 +68,10 @@ class STResNet(Forecaster):
         super().__init__()
         config.check(info)
         self.config, self.info, self.steps = config, info, config.steps(info)
-        outputs = self.steps * info.channels
-        self.closeness = Branch(info.history * info.channels, config, outputs)
+        width, units, outputs = config.width, config.depth(info), self.steps * info.channels
+        self.closeness = Branch(info.history * info.channels, width, units, outputs)
         is_period = config.inputs == "period"
-        self.period = Branch((info.history + self.steps) * info.channels, config, outputs) if is_period else None
+        self.period = Branch((info.history + self.steps) * info.channels, width, units, outputs) if is_period else None
         self.fusion = Fusion(1 + is_period, (outputs, *info.shape[1:]))
         slots = info.slots_per_day if config.inputs != "window" else None
         self.external = None if slots is None else External(slots, config.calendar_width, info.shape)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stmodels.grids import FramesConfig
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +25,19 @@ class STResNetConfig(FramesConfig):
     """The model."""
     width: int = 64
     """Channels of the convolutions."""
-    units: int = 4
-    """R, residual units of a branch. The paper takes 12 for a grid of 32×32."""
+    units: int | None = None
+    """R, residual units of a branch. By default those of the paper: 12 for a grid of 32×32 or more, and 4 for a smaller one."""
     calendar_width: int = 10
     """Hidden width of the network that reads hour and weekday."""
 
     def __post_init__(self) -> None:
-        self.check_at_least(1, "width", "units", "calendar_width")
+        self.check_at_least(1, "width", "calendar_width")
+        if self.units is not None:
+            self.check_at_least(1, "units")
+
+    def depth(self, info: SeriesInfo) -> int:
+        """R."""
+        return self.units or (12 if min(info.shape[1:]) >= 32 else 4)
 
     def inert(self) -> set[str]:
         """Dotted fields that cannot change a number under this configuration."""
@@ -36,4 +45,4 @@ class STResNetConfig(FramesConfig):
 
     def relative_cost(self) -> float:
         """Multiplications, relative to the default."""
-        return self.units / 4 * (self.width / 64) ** 2
+        return (2 if self.inputs == "period" else 1) * (self.units or 4) / 4 * (self.width / 64) ** 2

@@ -1,4 +1,4 @@
-"""Hour and weekday as learned embeddings, from the slot of the week."""
+"""Hour and weekday from the slot of the week: as learned embeddings, as numbers, as zeros and ones."""
 
 from __future__ import annotations
 

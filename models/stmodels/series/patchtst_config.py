@@ -70,7 +70,7 @@ class PatchTSTConfig(ModelConfig):
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
-        if info.history + self.repeats <= self.patch:
+        if self.patch > info.history or info.history + self.repeats <= self.patch:
             raise ConfigError(
                 f"model.patch={self.patch} leaves one patch or none of data.history={info.history}: choose a smaller patch"
             )
