@@ -107,4 +107,4 @@ REFERENCE = {
     "grid": SeriesInfo("grid", (2, 16, 8), 6, 6, 24, 0.1, 5, 0.1, -1.0, 900),
     "sensors": SeriesInfo("sensors", (207, 1), 12, 12, 288, 0.1, 5, 0.1, -1.0, 9000, ring(207)),
 }
-"""Family → the shape at which parameters are counted: TaxiBJ's half for grids, METR-LA for sensors."""
+"""Family → the shape at which parameters are counted: that of bikes in New York for grids, METR-LA for sensors."""

@@ -416,7 +416,7 @@ def test_a_forecast_is_fed_back() -> None:
     assert pairs[0, :, 0].tolist() == [1, 2, 5]
 
 
-@pytest.mark.parametrize("name", ["stresnet", "acfm", "stgsp", "mc_stl", "simvp", "tau", "predrnn", "mim", "mau"])
+@pytest.mark.parametrize("name", ["stresnet", "acfm", "stgsp", "mc_stl", "simvp", "tau", "predrnn", "mim", "mau", "unist"])
 def test_sensors_have_no_rows_and_columns(name: str) -> None:
     with pytest.raises(ModelError, match=rf"{name} convolves over the cells of a grid"):
         small(name, nodes_info())
@@ -436,8 +436,12 @@ def test_a_season_that_the_data_lack_is_refused(name: str, info: SeriesInfo, why
 
 @pytest.mark.parametrize("shape", [(2, 16, 8), (1, 20, 10), (2, 15, 5)])
 @pytest.mark.parametrize(
-    "name", ["stid", "stnorm", "stresnet", "acfm", "stgsp", "mc_stl", "simvp", "tau", "predrnn", "mim", "mau", "patchtst", "itransformer"]
-)
+    "name",
+    [
+        "stid", "stnorm", "stresnet", "acfm", "stgsp", "mc_stl", "simvp", "tau", "predrnn", "mim", "mau", "unist", "patchtst",
+        "itransformer",
+    ],
+)  # fmt: skip
 def test_the_shapes_of_bikes_taxis_and_odd_grids(name: str, shape: tuple[int, int, int]) -> None:
     info = grid_info(shape)
     assert value(small(name, info), windows(info)).shape == (3, 6, *shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -53,9 +54,18 @@ def test_the_four_masks() -> None:
 
 def test_each_of_them_is_drawn() -> None:
     torch.manual_seed(0)
-    drawn = [draw(_SIZES, 0.5, _CPU).hidden for _ in range(40)]
-    assert sum(torch.equal(mask, the_future(_SIZES, 0.5, _CPU).hidden) for mask in drawn) in range(3, 20)
-    assert not torch.equal(drawn[0], drawn[1])
+    drawn = [draw(_SIZES, 0.5, _CPU).hidden for _ in range(80)]
+
+    def kind(mask: Tensor) -> str:
+        if not torch.equal(mask, mask[:1].expand_as(mask)):
+            return "random"
+        if torch.equal(mask[0], the_future(_SIZES, 0.5, _CPU).hidden[0]):
+            return "temporal"
+        return "block" if mask[0, 0, :6].all() or mask[0, 0, 6:].all() else "tube"
+
+    counts = Counter(kind(mask) for mask in drawn)
+    assert counts.keys() == MASKS.keys()
+    assert min(counts.values()) > 8
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stlab.errors import ModelError
+from stlab.catalog import create_config
 from stmodels.errors import ConfigError
 from stmodels.layers.padding import cropped, padded
 from stmodels.types import Batch
@@ -252,8 +252,8 @@ def test_at_the_first_frame_mim_has_no_difference() -> None:
 
 
 def test_mim_needs_two_frames() -> None:
-    with pytest.raises((ConfigError, ModelError), match=r"data\.history is 1"):
-        small("mim", grid_info(history=1))
+    with pytest.raises(ConfigError, match=r"data\.history is 1"):
+        create_config({"name": "mim"}).check(grid_info(history=1))
 
 
 # --- MAU

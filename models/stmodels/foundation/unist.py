@@ -34,6 +34,11 @@ class PatchCalendar(nn.Module):
         self.slots_per_day, self.steps = slots_per_day, steps
         self.slot, self.day = nn.Embedding(slots_per_day, width), nn.Embedding(7, width)
         self.merge = Linear(steps * width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for table in (self.slot, self.day):
+            nn.init.trunc_normal_(table.weight, std=0.02)
 
     def forward(self, slots: Tensor) -> Tensor:
         slot, day = slot_and_day(slots, self.slots_per_day)
@@ -50,8 +55,10 @@ class UniST(Forecaster):
     """Frames are cut into space-time patches. Only visible ones are encoded; the decoder fills in the hidden ones.
 
     In the stage ``pretrain`` patches are hidden by one of four masks a batch, and the loss is that of the hidden ones. In the training the
-    future is hidden, the prompts are added to its empty tokens before the decoder, and all weights are trained. A history longer than a
-    window is read by the prompt of the period alone.
+    future is hidden, the prompts are added to its empty tokens before the decoder, and all weights are trained. What lies before the
+    history (``batch.past``) is read by the prompt of the period alone.
+
+    The mask is drawn anew for every part of a batch and by every worker, as dropout is.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -104,7 +111,7 @@ class UniST(Forecaster):
         return Forecast(self.frames(self.decoded(whole)[:, -rows:], batch))
 
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
-        """The error of the forecast; in the stage that of the hidden patches, the future's among them, where there are readings."""
+        """The error of the forecast; in the stage that of the hidden patches, those of the future where there are readings."""
         if not self.stage or forecast.aux is None:
             return super().loss_terms(forecast, batch)
         truth, hidden = torch.cat([batch.history, batch.target], dim=1), forecast.aux["hidden"]
@@ -114,7 +121,9 @@ class UniST(Forecaster):
 
     def _masked(self, batch: Batch) -> Forecast:
         """All frames of a train window as they are filled in, with the cells that were hidden."""
-        target = batch.target if batch.target_mask is None else batch.target.where(batch.target_mask, torch.zeros_like(batch.target))
+        target = batch.target
+        if batch.target_mask is not None:  # a missing reading looks as in the history
+            target = target.where(batch.target_mask, torch.full_like(target, self.info.zero))
         tokens = self.tokens(torch.cat([batch.history, target], dim=1))
         mask = draw((len(tokens), *tokens.shape[1:3], self._future_rows), self.config.mask_ratio, tokens.device)
         whole, _ = self.encoded(tokens, mask, batch)
@@ -178,7 +187,7 @@ class UniST(Forecaster):
 
 
 def _positions(rows: int, down: int, right: int, width: int) -> Tensor:
-    """Half of the width for each of both axes of the grid, plus one over all of it for time: (T', n, D)."""
+    """Half of the width for each of both axes of the grid, plus one over all of it for time: (T', n, D); ``rows`` is T'."""
     row, column = sinusoid(down, width // 2), sinusoid(right, width // 2)
     place = torch.cat([row[:, None].expand(-1, right, -1), column.expand(down, -1, -1)], dim=-1)
     return sinusoid(rows, width)[:, None] + place.flatten(0, 1)

@@ -54,13 +54,14 @@ class UniSTConfig(GridConfig):
     """Which prompts answer: letters of `spc` (space, period, closeness), or `none`."""
     period: Literal["days", "season", "none"] = "days"
     """What the prompt of the period reads: the frames of `days` days before at the same time, or the train segment's means by slot of
-    the week, which need no longer past."""
+    the week (`season`), which need no longer past. `none` goes with a `prompt` without the letter p."""
     days: int = 3
     """K, the number of days before."""
     memory: int = 512
     """M, the number of keys of each memory."""
     pretrain_epochs: int = 100
-    """Epochs of the training on masked patches before the forecasts are trained; 0 leaves it out."""
+    """Epochs of the training on masked patches before the forecasts are trained; 0 leaves it out. Its last weights go on, whereas the
+    original takes those with the least validation error."""
     pretrain_lr: float = 3.0e-4
     """Learning rate of that training, which falls on a cosine."""
     mask_ratio: float = 0.5
@@ -70,10 +71,12 @@ class UniSTConfig(GridConfig):
         self.check_at_least(1, "width", "encoder_layers", "decoder_layers", "patch", "time_patch", "days", "memory")
         self.check_at_least(0, "pretrain_epochs")
         self.check_share("dropout", "mask_ratio")
+        if self.pretrain_epochs and not self.mask_ratio:
+            raise ConfigError("model.mask_ratio=0 hides nothing, so that nothing is learnt: raise it, or set model.pretrain_epochs=0")
         self.check_heads("width", "encoder_heads")
         self.check_heads("width", "decoder_heads")
         if self.width % 4:
-            raise ConfigError(f"model.width={self.width} must be a multiple of 4: the position of a patch is two sinusoids of half of it")
+            raise ConfigError(f"model.width={self.width} must be a multiple of 4: positions take halves of it, and the prompts four heads")
         if self.prompt != "none" and (not self.prompt or set(self.prompt) - set(PROMPTS) or len(set(self.prompt)) < len(self.prompt)):
             raise ConfigError(f"model.prompt={self.prompt}: give letters of {PROMPTS} (space, period, closeness), each once, or none")
         if self.reads_period and self.period == "none":

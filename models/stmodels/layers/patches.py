@@ -1,4 +1,4 @@
-"""Tokens from grids and back (Eq. 5): non-overlapping patches of s×s cells and p steps.
+"""Tokens from grids and back (Equation 5 of ST-VFM): non-overlapping patches of s×s cells and p steps.
 
 Legend: B batch, T steps, C channels, H×W grid, s patch, p temporal patch, N = (H/s)(W/s), T' = T/p, V = p·C·s².
 """

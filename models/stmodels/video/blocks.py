@@ -49,7 +49,7 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.near, self.far = depthwise(width, 5), depthwise(width, 7, dilation=3)
         self.mix = nn.Conv2d(width, width, 1)
-        narrow = width // max(width // 16, 4)
+        narrow = max(1, width // max(width // 16, 4))
         self.squeeze, self.excite = Linear(width, narrow, bias=False), Linear(narrow, width, bias=False)
 
     def channel_weights(self, u: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stmodels.errors import ConfigError
 from stmodels.layers.conv_lstm import PeepholeLSTM
 from stmodels.types import SeriesInfo
 from stmodels.video.predrnn import FoldedFrames
@@ -51,8 +50,6 @@ class MIM(FoldedFrames):
 
     def __init__(self, config: MIMConfig, info: SeriesInfo) -> None:
         super().__init__(config, info)
-        if info.history < 2:
-            raise ConfigError("mim reads differences between frames, and data.history is 1: give it at least 2 steps")
         width, kernel = config.width, config.kernel
         self.first = STLSTMCell(self.folded_channels, width, kernel)
         self.blocks = nn.ModuleList(MIMBlock(width, kernel, self.size) for _ in range(config.layers - 1))

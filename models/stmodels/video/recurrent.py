@@ -20,8 +20,8 @@ from stmodels.video.recurrent_config import RecurrentConfig
 class FrameByFrame(Forecaster):
     """Reads the history one frame after the other, then its own forecasts. Each frame read gives a forecast of the next.
 
-    In training a true frame takes the place of a forecast with the probability η, which falls from 1 to 0 as training goes on, for each
-    window and step by itself. Where the true frame has no reading, the forecast stays.
+    In training a true frame takes the place of a forecast with the probability η (``truth_probability``), which falls from 1 to 0 as
+    training goes on, for each window and step by itself. Where the true frame has no reading, the forecast stays.
 
     Raises:
         ConfigError: the configuration does not fit the data.
@@ -49,7 +49,7 @@ class FrameByFrame(Forecaster):
         truth = padded(batch.target, self.multiple) if self.training else None
         state, found = None, []
         for t in range(self.info.history + self.info.horizon - 1):
-            ahead = t - self.info.history
+            ahead = t - self.info.history  # below 0 in the history; 0 is the first frame of the forecast
             frame = history[:, t] if ahead < 0 else self._sampled(found[-1], truth, batch.target_mask, ahead)
             following, state = self.frame_by_frame(frame, state)
             found.append(following)
@@ -69,7 +69,8 @@ class FrameByFrame(Forecaster):
     def loss_terms(self, forecast: Forecast, batch: Batch) -> dict[str, Tensor]:
         """``forecast``, and ``history``: the error of the frames of the history that follow another.
 
-        Their sum is the mean over all P + Q − 1 frames, but for the factor (P + Q − 1) / Q.
+        Where every target has a reading, their sum is the mean over all P + Q − 1 frames, but for the factor (P + Q − 1) / Q. A missing
+        reading of the history counts as it is stored.
         """
         terms = super().loss_terms(forecast, batch)
         known = forecast.aux["known"] if forecast.aux else None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stmodels.errors import ConfigError
 from stmodels.grids import GridConfig
+
+if TYPE_CHECKING:
+    from stmodels.types import SeriesInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +24,14 @@ class RecurrentConfig(GridConfig):
     SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "layers": 2, "kernel": 3}
 
     width: int = 64
-    """D, channels of every state."""
+    """D, channels of every state. The papers take 128, for grids of 32×32 and larger images."""
     layers: int = 4
     """Number of layers."""
     kernel: int = 5
     """Cells that a convolution sees along each axis."""
     sampling_share: float = 0.5
-    """The probability that a frame is a true one falls from 1 to 0 within this share of the planned training. With 0 the model reads its
-    own forecasts from the start."""
+    """The probability that a frame is a true one falls from 1 to 0 within this share of `train.max_epochs`. With 0 the model reads its own
+    forecasts from the start. A training that `train.patience` ends earlier has read true frames to its end."""
 
     def __post_init__(self) -> None:
         self.check_at_least(1, "width", "layers", "kernel")
@@ -89,6 +92,12 @@ class MIMConfig(FoldedConfig):
         super().__post_init__()
         self.check_at_least(2, "layers")
 
+    def check(self, info: SeriesInfo) -> None:
+        """Raise ConfigError if this model cannot run on that data."""
+        super().check(info)
+        if info.history < 2:
+            raise ConfigError("mim reads differences between frames, and data.history is 1: give it at least 2 steps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MAUConfig(RecurrentConfig):
@@ -115,6 +124,10 @@ class MAUConfig(RecurrentConfig):
         self.check_at_least(1, "tau", "downsampling")
         if self.downsampling & (self.downsampling - 1):
             raise ConfigError(f"model.downsampling={self.downsampling} must be a power of 2")
+
+    def inert(self) -> set[str]:
+        """Dotted fields that cannot change a number under this configuration."""
+        return {"model.recall"} if self.downsampling == 1 else set()
 
     def relative_cost(self) -> float:
         """Multiplications, relative to the default."""

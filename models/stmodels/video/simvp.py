@@ -16,7 +16,7 @@ from stmodels.types import Batch, Forecast, SeriesInfo
 from stmodels.video.blocks import GatedAttention, InceptionUNet, TemporalAttention, translator
 from stmodels.video.simvp_config import SimVPConfig, SimVPFields, TAUConfig
 
-_TEMPERATURE, _EPSILON = 0.1, 1e-10
+_TEMPERATURE, _EPSILON = 0.1, 1e-12
 
 
 def _normed(conv: nn.Module, width: int) -> nn.Sequential:

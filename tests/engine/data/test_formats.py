@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import pickle
 import re
@@ -18,6 +17,7 @@ from stlab.data.formats.content import content_hash
 from stlab.errors import DataError
 from stlab.inspection.data_summary import summarise
 from stlab.study.spec import DataSpec
+from tests.support.unist_file import unist_file
 
 HOURS = np.datetime64("2024-03-04", "s") + np.arange(200) * np.timedelta64(3600, "s")
 SHAPE = (200, 2, 3, 4)
@@ -189,34 +189,8 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     refuses(saved(tmp_path, data=grid()), "protocol", "ready-made", protocol="unist")
 
 
-def unist(
-    folder: Path, *, form: str = "pairs", name: str = "BikeNYC_short.json", **changes: Any
-) -> tuple[str, dict[str, np.ndarray]]:
-    """A file as UniST's loader reads it: pairs [windows, past days], timestamps by segment."""
-    rng = np.random.default_rng(5)
-    content: dict[str, Any] = {"timestamps": {}}
-    arrays = {}
-    for key, n in (("train", 40), ("val", 8), ("test", 9)):
-        array = rng.integers(0, 50 if key != "test" else 90, (n, 12, 4, 3)).astype(np.float64)
-        arrays[key] = array
-        content[f"X_{key}"] = [array.tolist(), rng.integers(0, 50, (n, 12, 3, 4, 3)).tolist()]
-        step = np.arange(n)[:, None] + np.arange(12)
-        content["timestamps"][key] = {
-            "pairs": np.stack([step // 24 % 7, step % 24], axis=-1).tolist(),
-            "half-hours": step.tolist(),
-            "text": [
-                [str(datetime.datetime(2024, 3, 4) + datetime.timedelta(minutes=30 * int(i))) for i in row]
-                for row in step
-            ],
-        }[form]
-    content.update(changes)
-    path = folder / name
-    path.write_text(json.dumps(content))
-    return str(path), arrays
-
-
 def test_unist_windows_are_scaled_and_clamped_over_all_segments(tmp_path: Path) -> None:
-    path, arrays = unist(tmp_path)
+    path, arrays = unist_file(tmp_path)
     dataset = load_dataset(DataSpec(path=path, protocol="unist", train_ratio=0.5))
     low, high = min(a.min() for a in arrays.values()), max(a.max() for a in arrays.values())
     assert dataset.clamp == (low, high)
@@ -244,20 +218,20 @@ def test_unist_windows_are_scaled_and_clamped_over_all_segments(tmp_path: Path) 
 
 
 def test_unist_timestamps_as_text_and_as_half_hours(tmp_path: Path) -> None:
-    text = load_dataset(DataSpec(path=unist(tmp_path, form="text", name="TaxiBJ_short.json")[0], protocol="unist"))
+    text = load_dataset(DataSpec(path=unist_file(tmp_path, form="text", name="TaxiBJ_short.json")[0], protocol="unist"))
     windows = text.windows("test")
     first = windows.gather(torch.tensor([3]))
     assert text.info.slots_per_day == 48
     assert first.target_slot.tolist() == [[9, 10, 11, 12, 13, 14]]  # a Monday, half hours 3 + 6 …
     assert str(windows.times(torch.tensor([3]))[0, 0]) == "2024-03-04T04:30:00"
-    half = load_dataset(DataSpec(path=unist(tmp_path, form="half-hours", name="Crowd_short.json")[0], protocol="unist"))
+    half = load_dataset(DataSpec(path=unist_file(tmp_path, form="half-hours", name="Crowd_short.json")[0], protocol="unist"))
     i = 9  # as UniST's loader: ((i % 336 // 48 + 2) % 7, i % 48)
     expected = (i % 336 // 48 + 2) % 7 * 48 + i % 48
     assert half.windows("test").gather(torch.tensor([3])).target_slot[0, 0] == expected
 
 
 def test_unist_files_that_cannot_be_used(tmp_path: Path) -> None:
-    path, _ = unist(tmp_path)
+    path, _ = unist_file(tmp_path)
     refuses(path, "protocol: unist", "leak")
     refuses(path, "12 steps", "data.history 6", "data.horizon 3", protocol="unist", horizon=3)
     refuses(path, "train windows is none", protocol="unist", train_ratio=0.01)
@@ -266,11 +240,11 @@ def test_unist_files_that_cannot_be_used(tmp_path: Path) -> None:
     refuses(path, "cut short", protocol="unist")
     Path(path).write_text(re.sub(r'"X_val"', '"X_valid"', text))
     refuses(path, "X_val", "there: timestamps, X_train, X_valid, X_test", protocol="unist")
-    ragged, _ = unist(tmp_path, X_val=[[[[[1.0, 2.0], [3.0]]]], []])
+    ragged, _ = unist_file(tmp_path, X_val=[[[[[1.0, 2.0], [3.0]]]], []])
     refuses(ragged, "`X_val[0]`", "ragged", protocol="unist")
-    short, _ = unist(tmp_path, timestamps={"train": [[0] * 12], "val": [[0] * 12], "test": [[0] * 12]})
+    short, _ = unist_file(tmp_path, timestamps={"train": [[0] * 12], "val": [[0] * 12], "test": [[0] * 12]})
     refuses(short, "timestamps.train", "(1, 12)", "(40, 12)", protocol="unist")
-    holed, _ = unist(
+    holed, _ = unist_file(
         tmp_path,
         X_val=[np.full((2, 12, 4, 3), np.nan).tolist(), []],
         timestamps={
@@ -308,7 +282,7 @@ def test_a_summary_of_a_short_file_names_what_is_lacking(tmp_path: Path, steps: 
 
 
 def test_a_summary_of_unist_windows(tmp_path: Path) -> None:
-    path, _ = unist(tmp_path, form="text")
+    path, _ = unist_file(tmp_path, form="text")
     summary = summarise(DataSpec(path=path))
     assert "protocol: unist" in summary.problems[0]
     assert [(s.name, s.windows, s.steps) for s in summary.segments] == [

@@ -15,6 +15,7 @@ import yaml
 from stlab.cli.options import load_study
 from stlab.execution.noop_variants import refuse_noop_variants
 from stlab.execution.run_study import plan_study
+from tests.support.unist_file import unist_file
 
 FOLDER = Path(__file__).parents[3] / "search_spaces"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
@@ -73,3 +74,20 @@ def test_a_wrong_study_does_not_pass_the_schema() -> None:
     schema = json.loads(SCHEMA.read_text())
     errors = list(jsonschema.validators.validator_for(schema)(schema).iter_errors(study))
     assert errors
+
+
+def test_rows_that_need_a_series_can_be_left_out_for_ready_made_windows(say: Callable[..., Any], tmp_path: Path) -> None:
+    """As the header of st_vfm_table2 says: its other rows are planned on a file of UniST."""
+    path, _ = unist_file(tmp_path)
+    sets = (f"data.path={path}", "data.protocol=unist", "model.backbone=vit_test", "model.weights=random", "model.pad=true")
+    data = [part for value in sets for part in ("--set", value)]
+    refused = say("plan", "st_vfm_table2", *data)
+    assert refused.code == 2
+    assert "period" in refused.err
+    named = yaml.safe_load((FOLDER / "st_vfm_table2.yaml").read_text())["variants"]
+    left_out = [name for name in named if name in ("HA", "HA of the week", "ARIMA") or "period" in name or "UniST" in name]
+    assert len(left_out) == 9
+    answer = say("plan", "st_vfm_table2", *data, *(part for name in left_out for part in ("--set", f"variants.{name}=null")))
+    assert answer.code == 0, answer.err
+    assert answer.out.count("to do") >= 3 * (len(named) - len(left_out))
+    assert "ARIMA" not in answer.out.split("ST-VFM, Table 2")[0]
