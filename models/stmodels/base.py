@@ -29,6 +29,8 @@ class Forecaster(nn.Module):
     criterion: Criterion = staticmethod(mean_absolute)
     """What is minimised of the forecast's errors, in scaled space. ``train.loss`` puts another one in its place."""
 
+    changing_share: float = 0.0
+    """The share of the planned epochs in which the task itself changes (see :meth:`progresses`). ``train.patience`` counts from its end."""
     stage = ""
     """The stage of the training that the model is in; empty for the one that the study describes, and for every forecast."""
     stored: frozenset[str] | None = None

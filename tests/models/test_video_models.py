@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from stmodels.layers.padding import cropped, padded
 from stmodels.types import Batch
 from stmodels.video.blocks import Block, GatedAttention, TemporalAttention
 from stmodels.video.mau import MAUCell
+from stmodels.video.mim import MIMBlock
 from stmodels.video.predrnn import PredRNN
 from stmodels.video.recurrent_config import MAUConfig
 from stmodels.video.simvp import change_divergence
@@ -249,6 +252,70 @@ def test_at_the_first_frame_mim_has_no_difference() -> None:
     after = model(batch)
     assert torch.equal(before.aux["known"][:, 0], after.aux["known"][:, 0])
     assert not torch.allclose(before.aux["known"][:, 1], after.aux["known"][:, 1])
+
+
+def test_a_block_of_mim_is_its_equations() -> None:
+    torch.manual_seed(0)
+    block = MIMBlock(4, 3, (5, 6)).double()
+    unit = block.stationary
+    for peephole in (unit.peephole_i, unit.peephole_f, unit.peephole_o):
+        nn.init.normal_(peephole)
+    x, d, h, c, s, m = torch.randn(6, 2, 4, 5, 6, dtype=torch.float64).unbind(0)
+
+    def maps(of: Tensor, conv: nn.Module, count: int) -> tuple[Tensor, ...]:
+        return F.conv2d(of, conv.weight, padding=1).chunk(count, dim=1)
+
+    i_u, g_u, f_u, o_u = (a + b for a, b in zip(maps(d, unit.from_x, 4), maps(c, unit.from_h, 4), strict=True))
+    s_next = torch.sigmoid(f_u + unit.peephole_f * s + 1) * s + torch.sigmoid(i_u + unit.peephole_i * s) * torch.tanh(g_u)
+    kept = torch.sigmoid(o_u + unit.peephole_o * s_next) * torch.tanh(s_next)
+    i_x, g_x, f_x, o_x = maps(x, block.from_x, 4)
+    i_h, g_h, o_h = maps(h, block.from_h, 3)
+    i_m, g_m, f_m, o_m = maps(m, block.from_m, 4)
+    m_next = torch.sigmoid(f_x + f_m + 1) * m + torch.sigmoid(i_x + i_m) * torch.tanh(g_x + g_m)
+    c_next = kept + torch.sigmoid(i_x + i_h) * torch.tanh(g_x + g_h)
+    h_next = torch.sigmoid(o_x + o_h + o_m) * torch.tanh(F.conv2d(torch.cat([c_next, m_next], dim=1), block.mix.weight))
+    for found, wanted in zip(block(x, d, h, c, s, m), (h_next, c_next, s_next, m_next), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_difference_units_of_mim_read_the_change_and_then_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = grid_info()
+    model, batch = small("mim", info, layers=3), windows(info)
+    states, read, given = [], [], []
+    first = model.first.forward
+
+    def recorded(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = first(*inputs)
+        states.append(found[0])
+        return found
+
+    monkeypatch.setattr(model.first, "forward", recorded)
+    for unit in model.differences:
+        whole = unit.forward
+
+        def spied(x: Tensor, h: Tensor, c: Tensor, whole: Callable[..., tuple[Tensor, Tensor]] = whole) -> tuple[Tensor, Tensor]:
+            found = whole(x, h, c)
+            read.append(x)
+            given.append(found[0])
+            return found
+
+        monkeypatch.setattr(unit, "forward", spied)
+    value(model, batch)
+    for t in range(1, 11):  # the first frame has no difference
+        assert torch.equal(read[2 * (t - 1)], states[t] - states[t - 1])
+        assert torch.equal(read[2 * t - 1], given[2 * (t - 1)])
+
+
+def test_frames_are_sampled_for_each_window_by_itself() -> None:
+    info = grid_info((1, 4, 4))
+    model, batch = small("predrnn", info).train(), windows(info, 64)
+    model.progresses(0.25)
+    torch.manual_seed(0)
+    own, truth = torch.zeros(64, 1, 4, 4), torch.ones(64, 6, 1, 4, 4)
+    taken = model._sampled(own, truth, None, 0)
+    assert batch.target.shape[0] == 64
+    assert taken.flatten(1).std(1).max() == 0, "a frame is true or forecast as a whole"
+    assert 16 < taken[:, 0, 0, 0].sum() < 48
 
 
 def test_mim_needs_two_frames() -> None:

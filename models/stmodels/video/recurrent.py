@@ -33,7 +33,8 @@ class FrameByFrame(Forecaster):
         """``multiple``: both sides of a frame are made multiples of it."""
         super().__init__()
         config.check(info)
-        self.info, self.multiple, self.sampling_share = info, multiple, config.sampling_share
+        self.info, self.multiple = info, multiple
+        self.sampling_share = self.changing_share = config.sampling_share
         self.register_buffer("truth_probability", torch.tensor(float(config.sampling_share > 0)), persistent=False)
 
     def progresses(self, share: float) -> None:

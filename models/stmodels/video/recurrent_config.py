@@ -31,7 +31,7 @@ class RecurrentConfig(GridConfig):
     """Cells that a convolution sees along each axis."""
     sampling_share: float = 0.5
     """The probability that a frame is a true one falls from 1 to 0 within this share of `train.max_epochs`. With 0 the model reads its own
-    forecasts from the start. A training that `train.patience` ends earlier has read true frames to its end."""
+    forecasts from the start. `train.patience` counts from the end of it."""
 
     def __post_init__(self) -> None:
         self.check_at_least(1, "width", "layers", "kernel")

@@ -170,7 +170,8 @@ class Loop:
         epoch, train = self.progress.epoch, self.train
         if self.progress.decay_from:
             return epoch < self.progress.decay_from + train.decay_epochs
-        waits_since = max(self.progress.best_epoch, curriculum_end(train, self.setup.dataset.info.horizon))
+        changes_until = math.ceil(self.setup.model.changing_share * train.max_epochs)
+        waits_since = max(self.progress.best_epoch, changes_until, curriculum_end(train, self.setup.dataset.info.horizon))
         return epoch < train.max_epochs and epoch - waits_since < train.patience
 
     def _begins_decay(self) -> bool:

@@ -217,3 +217,17 @@ def test_the_engine_says_how_far_training_is(
     assert run_trial(trial, {}, directory, test=False, stop=lambda: next(asked)) is TrialStatus.STARTED
     assert run_trial(trial, {}, directory, test=False) is TrialStatus.FINISHED
     assert heard == straight
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.0, 2), (0.5, 5)])
+def test_patience_waits_until_the_task_has_settled(
+    make_trial: MakeTrial, directory: TrialDirectory, share: float, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No epoch of eight is better than the first."""
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"rmse": 1.0, "mae": 1.0})
+    trial = make_trial(
+        model={"name": "predrnn", "width": 4, "layers": 1, "kernel": 3, "sampling_share": share},
+        max_epochs=8, warmup_epochs=0, patience=1,
+    )  # fmt: skip
+    assert run_trial(trial, {}, directory, test=False) is TrialStatus.FINISHED
+    assert len(directory.read_epochs()) == epochs
