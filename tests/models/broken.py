@@ -20,6 +20,7 @@ class LinearConfig(ModelConfig):
     """Each step of the forecast is a weighted sum of the steps of the history."""
 
     MODEL = "Linear"
+    FAMILIES = ("sensors", "grid")
     PARAMETERS: ClassVar[int | None] = None
 
     name: str = "linear"

@@ -21,7 +21,7 @@ class RecurrentConfig(GridConfig):
     from the model's own later on (scheduled sampling, Bengio et al. 2015).
     """
 
-    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "layers": 2, "kernel": 3}
+    SMALL: ClassVar[Mapping[str, Any]] = {"width": 8, "layers": 1, "kernel": 3}
 
     width: int = 64
     """D, channels of every state. The papers take 128, for grids of 32×32 and larger images."""
@@ -84,6 +84,7 @@ class MIMConfig(FoldedConfig):
     MODEL = "stmodels.video.mim:MIM"
     PAPER = "arXiv 1811.07490"
     PARAMETERS = 9_418_752
+    SMALL: ClassVar[Mapping[str, Any]] = {**FoldedConfig.SMALL, "layers": 2}
 
     name: Literal["mim"] = "mim"
     """The model."""

@@ -22,11 +22,12 @@ from stlab.training.loop import Loop
 from stlab.training.schedule import learning_rate
 from stlab.training.setup import TrainingSetup
 from stlab.training.step_log import NonFiniteLoss
+from stmodels.base import Forecaster
 from stmodels.rng import permutation
 from stmodels.types import Batch, Forecast
 
 
-class Linear(nn.Module):
+class Linear(Forecaster):
     """Every reading ahead is one linear map of the same cell's history: (P → Q), no bias; and a loss that can break."""
 
     def __init__(self, break_at: int | None = None) -> None:
