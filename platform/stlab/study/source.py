@@ -229,8 +229,18 @@ def _apply(override: Override, data: dict[str, Any]) -> None:
             if _dotted(written) == keys[2] or _dotted(written).startswith(f"{keys[2]}."):
                 _remove(variant, written)
         variant[keys[2]] = override.value
+    elif keys[0] == "variants" and len(keys) == 2 and override.value is None:
+        _leave_out(str(keys[1]), data)
     else:
         _mapping_at(data, keys[:-1], override)[keys[-1]] = override.value
+
+
+def _leave_out(variant: str, data: dict[str, Any]) -> None:
+    """Take a row out of the study, and its place in a paper's table with it."""
+    rows = (data.get("paper") or {}).get("rows") if isinstance(data.get("paper"), dict) else None
+    for names in (data.get("variants"), rows):
+        if isinstance(names, dict):
+            names.pop(variant, None)
 
 
 def _mapping_at(data: dict[str, Any], keys: Sequence[str], override: Override) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from stlab.study.search_spec import Distribution, Objective, SearchSpec, conditions_first
 from stlab.study.sections import FAMILY_DEFAULTS, DataSpec, Family, ResourcesSpec, Spec, TrainSpec
@@ -115,19 +115,6 @@ class StudySpec(Spec):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"a seed appears twice in {seeds}; each is trained once")
         return seeds
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_rows_that_are_null(cls, study: Any) -> Any:
-        """`variants.NAME: null` leaves a row out, and its place in a paper's table with it."""
-        variants = study.get("variants") if isinstance(study, dict) else None
-        if not isinstance(variants, dict) or None not in variants.values():
-            return study
-        left = {name: fields for name, fields in variants.items() if fields is not None}
-        paper = study.get("paper")
-        if isinstance(paper, dict) and isinstance(paper.get("rows"), dict):
-            paper = {**paper, "rows": {name: row for name, row in paper["rows"].items() if variants.get(name, "kept") is not None}}
-        return {**study, "variants": left, **({} if paper is None else {"paper": paper})}
 
     @field_validator("variants")
     @classmethod
