@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-import stlab
+import stlab.api
 from stlab import catalog, model_files
 from stlab.cli.options import extended
 from stlab.errors import ModelError, UserError
