@@ -28,17 +28,13 @@ class GridConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramesConfig(GridConfig):
+class InputsConfig(GridConfig):
     """Base of the configurations of models whose papers read frames of this hour, of the same hour of earlier days, and the calendar."""
 
     inputs: Literal["window", "calendar", "period"] = "window"
     """`window`: the history alone; `calendar`: also hour and weekday; `period`: also the train segment's means by slot of the week, of the
     history and of the steps ahead, in the place of the frames of earlier days and weeks. A train window's own readings are in the means of
     the steps ahead, so that these look a little better in training than they are."""
-    multi_step: Literal["direct", "recursive"] = "direct"
-    """`direct`: all steps at once; `recursive`: one step at a time, each forecast being the newest frame for the next."""
-    output: Literal["linear", "tanh"] = "linear"
-    """`tanh`, as in the original, keeps a forecast within the range of the train segment."""
 
     def needs(self) -> tuple[str, ...]:
         return {"window": (), "calendar": ("calendar",), "period": ("calendar", "season")}[self.inputs]
@@ -50,10 +46,6 @@ class FramesConfig(GridConfig):
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
         return {} if self.inputs == "window" else {self.inputs: {"model.inputs": "window"}}
 
-    def steps(self, info: SeriesInfo) -> int:
-        """The number of steps that one pass forecasts."""
-        return info.horizon if self.multi_step == "direct" else 1
-
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if this model cannot run on that data."""
         super().check(info)
@@ -64,3 +56,17 @@ class FramesConfig(GridConfig):
                 f"model.inputs={self.inputs} reads hour and weekday, and this data has no timestamps: add the array `timestamps`, or set "
                 "model.inputs=window"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesConfig(InputsConfig):
+    """Base of the configurations of those whose originals forecast one step."""
+
+    multi_step: Literal["direct", "recursive"] = "direct"
+    """`direct`: all steps at once; `recursive`: one step at a time, each forecast being the newest frame for the next."""
+    output: Literal["linear", "tanh"] = "linear"
+    """`tanh`, as in the original, keeps a forecast within the range of the train segment."""
+
+    def steps(self, info: SeriesInfo) -> int:
+        """The number of steps that one pass forecasts."""
+        return info.horizon if self.multi_step == "direct" else 1

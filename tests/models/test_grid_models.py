@@ -266,7 +266,7 @@ def test_the_gate_of_acfm_weighs_both_streams() -> None:
     info = grid_info()
     model, batch = small("acfm", info, inputs="period"), windows(info)
     assert model.gate is not None
-    gates = model.gate(model._calendar(batch.target_slot))
+    gates = model.gate(model.calendar_of(batch.target_slot, batch.history))
     assert gates.min() > 0
     assert gates.max() < 1
     nn.init.zeros_(model.gate[2].weight)

@@ -85,7 +85,7 @@ class UniSTConfig(GridConfig):
     @property
     def reads_period(self) -> bool:
         """Whether there is a prompt of the period."""
-        return self.prompt != "none" and "p" in self.prompt
+        return "p" in self.prompt
 
     def needs(self) -> tuple[str, ...]:
         return ("calendar", "season") if self.reads_period and self.period == "season" else ("calendar",)
@@ -97,7 +97,7 @@ class UniSTConfig(GridConfig):
         """Dotted fields that cannot change a number under this configuration."""
         unread = set() if self.reads_period and self.period == "days" else {"model.days"}
         unread |= set() if self.reads_period else {"model.period"}
-        unread |= set() if set(self.prompt) & set(PROMPTS) and self.prompt != "none" else {"model.memory"}
+        unread |= {"model.memory"} if self.prompt == "none" else set()
         return unread | (set() if self.pretrain_epochs else {"model.pretrain_lr", "model.mask_ratio"})
 
     def past(self, info: SeriesInfo) -> int:

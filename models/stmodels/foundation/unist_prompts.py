@@ -52,7 +52,7 @@ class PromptNetwork(nn.Module):
     def __init__(self, config: UniSTConfig, frames: int, patch: int) -> None:
         """``frames``: P·c, the number of frames of the history side by side."""
         super().__init__()
-        width, letters = config.width, "" if config.prompt == "none" else config.prompt
+        width, letters = config.width, config.prompt
         self.time_memory = Memory(config.memory, width) if set(letters) & set("pc") else None
         self.closeness = EncoderLayer(width, 4, width, config.dropout, "relu") if "c" in letters else None
         self.period = EncoderLayer(width, 4, width, config.dropout, "relu") if "p" in letters else None

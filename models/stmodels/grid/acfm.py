@@ -8,16 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stmodels.base import Forecaster
 from stmodels.grid.acfm_config import ACFMConfig
-from stmodels.grid.frames import frame_slots, season_frames
-from stmodels.layers.calendar import one_hot_calendar
+from stmodels.grid.frames import FramesForecaster, frame_slots, season_frames
 from stmodels.layers.conv_lstm import PeepholeLSTM
 from stmodels.layers.linear import Linear
-from stmodels.layers.losses import mean_squared
-from stmodels.layers.multi_step import fed_back
 from stmodels.layers.residual import ResidualUnit, conv3x3
-from stmodels.types import Batch, Forecast, SeriesInfo
+from stmodels.types import Batch, SeriesInfo
 
 
 class Features(nn.Module):
@@ -77,7 +73,7 @@ def _read(cell: PeepholeLSTM, frames: Tensor, dropout: nn.Module) -> Tensor:
     return torch.stack(states, dim=1)
 
 
-class ACFM(Forecaster):
+class ACFM(FramesForecaster):
     """A stream reads the window; with ``inputs: period`` another reads the season, and a gate weighs both by the time of the step ahead.
 
     Features and the first ConvLSTM are shared by both. Unlike public code, attention sees all features of its own frame.
@@ -86,43 +82,31 @@ class ACFM(Forecaster):
         ConfigError: the configuration does not fit the data.
     """
 
-    criterion = staticmethod(mean_squared)
-
     def __init__(self, config: ACFMConfig, info: SeriesInfo) -> None:
-        super().__init__()
-        config.check(info)
-        self.config, self.info, self.steps = config, info, config.steps(info)
+        super().__init__(config, info)
         outputs = self.steps * info.channels
         self.features = Features(config, info)
         self.recurrent = PeepholeLSTM(config.width, config.width, 3, info.shape[1:], forget_bias=None)
         self.dropout = nn.Dropout2d(config.dropout)
         self.closeness = Stream(config, info, info.history, outputs)
         self.period = self.gate = None
-        if config.inputs == "period" and info.slots_per_day is not None:
+        if config.inputs == "period" and self.slots_per_day is not None:
             self.period = Stream(config, info, info.history + self.steps, outputs)
-            hidden = Linear(info.slots_per_day + 7, config.gate_width)
+            hidden = Linear(self.slots_per_day + 7, config.gate_width)
             self.gate = nn.Sequential(hidden, nn.SELU(), Linear(config.gate_width, 1), nn.Sigmoid())
 
-    def forward(self, batch: Batch) -> Forecast:
-        return Forecast(fed_back(lambda history, known: self._ahead(history, known, batch), batch.history, self.info.horizon))
-
-    def _ahead(self, history: Tensor, known: int, batch: Batch) -> Tensor:
-        """(B, P, C, H, W) and the number of steps forecast before → (B, q, C, H, W)."""
+    def ahead(self, history: Tensor, known: int, batch: Batch) -> Tensor:
         slots = frame_slots(batch, known, self.steps)
         past = None if slots is None else slots[:, : history.shape[1]]
         ahead = self._stream(self.closeness, history, past)
         if self.period is not None and self.gate is not None:
             season = self._stream(self.period, season_frames(batch, known, self.steps), slots)
-            g = self.gate(self._calendar(slots)[:, history.shape[1] :])[..., None, None]  # (B, q, 1, 1, 1)
+            g = self.gate(self.calendar_of(slots, history)[:, history.shape[1] :])[..., None, None]  # (B, q, 1, 1, 1)
             ahead = g * ahead + (1 - g) * season
-        return ahead.tanh() if self.config.output == "tanh" else ahead
+        return ahead
 
     def _stream(self, stream: Stream, frames: Tensor, slots: Tensor | None) -> Tensor:
-        calendar = None if self.config.inputs == "window" else self._calendar(slots).flatten(0, 1)
+        calendar = None if self.slots_per_day is None else self.calendar_of(slots, frames).flatten(0, 1)
         features = self.features(frames.flatten(0, 1), calendar).unflatten(0, frames.shape[:2])
         ahead = stream(features, _read(self.recurrent, features, self.dropout))
         return ahead.unflatten(1, (self.steps, -1))
-
-    def _calendar(self, slots: Tensor | None) -> Tensor:
-        assert self.info.slots_per_day is not None
-        return one_hot_calendar(slots, self.info.slots_per_day, self.closeness.readout.weight.dtype)

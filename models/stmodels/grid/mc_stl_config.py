@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from stmodels.grids import GridConfig
-
-if TYPE_CHECKING:
-    from stmodels.types import SeriesInfo
+from stmodels.grids import InputsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MCSTLConfig(GridConfig):
+class MCSTLConfig(InputsConfig):
     """Configuration of MC-STL, without its pre-training: a branch of spatial and of channel tokens, and one of patches and their graph.
 
     Unlike the other models of one step it gives all steps at once, and its output is linear. It grows with the square of the grid.
@@ -50,19 +47,3 @@ class MCSTLConfig(GridConfig):
         self.check_share("dropout")
         self.check_at_least(0, "beta")
         self.check_heads("width", "heads")
-
-    def needs(self) -> tuple[str, ...]:
-        return ("calendar", "season") if self.inputs == "period" else ()
-
-    def information(self) -> Literal["window", "calendar", "period"]:
-        return self.inputs
-
-    def components(self) -> dict[str, dict[str, Any]]:
-        """The components that an ablation can leave out: component → dotted fields that switch it off."""
-        return {} if self.inputs == "window" else {"period": {"model.inputs": "window"}}
-
-    def check(self, info: SeriesInfo) -> None:
-        """Raise ConfigError if this model cannot run on that data."""
-        super().check(info)
-        if self.inputs == "period":
-            self.check_has_season(info, "inputs")

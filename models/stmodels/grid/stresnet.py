@@ -8,15 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stmodels.base import Forecaster
-from stmodels.grid.frames import season_frames
+from stmodels.grid.frames import FramesForecaster, season_frames
 from stmodels.grid.stresnet_config import STResNetConfig
-from stmodels.layers.calendar import one_hot_calendar
 from stmodels.layers.linear import Linear
-from stmodels.layers.losses import mean_squared
-from stmodels.layers.multi_step import fed_back
 from stmodels.layers.residual import ResidualUnit, conv3x3
-from stmodels.types import Batch, Forecast, SeriesInfo
+from stmodels.types import Batch, SeriesInfo
 
 
 class Branch(nn.Sequential):
@@ -55,38 +51,29 @@ class External(nn.Module):
         return self.readout(self.hidden(calendar).relu()).relu().unflatten(-1, self.shape)
 
 
-class STResNet(Forecaster):
+class STResNet(FramesForecaster):
     """A branch for the window, one for the season with ``inputs: period``, merged cell by cell; the calendar is added.
 
     Raises:
         ConfigError: the configuration does not fit the data.
     """
 
-    criterion = staticmethod(mean_squared)
-
     def __init__(self, config: STResNetConfig, info: SeriesInfo) -> None:
-        super().__init__()
-        config.check(info)
-        self.config, self.info, self.steps = config, info, config.steps(info)
+        super().__init__(config, info)
         width, units, outputs = config.width, config.depth(info), self.steps * info.channels
         self.closeness = Branch(info.history * info.channels, width, units, outputs)
         is_period = config.inputs == "period"
         self.period = Branch((info.history + self.steps) * info.channels, width, units, outputs) if is_period else None
         self.fusion = Fusion(1 + is_period, (outputs, *info.shape[1:]))
-        slots = info.slots_per_day if config.inputs != "window" else None
+        slots = self.slots_per_day
         self.external = None if slots is None else External(slots, config.calendar_width, info.shape)
 
-    def forward(self, batch: Batch) -> Forecast:
-        return Forecast(fed_back(lambda history, known: self._ahead(history, known, batch), batch.history, self.info.horizon))
-
-    def _ahead(self, history: Tensor, known: int, batch: Batch) -> Tensor:
-        """(B, P, C, H, W) and the number of steps forecast before → (B, q, C, H, W)."""
+    def ahead(self, history: Tensor, known: int, batch: Batch) -> Tensor:
         branches = [self.closeness(history.flatten(1, 2))]
         if self.period is not None:
             branches.append(self.period(season_frames(batch, known, self.steps).flatten(1, 2)))
         ahead = self.fusion(branches).unflatten(1, (self.steps, -1))
         if self.external is not None:
-            assert self.info.slots_per_day is not None
-            calendar = one_hot_calendar(batch.target_slot, self.info.slots_per_day, history.dtype)
+            calendar = self.calendar_of(batch.target_slot, history)
             ahead = ahead + self.external(calendar[:, known : known + self.steps])
-        return ahead.tanh() if self.config.output == "tanh" else ahead
+        return ahead
