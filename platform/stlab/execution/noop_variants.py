@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from stlab.execution.models import build_model, threads_of
 from stlab.study.plan import Plan, PlannedTrial
 from stlab.study.spec import TrialSpec
 from stlab.training.loss import training_loss
+from stlab.training.step import trainable
 from stlab.training.trial import dataset_for
 from stmodels.base import Forecaster
 from stmodels.rng import initialise, named_seed, seeded
@@ -83,11 +85,13 @@ def _trained_alike(one: TrialSpec, other: TrialSpec) -> bool:
 
 
 def effect_of_trial(spec: TrialSpec) -> Effect:
-    """Build a trial's model, draw its weights, and let it forecast a few train windows."""
+    """Build a trial's model, draw its weights, and let it forecast a few train windows. A model without weights is fitted first."""
     model = build_model(spec)
     initialise(model, spec.seed)
     config, dataset = create_config(spec.model), dataset_for(spec.data)
     windows = dataset.windows("train", past=config.past(dataset.info))
+    if not trainable(model):
+        model.fit(windows)
     batch = windows.gather(torch.linspace(0, len(windows) - 1, min(_WINDOWS, len(windows))).long())
     return effect_of(model, batch, config.loss_weights(), spec.seed)
 
@@ -99,7 +103,9 @@ def effect_of(model: Forecaster, batch: Batch, weights: Mapping[str, float], see
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed(seed, "switches"))  # dropout draws alike
         model.train()
-        training_loss(model.loss_terms(model(batch), batch), weights).backward()  # type: ignore[no-untyped-call]
+        loss = training_loss(model.loss_terms(model(batch), batch), weights)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
     return Effect(
         {name: parameter.shape for name, parameter in model.named_parameters()},
         forecast,
@@ -127,16 +133,13 @@ def looks_same(one: Effect, other: Effect) -> bool:
     """Whether two models have the same parameters, forecasts and gradients, up to rounding."""
     if one.parameters != other.parameters or one.gradients.keys() != other.gradients.keys():
         return False
-    names = list(one.gradients)
-    return _close([one.forecast, one.moved], [other.forecast, other.moved]) and _close(
-        [one.gradients[name] for name in names], [other.gradients[name] for name in names]
-    )
+    gradients = [(gradient, other.gradients[name]) for name, gradient in one.gradients.items()]
+    return _close([(one.forecast, other.forecast), (one.moved, other.moved)]) and _close(gradients)
 
 
-def _close(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    apart = torch.stack([(a.double() - b.double()).norm() for a, b in zip(one, other, strict=True)]).norm()
-    size = torch.stack([a.double().norm() for a in one]).norm()
-    return bool(apart <= _ROUNDING * size)
+def _close(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    apart = math.hypot(*(float((a.double() - b.double()).norm()) for a, b in pairs))
+    return apart <= _ROUNDING * math.hypot(*(float(a.double().norm()) for a, _ in pairs))
 
 
 def _message(one: PlannedTrial, other: PlannedTrial) -> str:

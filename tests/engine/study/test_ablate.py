@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stlab import catalog
@@ -199,6 +200,15 @@ variants:
   patience: {train.patience: 3}
 """
     refuse_noop_variants(on_grid(small_grid, variants))
+
+
+def test_models_that_are_fitted_are_compared_by_their_fits(small_grid: Path, tmp_path: Path) -> None:
+    rows = "variants:\n  of the day: {model: {name: ha, over: day}}\n  of the week: {model: {name: ha, over: week}}\n"
+    refuse_noop_variants(on_grid(small_grid, rows))
+    with np.load(small_grid) as file:
+        np.savez(tmp_path / "alike.npz", data=file["data"][np.arange(240) % 24], timestamps=file["timestamps"])
+    with pytest.raises(StudyError, match=r"variants\.of the week: changes nothing against 'of the day'"):
+        refuse_noop_variants(on_grid(tmp_path / "alike.npz", rows))
 
 
 def test_a_switch_that_works_somewhere_along_an_axis_passes(small_grid: Path) -> None:

@@ -57,14 +57,18 @@ def test_both_studies_train_the_comparison_models_alike(table: str, alone: str, 
     assert {name: in_table[name] for name in shared} == {name: by_themselves[name] for name in shared}
 
 
-@pytest.mark.parametrize("name", ["st_vfm_ablation", "st_vfm_extended", "st_vlm_ablation", "demo"])
+@pytest.mark.parametrize("name", ["st_vfm_ablation", "st_vfm_extended", "st_vlm_ablation", "demo", "grid_baselines", "node_baselines"])
 def test_no_row_of_a_shipped_study_is_without_effect(name: str, grid: dict[str, np.ndarray], tmp_path: Path) -> None:
     """Every variant, unmodified, is let train, beside the tiny backbones. Four weeks of hours are the data."""
     steps = 28 * 24
     times = grid["timestamps"][0] + np.arange(steps) * np.timedelta64(3600, "s")
     np.savez(tmp_path / "grid.npz", data=np.random.default_rng(0).poisson(9, (steps, 2, 4, 4)).astype(np.float32), timestamps=times)
-    backbone = "vilt_test" if name.startswith("st_vlm") else "vit_test"
-    sets = [f"model.backbone={backbone}", "model.weights=random", f"data.path={tmp_path / 'grid.npz'}"]
+    backbones = {"model.backbone": "vilt_test" if name.startswith("st_vlm") else "vit_test", "model.weights": "random"}
+    if name.endswith("_baselines"):
+        readers = ["ST-LLM"] if name.startswith("grid") else ["OFA", "STGLLM", "STLLM", "STD-PLM"]
+        gpt2 = {"model.backbone": "gpt2_test", "model.weights": "random"}
+        backbones = {f"variants.{reader}.{field}": value for reader in readers for field, value in gpt2.items()}
+    sets = [f"{field}={value}" for field, value in {**backbones, "data.path": tmp_path / "grid.npz"}.items()]
     refuse_noop_variants(plan_study(*load_study(name, sets)))
 
 
