@@ -21,8 +21,8 @@ KEEPS_NUMBERS: Final = "another value cannot change a number, so the field is no
 KEEPS_COST: Final = "another value does not change the time that a step takes"
 READ_BY_SOME: Final = "only some models read what it makes of the data, and it is part of the ids of their trials alone, by its content"
 
-PARTS: Final = ("network", "inputs")
-"""What only some models read of the data: the network of the sensors, and further channels."""
+PARTS: Final = ("network", "inputs", "pretrain")
+"""What only some models read of the data: the network of the sensors, further channels, and the data sets of a pre-training."""
 
 
 def marked(owner: type[Any], mark: str) -> frozenset[str]:
@@ -45,6 +45,9 @@ class Stage:
     epochs: int
     train: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the section ``train`` that differ from the study's: ``lr``, ``batch_size``, …"""
+    reads_pretrain: bool = False
+    """Whether its windows are those of ``data.pretrain`` where a study names data sets there. A batch is of one set then, and its grid,
+    or its number of nodes and channels, may be another than that of the forecasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,8 @@ class ModelConfig:
 
     def reads(self) -> tuple[str, ...]:
         """Of ``PARTS``, what the numbers depend on where the data have it. It is then part of a trial's id."""
-        return tuple(part for part in PARTS if part in self.needs())
+        read = {*self.needs(), *("pretrain" for stage in self.stages() if stage.reads_pretrain)}
+        return tuple(part for part in PARTS if part in read)
 
     def information(self) -> Literal["window", "calendar", "period"]:
         """What a forecast may know beside the network: the ``window`` alone, the ``calendar`` too, or also a ``period``, which is readings
@@ -156,6 +160,10 @@ class ModelConfig:
 
     def check(self, info: SeriesInfo) -> None:
         """Raise ConfigError if the model cannot run on that data."""
+
+    def check_pretraining(self, info: SeriesInfo, other: SeriesInfo) -> None:
+        """Raise ConfigError if a model of data like ``info`` cannot be pre-trained on data like ``other``."""
+        self.check(other)
 
     def check_has_season(self, info: SeriesInfo, field: str) -> None:
         """Raise ConfigError if the data have no means by slot of the week, which a value of ``field`` asks for."""

@@ -282,11 +282,12 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     trial = {**trial, "model": {**trial["model"], "name": relocated(trial["model"]["name"], store)}}
     if not _is_code_of_now(trial):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
-    spec = DataSpec(**trial["data"])
+    spec = DataSpec(**{**trial["data"], "pretrain": ()})  # a forecast needs nothing of what the model was pre-trained on
     dataset = dataset_for(spec)
     if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
         raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")
-    if changed := dataset.changed_parts(recorded_parts(trial)):
+    read_now = {part: sha256 for part, sha256 in recorded_parts(trial).items() if part != "pretrain"}
+    if changed := dataset.changed_parts(read_now):
         raise DataError(f"{spec.path}: its {changed[0]} are not what trial {trial_id} was trained on.")
     config = create_config(trial["model"])
     if past := config.past(dataset.info):

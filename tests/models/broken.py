@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stmodels.base import Forecaster, TrainWindows
-from stmodels.config import ModelConfig
+from stmodels.config import ModelConfig, Stage
 from stmodels.errors import ConfigError
 from stmodels.layers.losses import mean_squared
 from stmodels.types import Batch, Forecast, SeriesInfo
@@ -36,7 +36,11 @@ class LinearConfig(ModelConfig):
         for part in ("network", "inputs"):
             if self.breaks in (f"{part}: unread", f"nothing, and reads the {part}"):
                 return (part,)
-        return ()
+        return super().reads()
+
+    def stages(self) -> tuple[Stage, ...]:
+        pretrains = "pretrain" in self.breaks
+        return (Stage("first", 1, reads_pretrain=True),) if pretrains else ()
 
     def check(self, info: SeriesInfo) -> None:
         if info.history % 2 and self.breaks != "odd sizes":
@@ -83,6 +87,8 @@ class Linear(Forecaster):
         self.series = windows.series if self.breaks == "no future: series" else None
 
     def forward(self, batch: Batch) -> Forecast:
+        if self.breaks == "pretraining":
+            batch = batch._replace(history=batch.history.reshape(-1, self.info.history, *self.info.shape))
         value = torch.einsum("qp,bp...->bq...", self.weight, batch.history)
         if "network" in self.breaks and self.breaks != "network: unread" and self.info.adjacency is not None:
             value = value + 0.1 * torch.einsum("nm,bqmc->bqnc", self.info.adjacency, value)

@@ -208,3 +208,16 @@ def test_a_shift_of_a_week_changes_nothing_and_one_of_an_hour_does() -> None:
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises((ConfigError, ModelError), match=words):
         made(**fields)
+
+
+def test_another_grid_is_read_in_the_first_stage_as_by_a_model_made_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unist, "draw", the_future)
+    other = grid_info((3, 10, 5))
+    model, made_for_it = made(prompt="none"), made(other, prompt="none")
+    made_for_it.load_state_dict(model.state_dict())
+    batch = windows(other)
+    for one in (model, made_for_it):
+        one.begin("pretrain")
+    found = value(model, batch)
+    assert found.shape == (len(batch.start), 12, 3, 10, 5)
+    assert torch.equal(found, value(made_for_it, batch))

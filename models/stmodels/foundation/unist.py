@@ -54,9 +54,10 @@ def _blocks(width: int, heads: int, count: int) -> nn.Sequential:
 class UniST(Forecaster):
     """Frames are cut into space-time patches. Only visible ones are encoded; the decoder fills in the hidden ones.
 
-    In the stage ``pretrain`` patches are hidden by one of four masks a batch, and the loss is that of the hidden ones. In the training the
-    future is hidden, the prompts are added to its empty tokens before the decoder, and all weights are trained. What lies before the
-    history (``batch.past``) is read by the prompt of the period alone.
+    In the stage ``pretrain`` patches are hidden by one of four masks a batch, and the loss is that of the hidden ones. A batch may have
+    another grid there than the forecasts, and another number of channels where these are independent. In the training the future is
+    hidden, the prompts are added to its empty tokens before the decoder, and all weights are trained. What lies before the history
+    (``batch.past``) is read by the prompt of the period alone.
 
     The mask is drawn anew for every part of a batch and by every worker, as dropout is.
 
@@ -72,9 +73,8 @@ class UniST(Forecaster):
         assert info.slots_per_day is not None
         self.config, self.info, width = config, info, config.width
         c, h, w = info.shape
-        s = config.patch
-        self.image = (1 if config.channels == "independent" else c, h + -h % s, w + -w % s)
-        values = config.time_patch * self.image[0] * s**2
+        self.colours = 1 if config.channels == "independent" else c
+        values = config.time_patch * self.colours * config.patch**2
         self.embed = Linear(values, width)
         self.calendar = PatchCalendar(info.slots_per_day, width, config.time_patch)
         self.dropout = nn.Dropout(config.dropout)
@@ -83,9 +83,8 @@ class UniST(Forecaster):
         self.mask_token = nn.Parameter(torch.empty(width))
         self.decoder = _blocks(width, config.decoder_heads, config.decoder_layers)
         self.head = nn.Sequential(Linear(width, width), nn.GELU(), Linear(width, width), nn.GELU(), Linear(width, values))
-        self.prompts = PromptNetwork(config, info.history * self.image[0], s) if config.prompt != "none" else None
-        rows = (info.history + info.horizon) // config.time_patch
-        self.register_buffer("positions", _positions(rows, self.image[1] // s, self.image[2] // s, width), persistent=False)
+        self.prompts = PromptNetwork(config, info.history * self.colours, config.patch) if config.prompt != "none" else None
+        self.register_buffer("positions", self._positions(h, w), persistent=False)
         accelerate(self)
         self.reset_parameters()
 
@@ -139,11 +138,12 @@ class UniST(Forecaster):
         calendar = self._calendar(batch)[:, :, None]  # (M, T', 1, D)
         order = mask.hidden.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)  # the visible ones first
         visible = order[:, : mask.visible, None].expand(-1, -1, tokens.shape[-1])
-        seen = self.encoder((self.dropout(tokens + calendar) + self.positions).flatten(1, 2).gather(1, visible))
+        positions = self._positions_of(batch)
+        seen = self.encoder((self.dropout(tokens + calendar) + positions).flatten(1, 2).gather(1, visible))
         filled = self.to_decoder(seen)
         empty = self.mask_token.to(filled.dtype).expand(len(tokens), order.shape[1], -1)
         whole = empty.scatter(1, visible, filled).unflatten(1, tokens.shape[1:3])
-        place_and_time = (self.positions + calendar).expand_as(whole)
+        place_and_time = (positions + calendar).expand_as(whole)
         return whole + place_and_time, place_and_time
 
     def decoded(self, whole: Tensor) -> Tensor:
@@ -152,7 +152,9 @@ class UniST(Forecaster):
 
     def frames(self, patches: Tensor, batch: Batch) -> Tensor:
         """(M, rows, n, V) → (B, T, C, H, W)."""
-        images = unpatchify(patches, self.config.patch, self.config.time_patch, self.image)
+        s = self.config.patch
+        down, right = self._patches(*batch.history.shape[-2:])
+        images = unpatchify(patches, s, self.config.time_patch, (self.colours, down * s, right * s))
         if self.config.channels == "independent":
             images = images.squeeze(2).unflatten(0, (len(batch.history), -1)).transpose(1, 2)
         return cropped(images, batch.history)
@@ -160,6 +162,20 @@ class UniST(Forecaster):
     @property
     def _future_rows(self) -> int:
         return self.info.horizon // self.config.time_patch
+
+    def _patches(self, height: int, width: int) -> tuple[int, int]:
+        """The number of patches down and to the right of a grid."""
+        return -(-height // self.config.patch), -(-width // self.config.patch)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(T', n, D), for a grid of that size."""
+        rows = (self.info.history + self.info.horizon) // self.config.time_patch
+        return _positions(rows, *self._patches(height, width), self.config.width)
+
+    def _positions_of(self, batch: Batch) -> Tensor:
+        """Those of the batch's grid, which may be another one than that of the forecasts while the model is pre-trained."""
+        height, width = batch.history.shape[-2:]
+        return self.positions if (height, width) == self.info.shape[-2:] else self._positions(height, width).to(self.positions)
 
     def _images(self, frames: Tensor) -> Tensor:
         """(B, T, C, H, W) → (M, T, c, H', W')."""
@@ -171,7 +187,7 @@ class UniST(Forecaster):
         assert batch.history_slot is not None
         assert batch.target_slot is not None
         calendar = self.calendar(torch.cat([batch.history_slot, batch.target_slot], dim=1))
-        return calendar.repeat_interleave(self.info.channels // self.image[0], dim=0)
+        return calendar.repeat_interleave(batch.history.shape[2] // self.colours, dim=0)
 
     def _earlier(self, batch: Batch) -> Tensor | None:
         """The tokens of the frames of earlier days at the time of the forecast, or of the season: (M, K, F, n, D)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from stmodels.config import Stage
@@ -107,9 +107,9 @@ class UniSTConfig(GridConfig):
         return max(0, self.days * (info.slots_per_day or 0) - info.history)
 
     def stages(self) -> tuple[Stage, ...]:
-        """The training on masked patches."""
+        """The training on masked patches, of several data sets where a study names them."""
         train = {"lr": self.pretrain_lr, "schedule": "cosine", "min_lr": 1e-5, "warmup_epochs": min(5, self.pretrain_epochs // 2)}
-        return (Stage("pretrain", self.pretrain_epochs, train),) if self.pretrain_epochs else ()
+        return (Stage("pretrain", self.pretrain_epochs, train, reads_pretrain=True),) if self.pretrain_epochs else ()
 
     def components(self) -> dict[str, dict[str, Any]]:
         """The components that an ablation can leave out: component → dotted fields that switch it off."""
@@ -140,4 +140,12 @@ class UniSTConfig(GridConfig):
             raise ConfigError(
                 f"unist: a day of {info.slots_per_day} steps lies within data.horizon={info.horizon}, so that a reading of a day before is "
                 "not known: set model.period=season"
+            )
+
+    def check_pretraining(self, info: SeriesInfo, other: SeriesInfo) -> None:
+        """Raise ConfigError if a model of data like ``info`` cannot be pre-trained on data like ``other``, where no prompt is read."""
+        replace(self, prompt="none").check(other)
+        if self.channels == "joint" and other.channels != info.channels:
+            raise ConfigError(
+                f"model.channels=joint takes images of {info.channels} channels, and these have {other.channels}: set it to independent"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from stlab.data.dataset import Dataset
@@ -25,6 +26,15 @@ def load_dataset(spec: DataSpec) -> Dataset:
         DataError: the data cannot be used; the message names the file, the array, the index and the remedy.
     """
     content = read_content(spec)
-    if isinstance(content, ReadyWindows):
-        return dataset_from_windows(content, spec)
-    return dataset_from_series(content, spec)
+    made = dataset_from_windows(content, spec) if isinstance(content, ReadyWindows) else dataset_from_series(content, spec)
+    return dataclasses.replace(made, pretrain=tuple(_for_pretraining(path, spec, made) for path in spec.pretrain))
+
+
+def _for_pretraining(path: str, spec: DataSpec, own: Dataset) -> Dataset:
+    """A data set of ``data.pretrain``, cut into windows as the trial's own. What the study says about the trial's own file does not hold
+    for it. It may be the trial's own: that has no more train windows here than the trial has (``data.train_ratio``)."""
+    if path == spec.path:
+        return own
+    of_one_file = ("train_ratio", "start", "step_minutes", "node_ids", "distances", "graph", "inputs", "pretrain")
+    other = load_dataset(spec.model_copy(update={"path": path, **{name: type(spec).model_fields[name].default for name in of_one_file}}))
+    return own if other.sha256 == own.sha256 else other

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +14,7 @@ import torch
 
 from stlab.data.formats.content import CHANNEL_AXIS, SEGMENTS, content_hash
 from stlab.data.inputs import Inputs
+from stlab.data.joint import JointWindows
 from stlab.data.protocol.scaler import Scaler
 from stlab.data.windows import Windows
 from stmodels.types import SeriesInfo
@@ -40,7 +43,11 @@ class TrainReadings:
     """(n,) datetime64[s]."""
 
 
-_IN_WORDS = {"network": "network's edges (data.distances, data.graph)", "inputs": "further channels (data.inputs)"}
+_IN_WORDS = {
+    "network": "network's edges (data.distances, data.graph)",
+    "inputs": "further channels (data.inputs)",
+    "pretrain": "data sets of the pre-training (data.pretrain)",
+}
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,16 @@ class Dataset:
     models read. None without one."""
     inputs: Inputs | None = None
     """Further channels of the sensors (``data.inputs``)."""
+    pretrain: tuple[Dataset, ...] = ()
+    """The data sets of ``data.pretrain``, each split and scaled by itself; the one that holds this may be among them."""
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
         """What only some models read of the data, by name (``PARTS``), with the hash of its content: the network's weights, and the further
-        channels."""
+        channels, and the data sets of a pre-training."""
         network = None if self.info.adjacency is None else content_hash(self.info.adjacency.numpy())
-        found = {"network": network, "inputs": None if self.inputs is None else self.inputs.sha256}
+        inputs = None if self.inputs is None else self.inputs.sha256
+        found = {"network": network, "inputs": inputs, "pretrain": _joint_hash(self.pretrain) if self.pretrain else None}
         return {part: sha256 for part, sha256 in found.items() if sha256 is not None}
 
     def changed_parts(self, recorded: Mapping[str, str]) -> list[str]:
@@ -100,6 +110,17 @@ class Dataset:
         if segment not in SEGMENTS:
             raise ValueError(f"no segment '{segment}'; the segments are {', '.join(SEGMENTS)}")
         return self.source.windows(segment, torch.device(device), past)
+
+    def pretrain_windows(self, device: str | torch.device = "cpu") -> Windows:
+        """The train windows of the data sets of ``data.pretrain``, of which there is one at least."""
+        members = [(other.windows("train", device), other.info.slots_per_day) for other in self.pretrain]
+        return JointWindows(members, self.info.slots_per_day)
+
+
+def _joint_hash(datasets: Sequence[Dataset]) -> str:
+    """Hash of the contents of data sets, of how each is split and scaled, and of what part of it is trained on."""
+    read = [{**other.protocol, "train_steps": other.info.train_steps} for other in datasets]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(

@@ -5,7 +5,9 @@ The data is small enough to stay on the device, so that training needs no loader
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,14 @@ class Windows(ABC):
     @abstractmethod
     def gather(self, index: Tensor) -> Batch:
         """The windows with these numbers, (B,) int64 on the device, as a batch. An index past the end raises IndexError."""
+
+    def batches(self, order: Tensor, size: int) -> Sequence[Tensor]:
+        """Windows by number, in the order of ``order``, as batches of at most ``size``."""
+        return order.split(size)
+
+    def batch_count(self, size: int) -> int:
+        """The number of batches that it takes to see every window once."""
+        return math.ceil(len(self) / size)
 
     def readings(self) -> Readings:
         """The readings of the segment, in order.

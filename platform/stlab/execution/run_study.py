@@ -106,8 +106,10 @@ def data_facts(spec: DataSpec) -> DataFacts:
         DataError: it cannot be used.
     """
     data = dataset_for(spec)
-    leaking = frozenset({"inputs"} if data.inputs is not None and data.inputs.leaks else ())
-    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.parts, leaking)
+    leaks = {"inputs": data.inputs is not None and data.inputs.leaks, "pretrain": any(other.leaks for other in data.pretrain)}
+    leaking = frozenset(part for part, tells in leaks.items() if tells)
+    others = {path: other.info for path, other in zip(spec.pretrain, data.pretrain, strict=True)}
+    return DataFacts(data.name, data.sha256, data.synthetic, data.leaks, data.protocol, data.info, data.parts, leaking, others)
 
 
 @contextlib.contextmanager

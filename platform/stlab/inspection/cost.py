@@ -199,7 +199,7 @@ def _measure(spec: TrialSpec) -> Measured:
     started = _now(device)
     evaluate(step.compiled, dataset, few, plan.batch_size, setup.autocast)
     batch_seconds = (_now(device) - started) / math.ceil(len(few) / plan.batch_size)
-    steps_an_epoch = plan.steps_an_epoch(len(windows))
+    steps_an_epoch = plan.steps_an_epoch(windows)
     return Measured(
         step_seconds,
         steps_an_epoch,

@@ -28,6 +28,7 @@ from stlab.study.plan_checks import (
     ineffective_axes,
     misfits,
     models_of_one_name,
+    pretraining_misfits,
     unknown_reference,
 )
 from stlab.study.resolve import resolve
@@ -55,6 +56,8 @@ class DataFacts:
     """What only some models read of the data, with the hash of its content."""
     leaking_parts: frozenset[str] = frozenset()
     """Those that tell of later readings."""
+    pretrain: Mapping[str, SeriesInfo] = field(default_factory=dict)
+    """Path → the facts for the model of each data set of ``data.pretrain``."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +153,14 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
 
     trials = [_planned(spec, facts_of(spec.data)) for spec in specs]
     first_seed = [spec for spec in specs if spec.seed == study.seeds[0]]
-    problems = [found for spec in first_seed for found in misfits(spec, facts_of(spec.data).info, source)]
+    problems = [found for spec in first_seed for found in _misfits(spec, facts_of(spec.data), source)]
     problems += duplicate_variants(study, trials, source) + ineffective_axes(study, trials, source)
     if problems:
         raise study_error(problems)
 
     baselines, notes = _baselines(study, specs, facts_of, source)
     notes += [f"{path} is {current(path)} now. The old name goes on working." for path in (source.former_paths if source else ())]
-    notes += _inputs_not_read(first_seed)
+    notes += _not_read(first_seed)
     if study.search is not None:
         return Plan(study, tuple(baselines), tuple(notes), tuple(_branches(study, trials, facts_of)))
     return Plan(study, (*baselines, *trials), tuple(notes))
@@ -183,11 +186,19 @@ def _trial_specs(study: StudySpec, source: StudySource | None) -> tuple[list[Tri
     return specs, problems
 
 
-def _inputs_not_read(specs: Sequence[TrialSpec]) -> list[str]:
-    """A note on the models that ignore the further channels of their data."""
+def _misfits(spec: TrialSpec, facts: DataFacts, source: StudySource | None) -> list[Problem]:
+    return misfits(spec, facts.info, source) or pretraining_misfits(spec, facts.info, facts.pretrain, source)
+
+
+def _not_read(specs: Sequence[TrialSpec]) -> list[str]:
+    """Notes on the models that ignore the further channels of their data, and on data sets of a pre-training that nobody reads."""
     models = {short(spec.model["name"]): create_config(spec.model) for spec in specs if set(spec.data.inputs) - {spec.data.channel}}
     ignoring = [name for name, config in models.items() if "inputs" not in config.reads()]
-    return [f"data.inputs: {', '.join(ignoring)} cannot read further channels and forecasts without them."] if ignoring else []
+    notes = [f"data.inputs: {', '.join(ignoring)} cannot read further channels and forecasts without them."] if ignoring else []
+    named = [spec for spec in specs if spec.data.pretrain]
+    if named and not any("pretrain" in create_config(spec.model).reads() for spec in named):
+        notes.append("data.pretrain: no model of this study is pre-trained, so that nobody reads these data sets.")
+    return notes
 
 
 def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

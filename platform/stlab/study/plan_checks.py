@@ -100,6 +100,21 @@ def misfits(spec: TrialSpec, info: SeriesInfo, source: StudySource | None) -> li
     return []
 
 
+def pretraining_misfits(
+    spec: TrialSpec, info: SeriesInfo, others: Mapping[str, SeriesInfo], source: StudySource | None
+) -> list[Problem]:
+    """The reasons why a trial's model cannot be pre-trained on the data sets of ``data.pretrain``; ``others``: path → its facts."""
+    config = create_config(spec.model)
+    found = []
+    for path, other in others.items() if "pretrain" in config.reads() else ():
+        try:
+            config.check_pretraining(info, other)
+        except ConfigError as error:
+            message = f"data.pretrain, {Path(path).name}: {error}"
+            found.append(problem(message, (), source, section="model", variant=spec.variant))
+    return found
+
+
 def _bad_stages(stages: Sequence[Stage], train: TrainSpec) -> Iterator[str]:
     """What is wrong with the stages that a model declares, a sentence each."""
     seen: set[str] = set()

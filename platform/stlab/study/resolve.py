@@ -81,7 +81,8 @@ def _located(section: Any) -> Any:
     """A section whose paths are absolute, since workers have other working directories. A model's becomes plain values."""
     if isinstance(section, DataSpec):
         paths = {"path": section.path, "node_ids": section.node_ids, "distances": section.distances}
-        return section.model_copy(update={name: absolute(path) for name, path in paths.items() if path is not None})
+        update: dict[str, Any] = {name: absolute(path) for name, path in paths.items() if path is not None}
+        return section.model_copy(update={**update, "pretrain": tuple(absolute(path) for path in section.pretrain)})
     if isinstance(section, pydantic.BaseModel):
         return section
     files = section.files()

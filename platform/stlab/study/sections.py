@@ -78,6 +78,10 @@ class DataSpec(Spec):
     graph_neighbours: Annotated[int, READ_BY_SOME] = Field(default=8, ge=1)
     """`graph: correlation`: the number of nodes that each chooses."""
 
+    pretrain: Annotated[tuple[str, ...], READ_BY_SOME] = ()
+    """Paths or URIs of the data sets that a pre-training reads instead of `path`, which may be among them. Each is split and scaled by
+    itself, and its train segment alone is read. Grids and steps may differ. It counts for models that are pre-trained."""
+
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, values: Any) -> Any:
@@ -108,6 +112,13 @@ class DataSpec(Spec):
     def _channels_are_named_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) < len(value):
             raise ValueError(f"{list(value)} names a channel twice. Name each once")
+        return value
+
+    @field_validator("pretrain")
+    @classmethod
+    def _sets_are_named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [path for number, path in enumerate(value) if path in value[:number]]:
+            raise ValueError(f"{twice[0]!r} is named twice. Name each data set once")
         return value
 
     @field_validator("start")

@@ -19,7 +19,7 @@ from stlab.study.source import Key, StudySource
 from stlab.study.spec import DataSpec
 from stlab.submission.models import ModelSources, model_names, model_sources
 
-_DATA_FILES = ("path", "node_ids", "distances")
+_DATA_FILES = ("path", "node_ids", "distances", "pretrain")
 _KEEP_IT_OUT = " Take it out of the URI, and set it in the environment of the cluster's nodes."
 
 

@@ -75,9 +75,9 @@ class BatchPlan:
         """The same batch in another number of parts."""
         return dataclasses.replace(self, parts=parts)
 
-    def steps_an_epoch(self, windows: int) -> int:
-        """Optimiser steps that it takes to see so many windows once."""
-        return math.ceil(windows / self.batch_size)
+    def steps_an_epoch(self, windows: Windows) -> int:
+        """Optimiser steps that it takes to see all windows once."""
+        return windows.batch_count(self.batch_size)
 
     def micro_batches(self, windows: Windows, index: Tensor, horizon: int | None = None) -> list[MicroBatch]:
         """This worker's micro-batches of the global batch that consists of the windows ``index``.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stlab.data import Windows
 from stlab.training.checkpoint import Midway, Progress
 from stlab.training.schedule import decay, learning_rate
 from stlab.training.setup import TrainingSetup
@@ -40,21 +41,21 @@ class EpochInProgress:
     """Seconds that the epoch had taken before it was interrupted."""
 
     @classmethod
-    def begin(cls, setup: TrainingSetup, windows: int, progress: Progress, midway: Midway | None) -> EpochInProgress:
+    def begin(cls, setup: TrainingSetup, windows: Windows, progress: Progress, midway: Midway | None) -> EpochInProgress:
         """Begin the epoch after ``progress``, or go on from ``midway`` in it. Seeds the generators that dropout draws from."""
         started = time.perf_counter()
         number, plan = progress.epoch + 1, setup.batches
-        order = permutation(windows, setup.seed, number).to(setup.device)
+        order = permutation(len(windows), setup.seed, number).to(setup.device)
+        batches = windows.batches(order, plan.batch_size)
         rate = _rate(setup, plan.steps_an_epoch(windows), progress)
         # Seed, epoch and worker determine dropout's random numbers, so they are the same after an interruption.
         name = f"epoch/{number}/{plan.rank}"
         if midway is None:
             torch.manual_seed(named_seed(setup.seed, name))
-            return cls(setup.device, order.split(plan.batch_size), rate, StepLog(progress.step, rate), {}, started, 0.0)
+            return cls(setup.device, batches, rate, StepLog(progress.step, rate), {}, started, 0.0)
         torch.manual_seed(named_seed(setup.seed, f"{name}/{midway.steps}"))
         log = _resumed_log(setup, midway, progress.step, rate)
-        left = order.split(plan.batch_size)[len(log) :]
-        return cls(setup.device, left, rate, log, midway.norms, started, midway.seconds)
+        return cls(setup.device, batches[len(log) :], rate, log, midway.norms, started, midway.seconds)
 
     def add(self, values: StepValues) -> None:
         """Log a step.

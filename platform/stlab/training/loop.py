@@ -110,9 +110,9 @@ class Loop:
     def _epoch(self) -> dict[str, Any]:
         """One pass over the train windows, or over those that are left, and one over the validation windows; the epoch's row."""
         self.setup.model.train()
-        epoch = EpochInProgress.begin(self.setup, len(self.windows), self.progress, self.midway)
+        epoch = EpochInProgress.begin(self.setup, self.windows, self.progress, self.midway)
         self.midway = None
-        steps_an_epoch = self.setup.batches.steps_an_epoch(len(self.windows))
+        steps_an_epoch = self.setup.batches.steps_an_epoch(self.windows)
         with self.watchdog.watching():
             for index in epoch.batches:
                 is_first = len(epoch.log) == 0

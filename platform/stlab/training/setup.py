@@ -35,9 +35,13 @@ class TrainingSetup:
     """``fp32`` or ``bf16``."""
     past: int = 0
     """The number of steps before the history that the model reads."""
+    pretrains: bool = False
+    """Whether the train windows are those of the pre-training (``data.pretrain``)."""
 
     def windows(self, segment: str) -> Windows:
         """The windows of a segment, on the device, as the model reads them."""
+        if segment == "train" and self.pretrains and self.dataset.pretrain:
+            return self.dataset.pretrain_windows(self.device)
         return self.dataset.windows(segment, self.device, self.past)
 
     @property

@@ -156,7 +156,7 @@ class TrialTrainer:
     def _setup_of(self, stage: Stage) -> TrainingSetup:
         train = train_of(stage, self.setup.train)
         batches = BatchPlan.of(train, self.setup.dataset, self.record.parts, self.setup.batches.why_whole)
-        return dataclasses.replace(self.setup, train=train, batches=batches)
+        return dataclasses.replace(self.setup, train=train, batches=batches, pretrains=stage.reads_pretrain)
 
     def has_selected(self, for_test: bool) -> bool:
         """Whether the trial has been trained. For a test, its selected weights must be whole, too.

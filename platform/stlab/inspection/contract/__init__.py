@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "windows apart": forecasts.windows_apart,
     "masks": learning.masks,
     "criterion": learning.criterion,
+    "pretraining": learning.pretraining,
     "bfloat16": learning.bfloat16,
     "micro-batches": learning.micro_batches,
     "resumption": learning.resumption,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stlab.catalog import create_config
 from stlab.errors import first_line
 from stlab.execution.noop_variants import effect_of, looks_same
-from stlab.inspection.contract.subject import NotApplicable, Subject, is_close
+from stlab.inspection.contract.subject import NotApplicable, Subject, is_close, random_batch
 from stlab.training.checkpoint import load_trainable_state, trainable_state
 from stlab.training.step import OptimiserStep
 from stmodels.errors import ConfigError
@@ -60,6 +60,28 @@ def criterion(subject: Subject) -> str | None:
     model.criterion = lambda error, mask: 2 * mean_absolute(error, mask) + 1
     after = subject.comparable_loss(model, batch)
     return "train.loss changes nothing: its loss does not use self.criterion" if is_close(before, after) else None
+
+
+def pretraining(subject: Subject) -> str | None:
+    """A stage that reads ``data.pretrain`` takes batches of another grid, or of other sensors, than those of the forecasts."""
+    stages = [stage.name for stage in subject.config.stages() if stage.reads_pretrain]
+    if not stages:
+        raise NotApplicable("it is not pre-trained on other data sets")
+    info = subject.dataset.info
+    first, *rest = info.shape
+    other = info._replace(shape=(first, *(size + 2 for size in rest)) if info.family == "grid" else (first + 3, *rest), adjacency=None)
+    try:
+        subject.config.check_pretraining(info, other)
+    except ConfigError as error:
+        raise NotApplicable(f"it refuses them: {first_line(error)}") from error
+    model = subject.model().train()
+    for stage in stages:
+        model.begin(stage)
+        try:
+            subject.loss(model, random_batch(other, 2)).backward()  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - whatever a model of somebody raises is what this looks for
+            return f"the stage {stage} fails on {other.family} {other.shape}: {type(error).__name__}: {first_line(error)}"
+    return None
 
 
 def bfloat16(subject: Subject) -> str | None:
