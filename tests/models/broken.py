@@ -94,6 +94,10 @@ class Linear(Forecaster):
             value = value + 0.1 * torch.einsum("nm,bqmc->bqnc", self.info.adjacency, value)
         if self.breaks == "season" and batch.target_season is not None:
             value = value + 0.1 * batch.target_season.mean()
+        if self.breaks == "information: calendar" and batch.target_slot is not None:
+            value = value + 0.1 * self.weight.sum() * batch.target_slot.float().mean()
+        if self.breaks == "information: season" and batch.target_profile is not None:
+            value = value + 0.1 * batch.target_profile
         if "inputs" in self.breaks and self.breaks != "inputs: unread" and batch.history_inputs is not None:
             value = value + 0.1 * batch.history_inputs.mean((1, 3))[:, None, :, None]
         if self.level is not None:

@@ -114,6 +114,8 @@ def test_a_sound_model_passes_every_clause(linear: Callable[..., Subject]) -> No
         ("learning", "learning", "its loss is still 1.00 of the first"),
         ("components", "components", "without breaks nothing changes"),
         ("season", "season", "it reads target_season"),
+        ("information", "information: calendar", r"it reads the calendar, and its information\(\) says window"),
+        ("information", "information: season", "it reads earlier days"),
         ("network", "network: unsaid", "it reads the network and does not say so"),
         ("network", "network: unread", "it says that it reads the network, and others make the same forecast"),
         ("inputs", "inputs: unsaid", "it reads further channels and does not say so"),

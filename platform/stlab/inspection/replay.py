@@ -148,7 +148,9 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
         ) from error
     if data_path is None:
         return spec
-    data = DataSpec(**{**spec.data.model_dump(), "path": absolute(data_path)})
+    path = absolute(data_path)
+    pretrain = [path if given == spec.data.path else given for given in spec.data.pretrain]
+    data = DataSpec(**{**spec.data.model_dump(), "path": path, "pretrain": pretrain})
     return spec.model_copy(update={"data": data})
 
 

@@ -30,6 +30,7 @@ CHECKS: dict[str, Callable[[Subject], str | None]] = {
     "learning": learning.learning,
     "components": learning.components,
     "season": forecasts.season,
+    "information": forecasts.information,
     "network": forecasts.network,
     "inputs": forecasts.inputs,
     "odd sizes": forecasts.odd_sizes,

@@ -86,6 +86,27 @@ def season(subject: Subject) -> str | None:
     return None if is_fine else "it reads target_season, which knows of the target on train windows: read target_profile"
 
 
+def information(subject: Subject) -> str | None:
+    """The calendar and readings of earlier days matter only to a model whose ``information()`` says so, by which tables group rows."""
+    says, batch, slots = subject.config.information(), subject.batch(), subject.dataset.info.slots_per_day
+    if says == "period":
+        raise NotApplicable("it may read all that is known")
+    seasons = ("history_season", "target_season", "target_profile", "past")
+    earlier = {name: torch.randn_like(value) for name in seasons if (value := getattr(batch, name)) is not None}
+    changes = {"earlier days (past, or the means by slot of the week)": earlier}
+    if says == "window" and slots is not None and batch.history_slot is not None and batch.target_slot is not None:
+        shift = slots + slots // 3
+        changes["the calendar"] = {
+            "history_slot": (batch.history_slot + shift) % (7 * slots), "target_slot": (batch.target_slot + shift) % (7 * slots)
+        }  # fmt: skip
+    weights = subject.config.loss_weights()
+    before = effect_of(subject.model(), batch, weights)
+    for what, changed in changes.items():
+        if not looks_same(before, effect_of(subject.model(), batch._replace(**changed), weights)):
+            return f"it reads {what}, and its information() says {says}"
+    return None
+
+
 def network(subject: Subject) -> str | None:
     """The network matters to a model if, and only if, it says that it reads one."""
     if subject.dataset.info.family != "sensors":
