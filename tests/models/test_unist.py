@@ -221,3 +221,9 @@ def test_another_grid_is_read_in_the_first_stage_as_by_a_model_made_for_it(monke
     found = value(model, batch)
     assert found.shape == (len(batch.start), 12, 3, 10, 5)
     assert torch.equal(found, value(made_for_it, batch))
+
+
+def test_a_grid_of_one_patch_cannot_be_pretrained() -> None:
+    with pytest.raises(ModelError, match=r"model\.patch=4 makes one patch of a grid of 4×3"):
+        made(grid_info((1, 4, 3)), patch=4)
+    assert made(grid_info((1, 4, 3)), patch=4, pretrain_epochs=0, prompt="none")

@@ -134,6 +134,11 @@ class UniSTConfig(GridConfig):
             raise ConfigError(
                 f"model.time_patch={self.time_patch} must divide data.history={info.history} and data.horizon={info.horizon}"
             )
+        if self.pretrain_epochs and max(info.shape[-2:]) <= self.patch:
+            raise ConfigError(
+                f"model.patch={self.patch} makes one patch of a grid of {info.shape[-2]}×{info.shape[-1]}, of which no part can be hidden: "
+                "lower it, or set model.pretrain_epochs=0"
+            )
         if self.reads_period and self.period == "season":
             self.check_has_season(info, "period")
         if self.reads_period and self.period == "days" and info.slots_per_day < info.horizon:
