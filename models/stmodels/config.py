@@ -47,7 +47,7 @@ class Stage:
     """Fields of the section ``train`` that differ from the study's: ``lr``, ``batch_size``, …"""
     reads_pretrain: bool = False
     """Whether its windows are those of ``data.pretrain`` where a study names data sets there. A batch is of one set then, and its grid,
-    or its number of nodes and channels, may be another than that of the forecasts."""
+    or its number of nodes and channels, may be another than that of the forecasts, and it has no ``past``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ def load_dataset(spec: DataSpec) -> Dataset:
 
 def _for_pretraining(path: str, spec: DataSpec, own: Dataset) -> Dataset:
     """A data set of ``data.pretrain``, cut into windows as the trial's own. What the study says about the trial's own file does not hold
-    for it. It may be the trial's own: that has no more train windows here than the trial has (``data.train_ratio``)."""
+    for it. It may be the trial's own, which is cut to ``data.train_ratio`` then, as the trial is."""
     if path == spec.path:
         return own
     of_one_file = ("train_ratio", "start", "step_minutes", "node_ids", "distances", "graph", "inputs", "pretrain")

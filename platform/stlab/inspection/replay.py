@@ -146,6 +146,8 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
             f"trial {directory.trial_id} was made by stlab {trial.get('code_version')}. This is {code_version()}, which cannot read its "
             f"record: {' '.join(str(error).split())}. Replay it with that version."
         ) from error
+    if "pretrain" not in create_config(spec.model).reads():
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"pretrain": ()})})
     if data_path is None:
         return spec
     path = absolute(data_path)

@@ -292,7 +292,7 @@ def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any],
     if problems:
         raise study_error(problems)
     spec = template.model_copy(update={**sections, "seed": template.seed if seed is None else seed})
-    if problems := misfits(spec, branch.facts.info, None):
+    if problems := _misfits(spec, branch.facts, None):
         raise study_error(problems)
     return replace(_planned(spec, branch.facts), note=note)
 

@@ -110,15 +110,16 @@ def check_order(order: Order) -> Checked:
     elsewhere: list[str] = []
 
     def facts(data: DataSpec) -> DataFacts:
-        if not data.path.startswith("synthetic:") and (is_uri(data.path) or not Path(data.path).exists()):
-            elsewhere.append(data.path)
-            raise _Elsewhere
+        for name, path in (("path", data.path), *(("pretrain", path) for path in data.pretrain)):
+            if not path.startswith("synthetic:") and (is_uri(path) or not Path(path).exists()):
+                elsewhere.append(f"data.{name}={path}")
+                raise _Elsewhere
         return data_facts(data)
 
     try:
         check_protocol(make_plan(spec, facts, source))
     except _Elsewhere:
-        notes.append(f"data.path={elsewhere[0]} is not on this machine: the data are checked on the cluster.")
+        notes.append(f"{elsewhere[0]} is not on this machine: the data are checked on the cluster.")
     file = find_study(order.study)
     _refuse_model_files_elsewhere([file.read_text(encoding="utf-8-sig"), *order.overrides])
     models = model_sources(model_names(spec), file.resolve().parent)
@@ -189,7 +190,7 @@ def _is_of_this_folder(loc: tuple[Key, ...], value: str) -> bool:
     """Whether a value of a study is a relative path. A field of the model may name a file: it does if there is such a file here."""
     if ":" in value or not value or Path(value).is_absolute():
         return False
-    words = ".".join(str(key) for key in loc).split(".")
+    words = ".".join(key for key in loc if isinstance(key, str)).split(".")  # numbers are places in lists
     if "data" in words and any(name in words[-2:] for name in _DATA_FILES):
         return True
     if words[:2] == ["paper", "file"]:

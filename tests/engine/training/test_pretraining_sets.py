@@ -194,6 +194,12 @@ def test_what_cannot_be_is_refused_by_the_name_of_the_set(files: dict[str, np.nd
         plan("data.pretrain=[own.npz, own.npz]")
 
 
+def test_what_a_search_chooses_is_held_against_the_sets() -> None:
+    space = "search={space: {model.channels: {categorical: [independent, joint]}}, max_trials: 2}"
+    with pytest.raises(StudyError, match=r'"joint" cannot be in .pretrained.: model: data\.pretrain, wide\.npz: model\.channels=joint'):
+        plan(space, "variants.other=null", "variants.from scratch=null")
+
+
 def test_a_study_that_pretrains_nothing_is_told() -> None:
     notes = plan("variants.pretrained=null").notes
     assert [note for note in notes if note.startswith("data.pretrain")]
