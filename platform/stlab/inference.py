@@ -282,7 +282,7 @@ def load_trial(store: Store, trial_id: str, device: str = "cpu") -> TrainedForec
     trial = {**trial, "model": {**trial["model"], "name": relocated(trial["model"]["name"], store)}}
     if not _is_code_of_now(trial):
         logger.warning("trial %s was trained by another version of the code (%s)", trial_id, trial.get("code_version"))
-    spec = DataSpec(**{**trial["data"], "pretrain": ()})  # a forecast needs nothing of what the model was pre-trained on
+    spec = DataSpec(**trial["data"]).without_pretraining()
     dataset = dataset_for(spec)
     if dataset.sha256 != trial.get("data_sha256", dataset.sha256):
         raise DataError(f"{spec.path}: its content is not what trial {trial_id} was trained on, so its scaler is not known.")

@@ -6,19 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stmodels.video.blocks import InceptionUNet, TemporalAttention
+from stmodels.video.blocks import GatedAttention, InceptionUNet, TemporalAttention
 from stmodels.video.simvp import SimVPShell
 from tests.models.grids import grid_info
 from tests.models.nodes import small, windows
+
+
+def mixed(attention: GatedAttention | TemporalAttention, u: Tensor) -> Tensor:
+    """1×1 of depthwise 7×7, dilation 3, of depthwise 5×5: what both attentions begin with."""
+    near, far, mix = attention.near, attention.far, attention.mix
+    h = F.conv2d(u, near.weight, near.bias, padding=2, groups=u.shape[1])
+    h = F.conv2d(h, far.weight, far.bias, padding=9, dilation=3, groups=u.shape[1])
+    return F.conv2d(h, mix.weight, mix.bias)
+
+
+def test_gated_attention_is_its_equation() -> None:
+    torch.manual_seed(0)
+    attention = GatedAttention(4).double()
+    u = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    both = mixed(attention, u)
+    torch.testing.assert_close(attention(u), both[:, :4] * torch.sigmoid(both[:, 4:]))
 
 
 def test_temporal_attention_is_its_equation() -> None:
     torch.manual_seed(0)
     attention = TemporalAttention(16).double()
     u = torch.randn(2, 16, 9, 9, dtype=torch.float64)
-    near, far, mix = attention.near, attention.far, attention.mix
-    h = F.conv2d(F.conv2d(u, near.weight, near.bias, padding=2, groups=16), far.weight, far.bias, padding=9, dilation=3, groups=16)
-    k = F.conv2d(h, mix.weight, mix.bias)
+    k = mixed(attention, u)
     v = torch.sigmoid(torch.relu(u.mean((2, 3)) @ attention.squeeze.weight.T) @ attention.excite.weight.T)
     torch.testing.assert_close(attention(u), k * v[:, :, None, None] * u)
 

@@ -54,16 +54,6 @@ def test_without_scales_a_block_is_its_last_map() -> None:
     assert torch.equal(block(x), block.project(x))
 
 
-def test_gated_attention_is_its_equation() -> None:
-    torch.manual_seed(0)
-    attention = GatedAttention(4).double()
-    u = torch.randn(2, 4, 9, 9, dtype=torch.float64)
-    near, far, mix = attention.near, attention.far, attention.mix
-    h = F.conv2d(F.conv2d(u, near.weight, near.bias, padding=2, groups=4), far.weight, far.bias, padding=9, dilation=3, groups=4)
-    both = F.conv2d(h, mix.weight, mix.bias)
-    torch.testing.assert_close(attention(u), both[:, :4] * torch.sigmoid(both[:, 4:]))
-
-
 def test_the_weights_of_channels_lie_between_0_and_1() -> None:
     torch.manual_seed(0)
     weights = TemporalAttention(16).channel_weights(10 * torch.randn(3, 16, 5, 5))

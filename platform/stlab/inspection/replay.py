@@ -147,7 +147,7 @@ def _spec(directory: TrialDirectory, trial: Mapping[str, Any], data_path: str | 
             f"record: {' '.join(str(error).split())}. Replay it with that version."
         ) from error
     if "pretrain" not in create_config(spec.model).reads():
-        spec = spec.model_copy(update={"data": spec.data.model_copy(update={"pretrain": ()})})
+        spec = spec.model_copy(update={"data": spec.data.without_pretraining()})
     if data_path is None:
         return spec
     path = absolute(data_path)

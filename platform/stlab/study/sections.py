@@ -82,6 +82,10 @@ class DataSpec(Spec):
     """Paths or URIs of the data sets that a pre-training reads instead of `path`, which may be among them. Each is split and scaled by
     itself, and its train segment alone is read. Grids and steps may differ. It counts for models that are pre-trained."""
 
+    def without_pretraining(self) -> DataSpec:
+        """The same without the data sets of a pre-training, for all that comes after it and for models that have none."""
+        return self.model_copy(update={"pretrain": ()})
+
     @model_validator(mode="before")
     @classmethod
     def _family_defaults(cls, values: Any) -> Any:

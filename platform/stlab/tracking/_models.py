@@ -123,7 +123,7 @@ def _check(forecaster: TrainedForecaster, store: Store, trial_id: str) -> None:
     kept = table.filter(np.isin(window, chosen)).sort_by([("window", "ascending"), ("horizon", "ascending")])
     shape = (len(chosen), *forecaster.forecast_shape)
     expected = np.stack(kept["forecast"].to_numpy(zero_copy_only=False)).reshape(shape)
-    dataset = dataset_for(DataSpec(**{**(directory.read("trial.json") or {})["data"], "pretrain": ()}))
+    dataset = dataset_for(DataSpec(**(directory.read("trial.json") or {})["data"]).without_pretraining())
     windows = dataset.windows("test")
     positions = torch.from_numpy(np.searchsorted(windows.starts.numpy(), chosen))
     batch = windows.gather(positions)
