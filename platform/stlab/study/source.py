@@ -237,8 +237,8 @@ def _apply(override: Override, data: dict[str, Any]) -> None:
 
 def _leave_out(variant: str, data: dict[str, Any]) -> None:
     """Take a row out of the study, and its place in a paper's table with it."""
-    rows = (data.get("paper") or {}).get("rows") if isinstance(data.get("paper"), dict) else None
-    for names in (data.get("variants"), rows):
+    paper = data.get("paper")
+    for names in (data.get("variants"), paper.get("rows") if isinstance(paper, dict) else None):
         if isinstance(names, dict):
             names.pop(variant, None)
 
