@@ -235,13 +235,34 @@ class Results:
     def table(self) -> pd.DataFrame:
         """The ablation table: one row per variant and axis values, then the baselines, with means, 95 % intervals and deviations.
 
-        Raises:
-            ProtocolMismatch: the trials were made by different protocols.
-        """
-        from stlab.report import ablation_table, compare
+        Of a study on several data sets, the tables stand one below the other, with a column ``dataset``.
 
-        rows, axes = self.arrow.to_pylist(), self._axes()
-        return ablation_table(rows, axes, compare(rows, axes, self._study(), self._store))
+        Raises:
+            ProtocolMismatch: the trials on one data set were made by different protocols.
+        """
+        import pandas as pd
+
+        from stlab.report import ablation_table, compare, rows_by_dataset
+
+        rows, axes, study = self.arrow.to_pylist(), self._axes(), self._study() or {}
+        if not study.get("datasets"):
+            return ablation_table(rows, axes, compare(rows, axes, study or None, self._store))
+        tables = []
+        for name, own in rows_by_dataset(rows, study).items():
+            table = ablation_table(own, axes, compare(own, axes, study, self._store))
+            table.insert(0, "dataset", name)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def across_datasets(self) -> pd.DataFrame:
+        """Models down, data sets across: mean test errors, mean ranks, and errors relative to the reference's.
+
+        Raises:
+            ProtocolMismatch: the trials on one data set were made by different protocols.
+        """
+        from stlab.report import across_datasets, across_frame
+
+        return across_frame(across_datasets(self.arrow.to_pylist(), self._axes(), self._study() or {}, self._store))
 
     def epochs(self) -> pd.DataFrame:
         """One row per epoch of every trial, including running ones: ``variant``, ``seed``, ``trial_id``, then the values of the epoch."""

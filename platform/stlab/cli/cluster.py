@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlab.cli.options import (
+    DatasetsOption,
     SetOption,
+    SkipOption,
     StudyArgument,
     TrackingOption,
     TrialsOption,
@@ -45,6 +47,8 @@ def submit(
     add_seeds: Annotated[
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
+    datasets: DatasetsOption = None,
+    skip_bad_datasets: SkipOption = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log of the job until it ends.")] = True,
 ) -> None:
     """Run a study on a cluster: send stlab and the study, follow the log, and exit with the exit code of the job."""
@@ -52,7 +56,8 @@ def submit(
     from stlab.submission.package import package_folders, size
 
     console = console_for_output()
-    order = Order(study, list(overrides or ()), storage, tracking_uri, trials, retry_failed, add_seeds)
+    words = tuple(datasets or ())
+    order = Order(study, list(overrides or ()), storage, tracking_uri, trials, retry_failed, add_seeds, words, skip_bad_datasets)
     checked = check_order(order)
     name = checked.name
     from stlab.submission.jobs import Jobs

@@ -37,6 +37,18 @@ TrackingOption = Annotated[
     typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server or database. Default: SQLite in the storage."),
 ]
 
+DatasetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--datasets",
+        metavar="FILES",
+        help="Run every variant on each of these data sets: a file, a pattern ('data/*.npz', s3://…), or one that the study names. "
+        "May be repeated.",
+    ),
+]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-bad-datasets", help="Leave out data sets that cannot be read; the report says so.")
+]
 TrialsOption = Annotated[int | None, typer.Option("--trials", help="Number of trials of each search: search.max_trials.")]
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stlab.cli.options import (
+    DatasetsOption,
     SetOption,
+    SkipOption,
     StorageOption,
     StudyArgument,
     TrackingOption,
@@ -20,7 +22,7 @@ from stlab.cli.options import (
     myself,
     study_name,
 )
-from stlab.cli.summaries import say_coverage, say_found, say_joint, say_paper, say_search
+from stlab.cli.summaries import say_coverage, say_joint, say_results, say_search
 from stlab.files import shown
 
 if TYPE_CHECKING:
@@ -45,12 +47,14 @@ def run(
         int | None, typer.Option("--add-seeds", min=1, metavar="N", help="Extend a finished study by N new seeds.")
     ] = None,
     trials: TrialsOption = None,
+    datasets: DatasetsOption = None,
+    skip_bad_datasets: SkipOption = False,
 ) -> None:
     """Run the trials of a study that are left to do."""
     from stlab.storage import Store
-    from stlab.study.file import with_trials
+    from stlab.study.file import with_datasets, with_trials
 
-    overrides = with_trials(study, overrides, trials)
+    overrides = with_datasets(study, with_trials(study, overrides, trials), datasets)
 
     store = Store(storage)
     spec, source = load_study(study, overrides) if add_seeds is None else extended(study, overrides, store, add_seeds)
@@ -60,7 +64,10 @@ def run(
     if add_seeds is not None:
         console.print(f"seeds {', '.join(map(str, spec.seeds))}: the last {add_seeds} are new.", highlight=False)
     try:
-        done = run_observed(spec, source, store, console, tracking_uri=tracking_uri, address=address, retry_failed=retry_failed)
+        done = run_observed(
+            spec, source, store, console, tracking_uri=tracking_uri, address=address, retry_failed=retry_failed,
+            skip_bad_datasets=skip_bad_datasets,
+        )  # fmt: skip
     except KeyboardInterrupt:
         again = "the same command goes on from there."
         if add_seeds is not None:
@@ -74,17 +81,13 @@ def run(
 def _say_outcome(
     console: Console, outcome: Outcome, storage: str, uri: str | None, tracking_failure: str | None
 ) -> None:
-    from stlab.report import compare, terminal_table
     from stlab.storage import Store, TrialDirectory, table_rows
 
     console.print()
     study = outcome.plan.study
-    axes = list(study.axes)
-    rows = table_rows(outcome.rows)
-    compared = compare(rows, axes, study.model_dump(mode="json"), Store(storage))
-    console.print(terminal_table(rows, axes, console.width, compared))
-    say_found(console, Store(storage), study.name)
-    say_paper(console, Store(storage), rows, study.model_dump(mode="json"), list(study.axes))
+    say_results(console, Store(storage), table_rows(outcome.rows), study.model_dump(mode="json"), list(study.axes))
+    for name, reason in outcome.plan.left_out.items():
+        console.print(coloured("left out:", "yellow", f" {name}: {reason}"), soft_wrap=True)
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
@@ -136,6 +139,8 @@ def plan(
         bool, typer.Option("--probe", help="Measure a few training steps of each shape, and estimate time, memory and cost.")
     ] = False,
     trials: TrialsOption = None,
+    datasets: DatasetsOption = None,
+    skip_bad_datasets: SkipOption = False,
     why: Annotated[
         str | None,
         typer.Option("--why", metavar="TRIAL_ID", help="Say which field or source file sets this trial apart from those in the storage."),
@@ -143,11 +148,11 @@ def plan(
 ) -> None:
     """List the trials of a study (variant, axis values, seed, id, state) and their packs. Only --probe trains anything."""
     from stlab.execution.run_study import plan_study
-    from stlab.study.file import with_trials
+    from stlab.study.file import with_datasets, with_trials
 
-    spec, source = load_study(study, with_trials(study, overrides, trials))
+    spec, source = load_study(study, with_datasets(study, with_trials(study, overrides, trials), datasets))
 
-    made = plan_study(spec, source)
+    made = plan_study(spec, source, skip_bad=skip_bad_datasets)
     if why is not None:
         _say_why(made, why, storage)
     else:
@@ -194,7 +199,9 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     slots = {resources: concurrency or groups_here(resources) for resources in wanted}
     packs = make_packs(todo, slots)
     pack_of = {trial.trial_id: str(number) for number, pack in enumerate(packs) for trial in pack.trials}
+    several = bool(plan.study.datasets)
     table = Table(
+        *(["data set"] if several else []),
         "variant",
         *plan.study.axes,
         "seed",
@@ -208,6 +215,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         axes = [str(trial.spec.axis_values.get(path, "")) for path in plan.study.axes]
         state = _state(TrialDirectory(store, trial.trial_id), trial) if trial.trial_id not in pack_of else "to do"
         table.add_row(
+            *([trial.spec.dataset] if several else []),
             trial.spec.variant,
             *axes,
             "" if trial.spec.baseline else str(trial.spec.seed),
@@ -217,6 +225,8 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         )
     console.print(table)
     say_search(console, plan, store)
+    for name, reason in plan.left_out.items():
+        console.print(coloured("left out:", "yellow", f" {name}: {reason}"), soft_wrap=True)
     for note in plan.notes:
         console.print(coloured("note:", "dim", f" {note}"))
     try:
@@ -248,7 +258,7 @@ def report(
     """Write the report of a study again from its directories. Several studies share one page."""
     import yaml
 
-    from stlab.report import compare, terminal_table, write_report
+    from stlab.report import write_report
     from stlab.storage import Store, StudyDirectory, table_rows
 
     names = [study_name(name) for name in names]
@@ -262,9 +272,7 @@ def report(
     console = console_for_output()
     study = yaml.safe_load(StudyDirectory(store, name).read_study() or "{}")
     axes = list(study.get("axes") or []) if study else None
-    console.print(terminal_table(rows, axes, console.width, compare(rows, axes, study, store)))
-    say_found(console, store, name)
-    say_paper(console, store, rows, study, axes)
+    say_results(console, store, rows, {"name": name, **study}, axes)
     console.print(f"report   {path}", highlight=False, soft_wrap=True)
 
 

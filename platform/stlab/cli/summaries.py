@@ -82,6 +82,25 @@ def _done(history: History, store: Store) -> list[str]:
     return [str(len(tried)), *map(str, counts), f"{spent / 3600:.2f}", "done" if over else "to do"]
 
 
+def say_results(
+    console: Console, store: Store, rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any], axes: list[str] | None
+) -> None:
+    """Print the table of a study, or the one over its data sets, its search, and its published tables."""
+    from stlab.report import across_datasets, compare, terminal_across, terminal_table
+    from stlab.report.page.across_text import limits, rank_sentences
+
+    if not study.get("datasets"):
+        console.print(terminal_table(rows, axes, console.width, compare(rows, axes, study, store)))
+        say_found(console, store, str(study.get("name", "")))
+        say_paper(console, store, rows, study, axes)
+        return
+    found = across_datasets(rows, axes, study, store)
+    console.print(terminal_across(found))
+    for sentence in [*limits(found), *rank_sentences(found, "rmse")]:
+        console.print(sentence, highlight=False)
+    say_found(console, store, str(study["name"]))
+
+
 def say_paper(
     console: Console, store: Store, rows: Sequence[Mapping[str, Any]], study: Mapping[str, Any], axes: Sequence[str] | None = None
 ) -> None:

@@ -53,13 +53,15 @@ def _corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
 
 
 def check_protocol(plan: Plan) -> None:
-    """Refuse a study whose table would mix protocols.
+    """Refuse a study whose table of a data set would mix protocols.
 
     Raises:
         ProtocolMismatch: names the field that differs.
     """
     trials = [*plan.trials, *(branch.template for branch in plan.branches)]
-    single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in trials)
+    for dataset in dict.fromkeys(trial.spec.dataset for trial in trials):
+        own = [trial for trial in trials if trial.spec.dataset == dataset]
+        single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in own)
 
 
 def check_address(address: str | None) -> None:

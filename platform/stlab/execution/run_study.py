@@ -56,21 +56,25 @@ def run_study(
     source: StudySource | None = None,
     address: str | None = None,
     retry_failed: bool = False,
+    skip_bad_datasets: bool = False,
     observers: Sequence[Observer] = (),
 ) -> Outcome:
     """Run what is left of a study, and write its results and report.
+
+    Args:
+        skip_bad_datasets: leave out the data sets of ``datasets`` that cannot be used, which the report then names.
 
     Raises:
         UserError: the study, its data, its weights or its resources cannot be used, or it is being run already; nothing was trained.
         StorageError: the storage is full or away; what is trained stays, and the same call goes on from there.
         KeyboardInterrupt: Ctrl-C; what is trained stays, and the same call goes on from there.
     """
-    plan = plan_study(study, source)
+    plan = plan_study(study, source, skip_bad=skip_bad_datasets)
     check_protocol(plan)
     store = Store(storage)
     store.make()
     if (kept_study := _with_kept_models(study, store)) != study:
-        plan = plan_study(kept_study, source)
+        plan = plan_study(kept_study, source, skip_bad=skip_bad_datasets)
     address = address or os.environ.get("RAY_ADDRESS") or None
     check_address(address)
     with _locked(plan, store, address, retry_failed):
@@ -94,9 +98,9 @@ def _with_kept_models(study: StudySpec, store: Store) -> StudySpec:
     return StudySpec.model_validate(with_models(study.model_dump(), lambda name: keep(name, store)))
 
 
-def plan_study(study: StudySpec, source: StudySource | None = None) -> Plan:
-    """The trials of a study; reads its data, trains nothing."""
-    return run_search.checked(make_plan(study, data_facts, source), source)
+def plan_study(study: StudySpec, source: StudySource | None = None, *, skip_bad: bool = False) -> Plan:
+    """The trials of a study; reads its data, trains nothing. ``skip_bad``: see ``make_plan``."""
+    return run_search.checked(make_plan(study, data_facts, source, skip_bad=skip_bad), source)
 
 
 def data_facts(spec: DataSpec) -> DataFacts:
@@ -192,7 +196,7 @@ def write_study(plan: Plan, store: Store) -> str | None:
     """Write the resolved study and the list of its trials.
 
     Returns:
-        The folder that an earlier study of its name was moved to; None if there was none, or if this one only has more seeds.
+        The folder that an earlier study of its name was moved to; None if there was none, or if this one only has more seeds or data sets.
     """
     study = plan.study
     directory = StudyDirectory(store, study.name)
@@ -204,11 +208,14 @@ def write_study(plan: Plan, store: Store) -> str | None:
         before = None  # another version of stlab wrote it, so it is another study
     extends = (
         before is not None
-        and set(before.seeds) < set(study.seeds)
-        and before.model_copy(update={"seeds": study.seeds}) == study
+        and set(before.seeds) <= set(study.seeds)
+        and before.datasets.items() <= study.datasets.items()
+        and bool(before.datasets) == bool(study.datasets)
+        and before.model_copy(update={"seeds": study.seeds, "datasets": study.datasets}) == study
     )
     kept = directory.write_study(dump_study(study), extends=extends)
-    directory.write_plan([{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.most_epochs} for t in plan.trials])
+    trials = [{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.most_epochs} for t in plan.trials]
+    directory.write_plan(trials, plan.left_out)
     return kept
 
 

@@ -50,9 +50,21 @@ class StudyDirectory:
             self.store.write(f"{self.prefix}/study.yaml", text.encode())
         return kept
 
-    def write_plan(self, trials: Sequence[Mapping[str, Any]]) -> None:
-        """List the study's trials (``trial_id``, ``label``, …) before they run, so that its progress can be read from the directories."""
-        self.store.write_json(f"{self.prefix}/plan.json", {"trials": [dict(trial) for trial in trials]})
+    def write_plan(self, trials: Sequence[Mapping[str, Any]], left_out: Mapping[str, str] | None = None) -> None:
+        """List the study's trials (``trial_id``, ``label``, …) before they run, so that its progress can be read from the directories.
+
+        Args:
+            left_out: data sets that cannot be used, with the reasons.
+        """
+        content = {"trials": [dict(trial) for trial in trials], "left_out": dict(left_out or {})}
+        self.store.write_json(f"{self.prefix}/plan.json", content)
+
+    def read_left_out(self) -> dict[str, str]:
+        """The data sets that the study was run without, with the reasons."""
+        try:
+            return dict(self.store.read_json(f"{self.prefix}/plan.json").get("left_out") or {})
+        except FileNotFoundError:
+            return {}
 
     def read_plan(self) -> list[dict[str, Any]] | None:
         """The trials that ``write_plan`` listed; None if it was never called."""

@@ -23,8 +23,9 @@ def with_current_fields(study: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
     renamed = dict(study)
     if isinstance(study.get("base"), dict):
         renamed["base"] = _nested(study["base"], found)
-    if isinstance(study.get("variants"), dict):
-        renamed["variants"] = {name: _nested(own, found) if isinstance(own, dict) else own for name, own in study["variants"].items()}
+    for group in ("variants", "datasets"):
+        if isinstance(study.get(group), dict):
+            renamed[group] = {name: _nested(own, found) if isinstance(own, dict) else own for name, own in study[group].items()}
     if isinstance(study.get("axes"), dict):
         renamed["axes"] = _dotted(study["axes"], found)
     if isinstance(study.get("search"), dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 
 from stlab.errors import StorageError, StudyError
 from stlab.files import holds_secret, is_uri, local_copy, secrets_of, shown
+from stlab.study.dataset_files import chosen_datasets
+from stlab.study.datasets import entry_problems
 from stlab.study.errors import Problem, explain, problem, section_fields, show, study_error, unknown_field
 from stlab.study.source import SECTIONS, Key, StudySource, flatten_overrides, leaves
 from stlab.study.spec import StudySpec
@@ -110,6 +113,20 @@ def with_trials(name_or_path: str, overrides: Sequence[str] | None, trials: int 
     return [*overrides, f"search.max_trials={trials}"]
 
 
+def with_datasets(name_or_path: str, overrides: Sequence[str] | None, words: Sequence[str] | None) -> list[str]:
+    """The overrides, with the data sets that ``--datasets`` chooses among them.
+
+    Raises:
+        StudyError: a word chooses nothing, or the study cannot be read.
+    """
+    overrides = list(overrides or ())
+    if not words:
+        return overrides
+    entries = load_study_source(name_or_path, overrides).data.get("datasets")
+    chosen = chosen_datasets(words, entries if isinstance(entries, dict) else {})
+    return [*overrides, f"datasets={json.dumps(chosen)}"]
+
+
 def parse(source: StudySource) -> StudySpec:
     """The validated study. The fields of the model are not checked here but when the plan is made.
 
@@ -179,6 +196,10 @@ def _path_problems(source: StudySource) -> Iterator[Problem]:
         for keys in leaves(variant):
             if message := _path_message(".".join(keys)):
                 yield problem(message, ("variants", name, *keys), source)
+    datasets = source.data.get("datasets")
+    for name, entry in datasets.items() if isinstance(datasets, dict) else ():
+        for where, message in entry_problems(str(name), entry):
+            yield problem(message, ("datasets", str(name), *where), source)
     axes = source.data.get("axes")
     for path, values in axes.items() if isinstance(axes, dict) else ():
         loc: tuple[Key, ...] = ("axes", path)

@@ -13,10 +13,9 @@ def with_models(study: Mapping[str, Any], renamed: Callable[[Any], Any]) -> dict
     found = dict(study)
     if isinstance(study.get("base"), Mapping):
         found["base"] = _in_sections(study["base"], renamed)
-    if isinstance(study.get("variants"), Mapping):
-        found["variants"] = {
-            name: _in_sections(own, renamed) if isinstance(own, Mapping) else own for name, own in study["variants"].items()
-        }
+    for group in ("variants", "datasets"):
+        if isinstance(study.get(group), Mapping):
+            found[group] = {name: _in_sections(own, renamed) if isinstance(own, Mapping) else own for name, own in study[group].items()}
     axes = study.get("axes")
     if isinstance(axes, Mapping) and isinstance(axes.get(_NAME), list):
         found["axes"] = {**axes, _NAME: [renamed(name) for name in axes[_NAME]]}

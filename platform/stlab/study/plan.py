@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from stlab.catalog import create_config
+from stlab.errors import DataError, StudyError
 from stlab.model_files import short
 from stlab.study.ablate import with_ablation
 from stlab.study.aliases import current
+from stlab.study.datasets import on_dataset, parts, refuse_equal_datasets, unusable_datasets
 from stlab.study.errors import Problem, problem, study_error
 from stlab.study.identity import code_version, document, id_of, library_versions, read_parts
 from stlab.study.paper import paper_problems
@@ -77,7 +79,8 @@ class PlannedTrial:
         """The name by which a reader distinguishes it from the other trials of its study."""
         axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in self.spec.axis_values.items())
         seed = "" if self.spec.baseline or self.note else f", seed {self.spec.seed}"
-        return f"{self.spec.variant}{axes}{seed}{self.note and f' {self.note}'}"
+        where = self.spec.dataset and f"{self.spec.dataset}: "
+        return f"{where}{self.spec.variant}{axes}{seed}{self.note and f' {self.note}'}"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class Plan:
     """Notes for the reader: the baselines that the data does not allow, with the reasons."""
     branches: tuple[SearchBranch, ...] = ()
     """The branches of a study with a search, whose ``trials`` are the baselines alone."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """The data sets that cannot be used, with the reasons; the study is without them."""
 
     def unique(self) -> list[PlannedTrial]:
         """Every trial once."""
@@ -132,22 +137,70 @@ class Plan:
 FactsOf = Callable[[DataSpec], DataFacts]
 
 
-def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = None) -> Plan:
+def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = None, *, skip_bad: bool = False) -> Plan:
     """Plan every trial of a study, and check it against its model and its data.
 
     Args:
         facts: reads a data set; it is called once for each distinct specification.
         source: the text of the study, so that errors name its lines.
+        skip_bad: leave out the data sets that cannot be used, of several. The plan's study is without them, and the plan says why.
 
     Raises:
         StudyError: some trials cannot exist; the message lists every problem.
-        DataError: the data cannot be used.
+        DataError: the data cannot be used; of several data sets, the message names those that cannot and those that can.
     """
     facts_of: FactsOf = functools.cache(facts)
     study = with_ablation(study, source)
+    if problems := paper_problems(study, source) + unknown_reference(study, source) + models_of_one_name(study, source):
+        raise study_error(problems)
+    if study.datasets:
+        return _on_all_datasets(study, facts_of, source, skip_bad)
+    return _on_one_dataset(study, facts_of, source)
 
-    specs, problems = _trial_specs(study, source)
-    problems += paper_problems(study, source) + unknown_reference(study, source) + models_of_one_name(study, source)
+
+def _on_all_datasets(study: StudySpec, facts: FactsOf, source: StudySource | None, skip_bad: bool) -> Plan:
+    """The plans on each data set, one after the other."""
+    wrong: list[str] = []
+    unusable: dict[str, str] = {}
+    plans: dict[str, Plan] = {}
+    for name in study.datasets:
+        part, problems = on_dataset(study, name, source)
+        if part is None:
+            wrong += str(study_error(problems)).splitlines()
+            continue
+        try:
+            plans[name] = _on_one_dataset(part, facts, source and source.on(name), name)
+        except DataError as error:
+            unusable[name] = str(error)
+        except StudyError as error:
+            wrong += str(error).splitlines()
+    if wrong:
+        raise StudyError("\n".join(dict.fromkeys(wrong)))
+    if unusable and not (skip_bad and plans):
+        raise unusable_datasets(unusable, list(plans))
+    refuse_equal_datasets({name: [*plan.trials, *(branch.template for branch in plan.branches)] for name, plan in plans.items()})
+    return Plan(
+        study.model_copy(update={"datasets": {name: study.datasets[name] for name in plans}}),
+        tuple(trial for plan in plans.values() for trial in plan.trials),
+        tuple(_notes_of_all({name: plan.notes for name, plan in plans.items()})),
+        tuple(branch for plan in plans.values() for branch in plan.branches),
+        unusable,
+    )
+
+
+def _notes_of_all(notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Every note once, behind the names of its data sets unless it concerns all of them."""
+    names: dict[str, list[str]] = {}
+    for name, said in notes.items():
+        for note in said:
+            names.setdefault(note, []).append(name)
+    for note, where in names.items():
+        yield note if len(where) == len(notes) else f"{', '.join(where)}: {note}"
+
+
+def _on_one_dataset(study: StudySpec, facts_of: FactsOf, source: StudySource | None, dataset: str = "") -> Plan:
+    """The plan of a study on one data set; ``dataset`` is its name where there are several."""
+    specs, problems = _trial_specs(study, source, dataset)
     if problems:
         raise study_error(problems)
 
@@ -166,7 +219,7 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
     return Plan(study, (*baselines, *trials), tuple(notes))
 
 
-def _trial_specs(study: StudySpec, source: StudySource | None) -> tuple[list[TrialSpec], list[Problem]]:
+def _trial_specs(study: StudySpec, source: StudySource | None, dataset: str) -> tuple[list[TrialSpec], list[Problem]]:
     """Variants × axes × seeds as resolved specifications, in the order of the tables, and what is wrong with the others."""
     specs: list[TrialSpec] = []
     problems: list[Problem] = []
@@ -180,7 +233,7 @@ def _trial_specs(study: StudySpec, source: StudySource | None) -> tuple[list[Tri
             problems += found
             if not found:
                 specs += [
-                    TrialSpec(study=study.name, variant=variant, axis_values=point, seed=seed, **sections)
+                    TrialSpec(study=study.name, dataset=dataset, variant=variant, axis_values=point, seed=seed, **sections)
                     for seed in study.seeds
                 ]
     return specs, problems
@@ -213,7 +266,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     config = create_config(spec.model)
     made = document(spec, config, facts.sha256, facts.parts)
     identity = {
-        "dataset": facts.name,
+        "dataset": spec.dataset or facts.name,
         "synthetic": facts.synthetic,
         "leaks": facts.leaks or bool(facts.leaking_parts.intersection(config.reads())),
         "protocol": json.dumps(facts.protocol, sort_keys=True),
@@ -288,6 +341,8 @@ def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any],
         StudyError: no such trial can exist; the message gives the reason.
     """
     template = branch.template.spec
+    if template.dataset and template.dataset in study.datasets:
+        study = parts(study, template.dataset)[template.dataset]
     sections, problems = resolve(study, {**point, **branch.fixed}, template.variant)
     if problems:
         raise study_error(problems)

@@ -30,7 +30,7 @@ def resolve(
         Section → its specification (of the model: plain values, defaults filled in), and the problems. The sections are complete only
         where there is no problem.
     """
-    values = _merged(study, overrides)
+    values = merged(study, overrides)
     try:
         model = config_class(values["model"]["name"])
     except ModelError as error:
@@ -48,7 +48,7 @@ def resolve(
     return sections, problems
 
 
-def _merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def merged(study: StudySpec, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The base with overrides applied, by section.
 
     A variant that names another model starts from that model's defaults, since the base's fields belong to the base's model. A variant

@@ -20,6 +20,9 @@ from stlab.study.yaml import read_yaml
 SECTIONS = ("data", "model", "train", "resources")
 """The sections of a base. Dotted paths of variants, axes and overrides start with one of them."""
 
+_ENTRIES = ("variants", "datasets")
+"""Mappings whose entries are overrides of the base, dotted or nested."""
+
 Key = str | int
 _EXAMPLE = "Write --set path=value, as in --set train.lr=1e-3 or --set 'seeds=[0, 1, 2]'."
 
@@ -53,6 +56,12 @@ class StudySource:
     overrides: tuple[Override, ...] = ()
     former_paths: tuple[str, ...] = ()
     """Paths by which it names fields that have moved (:mod:`stlab.study.aliases`)."""
+    dataset: str = ""
+    """The data set whose trials are spoken of, where there are several."""
+
+    def on(self, dataset: str) -> StudySource:
+        """The same source for the trials on one of its data sets, whose entry comes before the base."""
+        return replace(self, dataset=dataset)
 
     @classmethod
     def from_text(
@@ -83,6 +92,8 @@ class StudySource:
                 problems.append(str(error))
         if problems:
             raise StudyError("\n".join(problems))
+        if any(override.target == ("base", "data", "path") for override in parsed):
+            data.pop("datasets", None)  # one data set in place of the study's
         data, inside = with_current_fields(data)  # of overrides whose values are mappings
         former_paths += inside
         data = with_models(data, lambda name: located(name, folder) if isinstance(name, str) else name)
@@ -119,7 +130,7 @@ class StudySource:
         return any(_dotted(keys) == name for keys in leaves(self.data))
 
     def origin(self, path: Sequence[Key], variant: str | None = None) -> tuple[Key, ...]:
-        """The location that sets a trial's field ``path``: in the variant, else on an axis, else in the base.
+        """The location that sets a trial's field ``path``: in the variant, else on an axis, else with the data set, else in the base.
 
         If ``path`` holds several fields and the variant changes one of them, it is the variant as a whole.
         """
@@ -135,6 +146,12 @@ class StudySource:
         for axis in axes if isinstance(axes, dict) else ():
             if _related(name, axis):
                 return ("axes", axis)
+        datasets = self.data.get("datasets")
+        entry = datasets.get(self.dataset) if isinstance(datasets, dict) else None
+        for key in leaves(entry) if isinstance(entry, dict) else ():
+            full = key if key[0].partition(".")[0] in SECTIONS else ("data", *key)
+            if f"{name}.".startswith(f"{_dotted(full)}."):
+                return ("datasets", self.dataset, *key)
         return ("base", *path)
 
 
@@ -205,7 +222,9 @@ def parse_override(text: str, data: Mapping[str, Any]) -> Override:
         return Override(text, ("variants", rest_segments[0], ".".join(rest_segments[1:])), value)
     if first == "search" and rest_segments[:1] == ["space"] and len(rest_segments) > 1:
         return Override(text, ("search", "space", ".".join(rest_segments[1:])), value)
-    if rest_segments and first not in ("base", "variants", "search", "paper", "ablate"):
+    if first == "datasets" and len(rest_segments) > 1:
+        return Override(text, ("datasets", rest_segments[0], ".".join(rest_segments[1:])), value)
+    if rest_segments and first not in ("base", "variants", "datasets", "search", "paper", "ablate"):
         raise StudyError(f"{head}: `{first}` has no parts. Set it as a whole: --set {first}=…")
     return Override(text, tuple(segments), value)
 
@@ -223,7 +242,7 @@ def _variant_in(text: str, data: Mapping[str, Any]) -> tuple[str, str]:
 
 def _apply(override: Override, data: dict[str, Any]) -> None:
     keys = override.target
-    if keys[0] == "variants" and len(keys) == 3:
+    if keys[0] in _ENTRIES and len(keys) == 3:
         variant = _mapping_at(data, keys[:2], override)
         for written in [*leaves(variant)]:
             if _dotted(written) == keys[2] or _dotted(written).startswith(f"{keys[2]}."):
@@ -231,6 +250,8 @@ def _apply(override: Override, data: dict[str, Any]) -> None:
         variant[keys[2]] = override.value
     elif keys[0] == "variants" and len(keys) == 2 and override.value is None:
         _leave_out(str(keys[1]), data)
+    elif keys[0] == "datasets" and len(keys) == 2 and override.value is None:
+        _mapping_at(data, keys[:1], override).pop(keys[1], None)
     else:
         _mapping_at(data, keys[:-1], override)[keys[-1]] = override.value
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stlab.study.search_spec import Distribution, Objective, SearchSpec, conditions_first
 from stlab.study.sections import FAMILY_DEFAULTS, DataSpec, Family, ResourcesSpec, Spec, TrainSpec
@@ -31,6 +31,10 @@ __all__ = [
     "TrialSpec",
     "conditions_first",
 ]
+
+
+OF_DATASETS = "datasets"
+"""The base's path in a study whose data sets have their own."""
 
 
 class BaseConfig(Spec):
@@ -92,6 +96,9 @@ class StudySpec(Spec):
     description: str = ""
     """One or two sentences for the report."""
     base: BaseConfig
+    datasets: dict[str, dict[str, Any]] = Field(default={})
+    """Name → a data set: fields of `data` (`path`, `scale`, …), and for this data set alone overrides of the base's `model`, `train` and
+    `resources`. Every variant is run on every data set. Unset: on the base's data."""
     variants: dict[str, dict[str, Any]] = Field(default={"base": {}})
     """Name → overrides of the base, as dotted paths or nested mappings. Each variant is a row of the ablation table."""
     ablate: AblateSpec | None = None
@@ -108,6 +115,16 @@ class StudySpec(Spec):
     """The reference forecasts in the table. Unset: all that the data allows."""
     paper: PaperSpec | None = None
     """A published table that the report compares with this study."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_has_a_path(cls, values: Any) -> Any:
+        """With ``datasets`` the base's path is that of none, so it may be left out."""
+        if isinstance(values, dict) and values.get("datasets") and isinstance(base := values.get("base"), dict):
+            data = base.get("data")
+            if data is None or (isinstance(data, dict) and "path" not in data):
+                return {**values, "base": {**base, "data": {"path": OF_DATASETS, **(data or {})}}}
+        return values
 
     @field_validator("seeds")
     @classmethod
@@ -129,6 +146,8 @@ class TrialSpec(Spec):
 
     study: str
     variant: str
+    dataset: str = ""
+    """The name of the data set among those of the study; empty in a study that has one."""
     axis_values: dict[str, Any] = Field(default={})
     """The trial's values on the study's axes, by dotted path."""
     seed: int

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stlab.errors import StudyError, UserError
+from stlab.errors import StorageError, StudyError, UserError
 from stlab.execution.preflight import check_protocol
 from stlab.execution.run_study import data_facts
 from stlab.files import holds_secret, is_uri, secrets_of, shown
-from stlab.study.file import NO_PASSWORD, find_study, load_study_source, parse, shipped_studies, with_trials
+from stlab.study.file import (
+    NO_PASSWORD,
+    find_study,
+    load_study_source,
+    parse,
+    shipped_studies,
+    with_datasets,
+    with_trials,
+)
 from stlab.study.plan import DataFacts, make_plan
 from stlab.study.source import Key, StudySource
 from stlab.study.spec import DataSpec
@@ -34,6 +42,8 @@ class Order:
     trials: int | None = None
     retry_failed: bool = False
     add_seeds: int | None = None
+    datasets: tuple[str, ...] = ()
+    skip_bad_datasets: bool = False
 
     def arguments(self, study: str) -> list[str]:
         """The words after ``stlab``. They hold no password, since every user of the cluster can read them."""
@@ -48,7 +58,9 @@ class Order:
             words.append("--retry-failed")
         if self.add_seeds is not None:
             words += ["--add-seeds", str(self.add_seeds)]
-        return words
+        for files in self.datasets:
+            words += ["--datasets", files]
+        return words + ["--skip-bad-datasets"] * self.skip_bad_datasets
 
     def again(self, name: str) -> list[str]:
         """The words after ``stlab submit`` that continue a job of this order, without the address and without passwords.
@@ -61,7 +73,7 @@ class Order:
             study = _as_anywhere(self.study)
         else:  # the study in the storage has the new seeds by then, and repeating the option would add further ones
             study = f"{self.storage.rstrip('/')}/studies/{name}/study.yaml"
-            order = replace(order, overrides=[], add_seeds=None)
+            order = replace(order, overrides=[], add_seeds=None, datasets=())
         hidden = [word for uri in self.environment().values() for word in ("--tracking-uri", shown(uri))]
         return [*order.arguments(study)[1:], *hidden]
 
@@ -104,10 +116,16 @@ def check_order(order: Order) -> Checked:
         notes.append(f"for the job, {shown(order.tracking_uri)} is a server on the head of the cluster.")
     if order.add_seeds is not None:
         return _extension(order, notes)
-    source = load_study_source(order.study, with_trials(order.study, order.overrides, order.trials))
+    overrides = with_trials(order.study, order.overrides, order.trials)
+    elsewhere: list[str] = []
+    try:
+        overrides = with_datasets(order.study, overrides, order.datasets)
+    except (StudyError, StorageError) as error:  # the nodes may have the files, or reach the store
+        elsewhere.append(f"--datasets {' '.join(order.datasets)}")
+        notes.append(str(error))
+    source = load_study_source(order.study, overrides)
     spec = parse(source)
     _refuse_relative_paths(source)
-    elsewhere: list[str] = []
 
     def facts(data: DataSpec) -> DataFacts:
         for name, path in (("path", data.path), *(("pretrain", path) for path in data.pretrain)):
@@ -117,8 +135,11 @@ def check_order(order: Order) -> Checked:
         return data_facts(data)
 
     try:
-        check_protocol(make_plan(spec, facts, source))
+        if not elsewhere:
+            check_protocol(make_plan(spec, facts, source, skip_bad=order.skip_bad_datasets))
     except _Elsewhere:
+        pass
+    if elsewhere:
         notes.append(f"{elsewhere[0]} is not on this machine: the data are checked on the cluster.")
     file = find_study(order.study)
     _refuse_model_files_elsewhere([file.read_text(encoding="utf-8-sig"), *order.overrides])
@@ -158,6 +179,11 @@ def _check_places(order: Order) -> None:
             f"--tracking-uri {uri}: a cluster cannot reach a database in this folder. Give a server, --tracking-uri "
             "http://mlflow:5000, or leave it out and run stlab sync later."
         )
+    for word in order.datasets:
+        if not (is_uri(word) or Path(word).is_absolute() or ":" in word) and ("/" in word or "." in word or "*" in word):
+            raise UserError(
+                f"--datasets {word}: a cluster cannot use a folder of this machine. Give a URI, or an absolute path that all nodes reach."
+            )
     for override in order.overrides:
         path, _, value = override.partition("=")
         if holds_secret(value):
@@ -191,7 +217,7 @@ def _is_of_this_folder(loc: tuple[Key, ...], value: str) -> bool:
     if ":" in value or not value or Path(value).is_absolute():
         return False
     words = ".".join(key for key in loc if isinstance(key, str)).split(".")  # numbers are places in lists
-    if "data" in words and any(name in words[-2:] for name in _DATA_FILES):
+    if ("data" in words or words[0] == "datasets") and any(name in words[-2:] for name in _DATA_FILES):
         return True
     if words[:2] == ["paper", "file"]:
         return value.endswith((".yaml", ".yml"))

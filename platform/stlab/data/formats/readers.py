@@ -14,7 +14,7 @@ from stlab.data.formats.csv_table import read_csv
 from stlab.data.formats.hdf import read_hdf
 from stlab.data.formats.npz import read_npz
 from stlab.data.formats.parquet import read_parquet
-from stlab.data.formats.synthetic import synthetic_city
+from stlab.data.formats.synthetic import CITY, synthetic_data
 from stlab.data.formats.times import with_timestamps
 from stlab.data.formats.unist import read_unist
 from stlab.data.graph import copied, with_network
@@ -30,7 +30,6 @@ READERS: dict[str, dict[str, Reader]] = {
     "grid": {".npz": read_npz, ".json": read_unist},
     "sensors": {".npz": read_npz, ".h5": read_hdf, ".hdf5": read_hdf, ".csv": read_csv, ".parquet": read_parquet},
 }
-SYNTHETIC: dict[str, Callable[[], Series]] = {"synthetic:city": synthetic_city}
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth")
 
 
@@ -51,9 +50,7 @@ def read_content(spec: DataSpec) -> Series | ReadyWindows:
 
 def _read(spec: DataSpec) -> Series | ReadyWindows:
     if spec.path.startswith("synthetic:"):
-        if spec.path not in SYNTHETIC:
-            raise DataError(f"{spec.path}: no such generated data; there is {', '.join(SYNTHETIC)}.")
-        grid = SYNTHETIC[spec.path]()
+        grid = synthetic_data(spec.path)
         return flattened(grid) if spec.family == "sensors" else grid
     if is_uri(spec.path):
         return _read_copy(spec)
@@ -94,7 +91,7 @@ def _unreadable(suffix: str, family: str) -> str:
     for other, readers in READERS.items():
         if suffix in readers:
             return f"files that end in '{suffix}' are read for the family {other} alone. Set data.family: {other}."
-    known = f"{', '.join(READERS[family])}, and {', '.join(SYNTHETIC)}"
+    known = f"{', '.join(READERS[family])}, and {CITY}"
     return f"files that end in '{suffix}' cannot be read; known: {known}."
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 import numpy as np
 
 from stlab.data.formats.content import Series
+from stlab.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+CITY = "synthetic:city"
 _SEED = 20240101
 _SIDE = 8
 _WEEKS = 6
@@ -19,7 +22,25 @@ _START = np.datetime64("2024-01-01T00:00:00", "s")  # a Monday
 _HOURS = np.arange(24)
 
 
-def synthetic_city() -> Series:
+def synthetic_data(path: str) -> Series:
+    """The generated data that a path names: ``synthetic:city``, with other chances ``synthetic:city?seed=1``, longer ``?weeks=12``.
+
+    Raises:
+        DataError: there is no such city, or no such parameter of it.
+    """
+    name, _, query = path.partition("?")
+    if name != CITY:
+        raise DataError(f"{path}: no such generated data; there is {CITY}.")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    allowed = {"seed": (0, 2**32 - 1), "weeks": (1, 520)}
+    for key, value in given.items():
+        low, high = allowed.get(key, (1, 0))
+        if not value.isdecimal() or not low <= int(value) <= high:
+            raise DataError(f"{path}: {key}={value} is no parameter of {CITY}; it takes seed=0 to {2**32 - 1} and weeks=1 to 520.")
+    return synthetic_city(path, **{key: int(value) for key, value in given.items()})
+
+
+def synthetic_city(source: str = CITY, seed: int = _SEED, weeks: int = _WEEKS) -> Series:
     """Hourly inflow and outflow on 8×8 cells over six weeks: (1008, 2, 8, 8) trips an hour, the same on every machine.
 
     Homes, offices and leisure are spread unevenly over the cells, each with one profile for weekdays and one for weekends. Shocks that last
@@ -28,8 +49,8 @@ def synthetic_city() -> Series:
     few hours explain more.
     """
     # numpy guarantees the streams of its legacy generator; those of np.random.Generator may change.
-    draw = np.random.RandomState(_SEED)
-    steps = _WEEKS * 7 * 24
+    draw = np.random.RandomState(seed)
+    steps = weeks * 7 * 24
     profile = _weekly_profile()  # (168, 3 uses, 2, 1, 1)
     density = _densities()  # (3 uses, 1, 8, 8)
     hour_of_week = np.arange(steps) % 168
@@ -43,8 +64,8 @@ def synthetic_city() -> Series:
     return Series(
         counts.astype(np.float32),
         times,
-        source="synthetic:city",
-        name="synthetic city",
+        source=source,
+        name=f"synthetic {source.removeprefix('synthetic:')}",
         synthetic=True,
         channel_names=("inflow", "outflow"),
     )

@@ -13,7 +13,7 @@ from stlab.report.figures.search import read_search
 from stlab.report.figures.study_figures import ReportFigure, draw_figures
 from stlab.report.page.html import render_page, write_figures
 from stlab.report.page.search_text import search_content
-from stlab.report.page.study import write_report
+from stlab.report.page.study import write_study_page
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
 from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
 from stlab.report.statistics.summary import Row, summarise
@@ -90,7 +90,7 @@ def write_joint_report(store: Store, names: Sequence[str]) -> tuple[str, list[Jo
         directory = JointDirectory(store, names, part.folder)
         directory.store.write_table(f"{directory.prefix}/results/trials.parquet", trials_table(part.rows))
         title = str(part.study["name"])
-        paths.append(write_report(store, title, part.study, part.notes, directory=directory, papers=part.papers))
+        paths.append(write_study_page(store, title, part.study, part.notes, directory=directory, papers=part.papers))
     return (paths[0] if len(parts) == 1 else _write_together(store, names, parts)), parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stlab.report.figures.search import SearchResult, draw_search, read_search
 from stlab.report.figures.study_figures import FigureSet, draw_figures
@@ -40,7 +40,7 @@ class _Results:
     study_yaml: str | None
 
 
-def write_report(
+def write_study_page(
     store: Store,
     name: str,
     study: Mapping[str, Any] | None = None,
@@ -48,6 +48,7 @@ def write_report(
     *,
     directory: StudyDirectory | None = None,
     papers: Sequence[PaperComparison] | None = None,
+    search: SearchResult | Literal["read"] | None = "read",
 ) -> str:
     """Write ``studies/<name>/report/``: ``index.html``, ``figures/*.png|pdf`` and ``tables/ablation.csv|tex``.
 
@@ -59,6 +60,7 @@ def write_report(
         notes: lines for the reader, such as which baselines the data do not allow.
         directory: the folder that the results are read from and the report is written to. Unset: the study's own.
         papers: published tables compared with these rows. Unset: those that the study names.
+        search: what its search found, if anything. Unset: read from the study's folder.
 
     Returns:
         Full path (or URI) of ``index.html``.
@@ -68,7 +70,7 @@ def write_report(
         ProtocolMismatch: its trials were made by different protocols.
     """
     directory = directory or StudyDirectory(store, name)
-    found = _read_results(store, name, directory, study)
+    found = _read_results(store, name, directory, study, search)
     figures = _draw(store, found)
     embedded = write_figures(directory, figures.figures)
     compared = compare(found.rows, found.axes, found.study, store)
@@ -83,20 +85,22 @@ def write_report(
     return store.address(directory.report_path())
 
 
-def report_figures(store: Store, name: str) -> dict[str, Figure]:
+def study_figures(store: Store, name: str) -> dict[str, Figure]:
     """The figures of a study's report by name, drawn anew from its directories.
 
     Raises:
         UserError: the study has not been run.
         ProtocolMismatch: its trials were made by different protocols.
     """
-    found = _read_results(store, name, StudyDirectory(store, name), None)
+    found = _read_results(store, name, StudyDirectory(store, name), None, "read")
     return {one.name: one.figure for one in _draw(store, found).figures}
 
 
-def _read_results(store: Store, name: str, directory: StudyDirectory, study: Mapping[str, Any] | None) -> _Results:
+def _read_results(
+    store: Store, name: str, directory: StudyDirectory, study: Mapping[str, Any] | None, search: SearchResult | str | None
+) -> _Results:
     rows = table_rows(directory.read_trials().to_pylist())
-    search = read_search(store, name)
+    search = read_search(store, name) if isinstance(search, str) else search
     study_yaml, study = _study(directory, study)
     axes = list(study["axes"]) if study.get("axes") is not None else None
     return _Results(rows, summarise(rows, axes), axes, search, study, study_yaml)

@@ -1,0 +1,199 @@
+"""The report of a study on several data sets: one table over all of them, ranks, and a section for each."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
+from stlab.report.figures.ranks import critical_difference_figure
+from stlab.report.figures.search import draw_search, read_search
+from stlab.report.figures.study_figures import ReportFigure, draw_figures
+from stlab.report.page import across_text, text
+from stlab.report.page.html import render_page, write_figures
+from stlab.report.page.search_text import search_content
+from stlab.report.page.study import write_study_page
+from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
+from stlab.report.statistics.across import ERRORS, Across, across_datasets
+from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
+from stlab.report.statistics.summary import symbols_text
+from stlab.report.tables.across import across_frame, across_latex, across_lines, cells_frame
+from stlab.storage import Store, StudyDirectory, single_protocol
+from stlab.study.datasets import parts
+from stlab.study.spec import StudySpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAIN = re.compile(r"<main>(.*)</main>", re.DOTALL)
+_HEADER = re.compile(r"<header>.*?</header>", re.DOTALL)
+
+
+class DatasetDirectory(StudyDirectory):
+    """The part of a study's directory that is about one of its data sets; its report is in ``report/datasets/<data set>/``."""
+
+    def __init__(self, store: Store, name: str, dataset: str) -> None:
+        super().__init__(store, name)
+        self.dataset = dataset
+
+    def read_study(self) -> str | None:
+        """None: the file holds all data sets, and the part is made from the study on this one alone."""
+        return None
+
+    def read_trials(self) -> pa.Table:
+        """The trials on this data set."""
+        whole = super().read_trials()
+        return whole.filter(pc.equal(whole["dataset"], self.dataset))
+
+    def report_path(self, name: str = "index.html") -> str:
+        """Path of a file of this part's report, relative to the store."""
+        return super().report_path(f"datasets/{self.dataset}/{name}")
+
+
+def write_across_page(store: Store, name: str, study: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """Write ``studies/<name>/report/``: ``index.html`` over all data sets, ``tables/``, ``figures/``, and a folder for each data set.
+
+    Raises:
+        UserError: the study has not been run.
+        ProtocolMismatch: trials on one data set were made by different protocols.
+    """
+    directory = StudyDirectory(store, name)
+    found = _read(store, directory, study)
+    specs = parts(StudySpec.model_validate(study), *found.datasets)
+    by_part = {part: spec.model_dump(mode="json") for part, spec in specs.items()}
+    papers = {part: compare_with_paper(store, found.rows[part], own, list(own["axes"])) for part, own in by_part.items()}
+    sections = []
+    for part, own in by_part.items():
+        place = DatasetDirectory(store, name, part)
+        write_study_page(store, name, own, directory=place, papers=papers[part], search=None)
+        sections.append(_section(part, store.read(place.report_path()).decode()))
+    _write_tables(directory, found, papers)
+    embedded = write_figures(directory, _figures(store, found, study, name))
+    content = _content(found, study, papers, [*_left_out(directory), *notes])
+    search = read_search(store, name)
+    content |= {"figures": embedded, "sections": sections, "search": search and search_content(search)}
+    content["study_yaml"] = directory.read_study()
+    store.write(directory.report_path(), render_page("across.html.j2", content).encode())
+    return store.address(directory.report_path())
+
+
+def across_figures(store: Store, name: str, study: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of the page by name; those of a data set are named ``<data set>/<name>``."""
+    found = _read(store, StudyDirectory(store, name), study)
+    drawn = {one.name: one.figure for one in _figures(store, found, study, name)}
+    for part in found.datasets:
+        drawn |= {f"{part}/{one.name}": one.figure for one in draw_figures(store, found.rows[part], found.lines[part]).figures}
+    return drawn
+
+
+def _read(store: Store, directory: StudyDirectory, study: Mapping[str, Any]) -> Across:
+    axes = list(study["axes"]) if study.get("axes") is not None else None
+    return across_datasets(directory.read_trials().to_pylist(), axes, study, store)
+
+
+def _left_out(directory: StudyDirectory) -> list[str]:
+    return [f"Left out, since it could not be used: {name}. {reason}" for name, reason in directory.read_left_out().items()]
+
+
+def _section(part: str, page: str) -> dict[str, str]:
+    """The page of a data set as a part of another: without its head, and with figures of its own names."""
+    main = _MAIN.search(page)
+    assert main is not None
+    body = _HEADER.sub("", main.group(1), count=1)
+    return {"id": part, "main": body.replace('<figure id="', f'<figure id="{part}-')}
+
+
+def _figures(store: Store, found: Across, study: Mapping[str, Any], name: str) -> list[ReportFigure]:
+    figures = []
+    if (diagram := critical_difference_figure(found)) is not None:
+        caption = (
+            "Mean ranks over the data sets; 1 is the lowest error. A bar joins models whose mean ranks are closer than Nemenyi's critical "
+            "difference, so that they cannot be told apart."
+        )
+        figures.append(ReportFigure("critical_difference", "Mean ranks", caption, diagram))
+    panels: dict[str, list[AxisPanel]] = {}
+    for part in found.datasets:
+        for path in numeric_axes(found.lines[part]):
+            if (panel := axis_panel(store, found.rows[part], found.lines[part], path)) is not None:
+                panels.setdefault(path, []).append(panel)
+    for path, several in panels.items():
+        title = f"Along {axis_name(path)}, on {len(several)} data sets"
+        figures.append(ReportFigure(f"along_{path.replace('.', '_')}", title, axis_caption(path, several), axis_figure(path, several)))
+    searched = read_search(store, name)
+    return figures + (draw_search(searched) if searched else [])
+
+
+def _write_tables(directory: StudyDirectory, found: Across, papers: Mapping[str, Sequence[PaperComparison]]) -> None:
+    store = directory.store
+    cells = cells_frame(found, papers)
+    buffer = io.BytesIO()
+    cells.to_parquet(buffer, index=False)
+    store.write(directory.report_path("tables/cells.parquet"), buffer.getvalue())
+    store.write(directory.report_path("tables/cells.csv"), cells.to_csv(index=False).encode())
+    store.write(directory.report_path("tables/datasets.csv"), across_frame(found).to_csv(index=False).encode())
+    for error in ERRORS:
+        caption = f"Test {error.upper()}, mean ± 95 % Student-t interval over seeds. {across_text.marks_sentence(found)}"
+        store.write(directory.report_path(f"tables/datasets_{error}.tex"), across_latex(found, error, caption).encode())
+
+
+def _content(
+    found: Across, study: Mapping[str, Any], papers: Mapping[str, Sequence[PaperComparison]], notes: Sequence[str]
+) -> dict[str, Any]:
+    lines = across_lines(found, papers)
+    every = [row for rows in found.rows.values() for row in rows]
+    trained = [row for row in every if not row.get("baseline")]
+    caveats = {c.badge: c for name in found.datasets for c in text.caveats(found.rows[name], single_protocol(found.rows[name]))}
+    return {
+        "name": study["name"],
+        "description": study.get("description") or "",
+        "caveats": list(caveats.values()),
+        "notes": list(notes),
+        "datasets": [_dataset(found, part) for part in found.datasets],
+        "counts": {
+            "variants": len({row["variant"] for row in trained}),
+            "seeds": len({row["seed"] for row in trained}),
+            "trials": len(trained),
+        },
+        "lines": lines,
+        "missing": [(line.label, part, cell.reason) for line in lines for part, cell in zip(found.datasets, line.cells, strict=True)
+                    if cell.reason and not line.baseline],
+        "has_ranks": found.ranks.get("rmse") is not None,
+        "has_printed": any(any(cell.printed.values()) for line in lines for cell in line.cells),
+        "ranking": _ranking(found),
+        "reference": found.reference,
+        "marks": across_text.marks_sentence(found),
+        "relative": across_text.relative_sentence(found),
+        "sentences": [sentence for error in ERRORS for sentence in across_text.rank_sentences(found, error)],
+        "limits": across_text.limits(found),
+        "symbols": symbols_text([line for own in found.lines.values() for line in own]),
+    }  # fmt: skip
+
+
+def _dataset(found: Across, part: str) -> dict[str, str]:
+    protocol = single_protocol(found.rows[part])
+    return {"name": part, "protocol": text.protocol_text(protocol), "headline": text.headline(found.lines[part])}
+
+
+def _ranking(found: Across) -> list[dict[str, str]]:
+    """The ranked models from the best mean rank by RMSE on."""
+    by_rmse = found.ranks.get("rmse")
+    if by_rmse is None:
+        return []
+    rows = []
+    for label, mean in sorted(by_rmse.mean.items(), key=lambda item: item[1]):
+        row = {"label": label, "rank_rmse": f"{mean:.2f}", "rank_mae": "–", "record": "–", "relative_rmse": "–", "relative_mae": "–"}
+        if (by_mae := found.ranks.get("mae")) is not None and label in by_mae.labels:
+            row["rank_mae"] = f"{by_mae.mean[label]:.2f}"
+        for error in ERRORS:
+            if (own := found.relative.get(error, {}).get(label)) is not None:
+                interval = "" if own.low is None or own.high is None else f" [{own.low:.3f}, {own.high:.3f}]"
+                row[f"relative_{error}"] = f"{own.ratio:.3f}{interval}"
+                if error == "rmse":
+                    row["record"] = f"{own.wins} / {own.ties} / {own.losses}"
+        rows.append(row)
+    return rows
