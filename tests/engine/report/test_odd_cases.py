@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from stlab.execution.collect import search_rows
-from stlab.report import compare, terminal_table, write_report
+from stlab.report import compare, report_figures, terminal_table, write_report
 from stlab.report.page.joint import write_joint_report
-from stlab.report import report_figures
 from stlab.storage import Store, StudyDirectory, TrialDirectory, best_trial
 from stlab.study.file import dump_study
 from tests.support.axes import LAMBDAS, lambda_study

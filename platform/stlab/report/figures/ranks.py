@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stlab.report.figures.style import PALETTE, paper_style
+from stlab.report.figures.style import PALETTE, TRUTH, paper_style
 from stlab.report.statistics.across import ERRORS, Across, Ranks
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _draw(axes: object, ranks: Ranks) -> None:
     same = pd.DataFrame([[float(not ranks.differ(one, other)) for other in labels] for one in labels], index=labels, columns=labels)
     scikit_posthocs.critical_difference_diagram(
         pd.Series(mean), same, ax=axes, label_fmt_left="{label} ({rank:.2f})", label_fmt_right="({rank:.2f}) {label}",
-        label_props={"color": "#1f2328", "size": 8}, elbow_props={"color": "#8b949e", "linewidth": 0.9},
-        marker_props={"color": PALETTE[0], "s": 14}, crossbar_props={"color": "#1f2328", "linewidth": 2.2, "marker": ""},
+        label_props={"size": 8}, elbow_props={"linewidth": 0.9}, marker_props={"s": 14}, color_palette=dict.fromkeys(labels, TRUTH),
+        crossbar_props={"color": PALETTE[0], "linewidth": 2.2, "marker": ""},
     )  # fmt: skip
     axes.grid(False)  # type: ignore[attr-defined]

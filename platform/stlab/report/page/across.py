@@ -147,13 +147,13 @@ def _content(
     lines = across_lines(found, papers)
     every = [row for rows in found.rows.values() for row in rows]
     trained = [row for row in every if not row.get("baseline")]
-    caveats = {c.badge: c for name in found.datasets for c in text.caveats(found.rows[name], single_protocol(found.rows[name]))}
     return {
         "name": study["name"],
         "description": study.get("description") or "",
-        "caveats": list(caveats.values()),
+        "caveats": _caveats(found),
         "notes": list(notes),
-        "datasets": [_dataset(found, part) for part in found.datasets],
+        "parts": list(found.datasets),
+        "datasets": _datasets(found),
         "counts": {
             "variants": len({row["variant"] for row in trained}),
             "seeds": len({row["seed"] for row in trained}),
@@ -174,9 +174,25 @@ def _content(
     }  # fmt: skip
 
 
-def _dataset(found: Across, part: str) -> dict[str, str]:
-    protocol = single_protocol(found.rows[part])
-    return {"name": part, "protocol": text.protocol_text(protocol), "headline": text.headline(found.lines[part])}
+def _datasets(found: Across) -> list[dict[str, Any]]:
+    """The data sets by protocol, so that a protocol which all share is said once."""
+    groups: dict[str, list[str]] = {}
+    for part in found.datasets:
+        groups.setdefault(text.protocol_text(single_protocol(found.rows[part])), []).append(part)
+    return [{"protocol": protocol, "names": names} for protocol, names in groups.items()]
+
+
+def _caveats(found: Across) -> list[dict[str, Any]]:
+    """Every caveat, and its sentences with the data sets that they are about."""
+    by_badge: dict[str, dict[str, list[str]]] = {}
+    for part in found.datasets:
+        for one in text.caveats(found.rows[part], single_protocol(found.rows[part])):
+            by_badge.setdefault(one.badge, {}).setdefault(one.sentence, []).append(part)
+    everywhere = len(found.datasets)
+    return [
+        {"badge": badge, "sentences": [{"text": said, "names": names if len(names) < everywhere else []} for said, names in own.items()]}
+        for badge, own in by_badge.items()
+    ]
 
 
 def _ranking(found: Across) -> list[dict[str, str]]:

@@ -26,7 +26,12 @@ def rank_sentences(found: Across, error: Error) -> list[str]:
 
 
 def _pairs(ranks: Ranks) -> str:
-    means = ranks.mean
+    means, count = ranks.mean, len(ranks.by_dataset)
+    if (least := 2.0 ** (1 - count) * len(ranks.wilcoxon)) >= ALPHA:
+        return (
+            f"Wilcoxon's signed-rank test can tell no pair apart: over {count} data sets its smallest p is {2.0 ** (1 - count):.2g}, which "
+            f"Holm's correction over {len(ranks.wilcoxon)} pairs makes {min(1.0, least):.2g}."
+        )
     apart = [pair if means[pair[0]] <= means[pair[1]] else pair[::-1] for pair, p in ranks.wilcoxon.items() if p < ALPHA]
     if not apart:
         return f"Wilcoxon's signed-rank test tells none of {len(ranks.wilcoxon)} pairs apart, after Holm's correction."
