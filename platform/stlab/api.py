@@ -224,11 +224,24 @@ class Results:
         """The row of the trial with the lowest validation error, baselines excluded.
 
         Raises:
-            UserError: no trial has finished.
+            UserError: no trial has finished, or the study has several data sets, whose errors cannot be compared.
         """
-        row = best_trial(self.arrow.to_pylist())
+        if names := list((self._study() or {}).get("datasets") or {}):
+            raise UserError(f"{self.name} has several data sets, each with a best trial: best_on({names[0]!r}), … ({', '.join(names)}).")
+        return self._best(self.arrow.to_pylist())
+
+    def best_on(self, dataset: str) -> pd.Series[Any]:
+        """The row of the trial with the lowest validation error on one of several data sets, baselines excluded.
+
+        Raises:
+            UserError: no trial on it has finished, or there is no such data set.
+        """
+        return self._best([row for row in self.arrow.to_pylist() if row["dataset"] == dataset], f" on {dataset}")
+
+    def _best(self, rows: Sequence[Mapping[str, Any]], where: str = "") -> pd.Series[Any]:
+        row = best_trial(rows)
         if row is None:
-            raise UserError(f"no trial of {self.name} has finished yet.")
+            raise UserError(f"no trial of {self.name}{where} has finished yet.")
         trials = self.trials
         return trials[trials["trial_id"] == row["trial_id"]].iloc[0]
 

@@ -211,7 +211,7 @@ def write_study(plan: Plan, store: Store) -> str | None:
         and set(before.seeds) <= set(study.seeds)
         and before.datasets.items() <= study.datasets.items()
         and bool(before.datasets) == bool(study.datasets)
-        and before.model_copy(update={"seeds": study.seeds, "datasets": study.datasets}) == study
+        and before.model_copy(update={"seeds": study.seeds, "datasets": study.datasets, "report": study.report}) == study
     )
     kept = directory.write_study(dump_study(study), extends=extends)
     trials = [{"trial_id": t.trial_id, "label": t.label, "max_epochs": t.spec.train.most_epochs} for t in plan.trials]

@@ -27,6 +27,7 @@ from stlab.study.paper import paper_problems
 from stlab.study.plan_checks import (
     bad_overrides,
     duplicate_variants,
+    horizons_beyond,
     ineffective_axes,
     misfits,
     models_of_one_name,
@@ -201,6 +202,7 @@ def _notes_of_all(notes: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _on_one_dataset(study: StudySpec, facts_of: FactsOf, source: StudySource | None, dataset: str = "") -> Plan:
     """The plan of a study on one data set; ``dataset`` is its name where there are several."""
     specs, problems = _trial_specs(study, source, dataset)
+    problems += horizons_beyond(study, specs, source)
     if problems:
         raise study_error(problems)
 

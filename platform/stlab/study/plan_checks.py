@@ -51,6 +51,18 @@ def unknown_reference(study: StudySpec, source: StudySource | None) -> list[Prob
     return [problem(message, ("reference",), source)]
 
 
+def horizons_beyond(study: StudySpec, specs: Sequence[TrialSpec], source: StudySource | None) -> list[Problem]:
+    """Steps of ``report.horizons`` that no trial forecasts, and steps that are named twice."""
+    steps = study.report.horizons
+    longest = max((spec.data.horizon for spec in specs), default=0)
+    if twice := [step for index, step in enumerate(steps) if step in steps[:index]]:
+        return [problem(f"the step {twice[0]} appears twice. Keep one of them.", ("report", "horizons"), source)]
+    if beyond := [step for step in steps if step > longest]:
+        message = f"step {beyond[0]} is beyond the horizon of {longest} steps. Leave it out, or raise data.horizon."
+        return [problem(message, ("report", "horizons"), source)]
+    return []
+
+
 def models_of_one_name(study: StudySpec, source: StudySource | None) -> list[Problem]:
     """Two files of models that have the same name: a table could not tell them apart."""
     first: dict[str, str] = {}

@@ -224,7 +224,7 @@ def parse_override(text: str, data: Mapping[str, Any]) -> Override:
         return Override(text, ("search", "space", ".".join(rest_segments[1:])), value)
     if first == "datasets" and len(rest_segments) > 1:
         return Override(text, ("datasets", rest_segments[0], ".".join(rest_segments[1:])), value)
-    if rest_segments and first not in ("base", "variants", "datasets", "search", "paper", "ablate"):
+    if rest_segments and first not in ("base", "variants", "datasets", "search", "paper", "ablate", "report"):
         raise StudyError(f"{head}: `{first}` has no parts. Set it as a whole: --set {first}=…")
     return Override(text, tuple(segments), value)
 

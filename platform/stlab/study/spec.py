@@ -7,7 +7,7 @@ is an open mapping here, and the plan checks it against the model's configuratio
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +23,7 @@ __all__ = [
     "Family",
     "Objective",
     "PaperSpec",
+    "ReportSpec",
     "ResourcesSpec",
     "SearchSpec",
     "Spec",
@@ -88,6 +89,13 @@ class PaperSpec(Spec):
         return [self.table] if isinstance(self.table, str) else self.table
 
 
+class ReportSpec(Spec):
+    """What a report shows beside its tables and figures."""
+
+    horizons: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    """Steps ahead whose errors get a table of their own, `[3, 6, 12]`. A step beyond the horizon of the data is an error."""
+
+
 class StudySpec(Spec):
     """A study: what its trials share, and what varies between them."""
 
@@ -115,6 +123,8 @@ class StudySpec(Spec):
     """The reference forecasts in the table. Unset: all that the data allows."""
     paper: PaperSpec | None = None
     """A published table that the report compares with this study."""
+    report: ReportSpec = ReportSpec()
+    """What the report shows beside its tables and figures. It changes no trial."""
 
     @model_validator(mode="before")
     @classmethod

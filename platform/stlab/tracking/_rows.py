@@ -40,10 +40,16 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+DATASET = "dataset"
+"""The column of the data set, which is one more axis of a study on several."""
+
+
 def axes_of(study_text: str) -> list[str]:
-    """The dotted paths of a study's axes."""
+    """The dotted paths of a study's axes, after ``DATASET`` if it has several data sets."""
     study = yaml.safe_load(study_text)
-    return list((study.get("axes") or {}) if isinstance(study, dict) else {})
+    if not isinstance(study, dict):
+        return []
+    return [*([DATASET] if study.get("datasets") else []), *(study.get("axes") or {})]
 
 
 def description_of(study_text: str) -> str:
@@ -52,13 +58,15 @@ def description_of(study_text: str) -> str:
 
 
 def label(row: Row, axes: Iterable[str]) -> str:
-    """The variant and the trial's values on the axes: ``full · data.train_ratio=0.1``."""
+    """The variant and the trial's values on the axes: ``full · data.train_ratio=0.1``. The data set, if it is an axis, comes first."""
+    axes = list(axes)
     values: dict[str, Any] = {}
     for axis in () if row.get("baseline") else axes:  # a baseline is computed once, whatever the axes
         name = f"param.{axis}"
         values |= {key[6:]: value for key, value in row.items() if key == name or key.startswith(f"{name}.")}
     parts = [f"{key}={text(value)}" for key, value in values.items() if value is not None]
-    return " · ".join([str(row.get("variant")), *parts])
+    where = [str(row.get("dataset"))] if DATASET in axes else []
+    return " · ".join([*where, str(row.get("variant")), *parts])
 
 
 def trial_name(row: Row, axes: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from stlab.tracking._connection import TrackingUnavailable, check_uri, connect, 
 from stlab.tracking._experiment import NOTE, PARENT, find_or_create_experiment, runs_by_key
 from stlab.tracking._models import keep_model
 from stlab.tracking._rows import (
+    DATASET,
     RUN_STATUS,
     Row,
     axes_of,
@@ -210,33 +211,38 @@ class Tracker:
     def attach_best(self, rows: list[dict[str, Any]]) -> str | None:
         """Tag the study's best trial (by validation error) ``best = true``, and log its checkpoint as a model of its run.
 
-        An existing model is not logged again. If the model cannot be made (because its data is gone, for example), the log and the
-        parent's tag ``model`` say so, and everything else goes on.
+        A study on several data sets has one on each. An existing model is not logged again. If the model cannot be made (because its data
+        is gone, for example), the log and the parent's tag ``model`` say so, and everything else goes on.
 
         Args:
             rows: all rows of the study.
 
         Returns:
-            The model's URI, ``models:/m-…``; None if there is no best trial, or no model of it.
+            The model's URI, ``models:/m-…``, that of the first data set of several; None if there is no best trial, or no model of it.
         """
-        best = best_trial(rows)
-        chosen = None if best is None else str(best["trial_id"])
+        names = dict.fromkeys(str(row.get(DATASET)) for row in rows) if DATASET in self._axes else {"": None}
+        bests = {name: best_trial(row for row in rows if not name or row.get(DATASET) == name) for name in names}
+        chosen = {str(best["trial_id"]) for best in bests.values() if best is not None}
         for (kind, key), run in self._opened().items():
-            if kind == "trial" and key != chosen and run.tags.get("best") == "true":
+            if kind == "trial" and key not in chosen and run.tags.get("best") == "true":
                 run.log(tags={"best": "false"})  # its model stays, since somebody may serve it
-        if best is None or chosen is None:
-            return None
+        uris = [self._attach_model(best, f".{name}" if name else "") for name, best in bests.items() if best is not None]
+        return uris[0] if uris else None
+
+    def _attach_model(self, best: Row, suffix: str) -> str | None:
+        """Tag a best trial and log its model. The parent's tags end in ``suffix``."""
+        chosen = str(best["trial_id"])
         run = self._trial(best)
         run.log(tags={"best": "true"})
-        summary = {"best_trial": chosen, "best_variant": label(best, self._axes)}
-        tags = {"study": self._name, "variant": str(best.get("variant")), "label": summary["best_variant"]}
+        summary = {f"best_trial{suffix}": chosen, f"best_variant{suffix}": label(best, self._axes)}
+        tags = {"study": self._name, "variant": str(best.get("variant")), "label": label(best, self._axes)}
         try:
             uri = keep_model(self._mlflow(), self._experiment_id, run.id, self._store, chosen, tags)
         except UserError as error:
             _log.warning("the best trial's model is not in MLflow: %s", error)
-            self._parent().log(tags={**summary, "model": f"none: {error}"[:5000]})
+            self._parent().log(tags={**summary, f"model{suffix}": f"none: {error}"[:5000]})
             return None
-        self._parent().log(tags={**summary, "model": uri})
+        self._parent().log(tags={**summary, f"model{suffix}": uri})
         return uri
 
     @_guarded

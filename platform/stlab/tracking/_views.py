@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from stlab.errors import UserError
 from stlab.files import shown
 from stlab.tracking._connection import connect, is_database, reaching
+from stlab.tracking._rows import DATASET
 
 _PREFIX = "mlflow.sharedViewState."
 
@@ -25,14 +26,27 @@ _SHARED_TAGS = ("weights", "synthetic", "leaks")
 
 
 def view_tags(axes: Iterable[str] = ()) -> dict[str, str]:
-    """Tags of the experiment for the views "Variants" and "Trials", with the best test RMSE first and a column for each axis."""
-    params = [_column("params", axis) for axis in axes]
+    """Tags of the experiment for the views "Variants" and "Trials", with the best test RMSE first and a column for each axis.
+
+    A study on several data sets has a column for them, by which "Variants" and "Trials" are sorted, since errors on two are not compared.
+    Its view "Data sets" is sorted by variant, so that one model's data sets stand together.
+    """
+    axes = list(axes)
+    several = DATASET in axes
+    params = [_column("params", axis) for axis in axes if axis != DATASET]
+    where = [_column("tags", DATASET)] if several else []
     trials = [_column("tags", name) for name in ("variant", "seed", "status", "best")]
     shared = [_column("tags", name) for name in _SHARED_TAGS]
-    return {
-        f"{_PREFIX}variants": _view("Variants", "summary", [*_metrics(_SUMMARY_METRICS), *shared]),
-        f"{_PREFIX}trials": _view("Trials", "trial", [*trials, *params, *_metrics(_TRIAL_METRICS), *shared]),
+    order = where[0] if where else _column("metrics", "test_rmse")
+    summary = [*_metrics(_SUMMARY_METRICS), *shared]
+    views = {
+        f"{_PREFIX}variants": _view("Variants", "summary", [*where, *summary], order),
+        f"{_PREFIX}trials": _view("Trials", "trial", [*where, *trials, *params, *_metrics(_TRIAL_METRICS), *shared], order),
     }
+    if several:
+        variant = _column("tags", "variant")
+        views[f"{_PREFIX}datasets"] = _view("Data sets", "summary", [variant, *where, *summary], variant)
+    return views
 
 
 def study_url(uri: str, study_name: str, server: str = "http://127.0.0.1:5000") -> str:
@@ -61,10 +75,10 @@ def _metrics(names: Iterable[str]) -> list[str]:
     return [_column("metrics", name) for name in names]
 
 
-def _view(name: str, kind: str, columns: list[str]) -> str:
+def _view(name: str, kind: str, columns: list[str], order: str) -> str:
     state = {
         "searchFilter": f"tags.kind = '{kind}' and tags.status != 'superseded'",
-        "orderByKey": _column("metrics", "test_rmse"),
+        "orderByKey": order,
         "orderByAsc": True,
         "selectedColumns": columns,
         "columnOrder": columns,

@@ -21,7 +21,8 @@ def rank_sentences(found: Across, error: Error) -> list[str]:
             f"{name}: Friedman's test over {count} data sets and {len(ranks.labels)} models gives χ² = {ranks.friedman:.2f}, "
             f"{p_text(ranks.p)}: {differ}. Mean ranks less than {ranks.critical_difference:.2f} apart cannot be told apart (Nemenyi)."
         )
-    said.append(f"{name}: {_pairs(ranks)}")
+    if count >= FEWEST:
+        said.append(f"{name}: {_pairs(ranks)}")
     return said
 
 

@@ -21,6 +21,7 @@ from stlab.report.statistics.days import OverDays, spread_over_days
 from stlab.report.statistics.summary import Row, Summary, anchor, has_slot_of_week, summarise, symbols_text
 from stlab.report.tables import comparison_text
 from stlab.report.tables.ablation import ablation_table, to_latex
+from stlab.report.tables.horizons import HorizonTable, horizon_frame, horizon_latex, horizon_table
 from stlab.report.tables.lines import against_title, has_groups, has_mape, has_missing, table_decimals, table_lines
 from stlab.storage import Store, StudyDirectory, TrialDirectory, outcome, single_protocol, table_rows
 
@@ -76,8 +77,10 @@ def write_study_page(
     compared = compare(found.rows, found.axes, found.study, store)
     papers = compare_with_paper(store, found.rows, found.study, found.axes) if papers is None else papers
     over_days = spread_over_days(store, found.lines, single_protocol(found.rows).get("scale", 1.0))
-    _write_tables(directory, found, compared, over_days, papers)
+    horizons = horizon_table(store, found.rows, found.lines, (found.study.get("report") or {}).get("horizons") or [])
+    _write_tables(directory, found, compared, over_days, papers, horizons)
     content = _content(store, name, found, compared, figures, list(notes))
+    content["horizons"] = horizons
     content["days"] = _days_text(found.lines, over_days)
     content["figures"] = embedded
     content |= {"papers": [paper_content(one) for one in papers], "search": found.search and search_content(found.search)}
@@ -130,6 +133,7 @@ def _write_tables(
     compared: Sequence[Comparison],
     over_days: Mapping[str, OverDays],
     papers: Sequence[PaperComparison],
+    horizons: HorizonTable | None,
 ) -> None:
     store, rows, axes = directory.store, found.rows, found.axes
     table = ablation_table(rows, axes, compared, over_days)
@@ -137,6 +141,9 @@ def _write_tables(
     store.write(directory.report_path("tables/ablation.tex"), to_latex(rows, axes, compared).encode())
     costs = tradeoff_frame(tradeoffs(rows, found.lines))
     store.write(directory.report_path("tables/tradeoff.csv"), costs.to_csv(index=False).encode())
+    if horizons is not None:
+        store.write(directory.report_path("tables/horizons.csv"), horizon_frame(horizons).to_csv(index=False).encode())
+        store.write(directory.report_path("tables/horizons.tex"), horizon_latex(horizons).encode())
     for one in papers:
         stem = directory.report_path(f"tables/paper_{one.table}")
         store.write(f"{stem}.csv", paper_frame(one).to_csv(index=False).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -40,10 +41,16 @@ class Interval:
         mean = math.fsum(values) / n
         if n < 2:
             return cls(mean)
-        from scipy import stats
-
         sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-        return cls(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n), sd)
+        return cls(mean, _quantile(n - 1) * sd / math.sqrt(n), sd)
+
+
+@functools.cache
+def _quantile(degrees: int) -> float:
+    """Student's t for a two-sided interval. A table asks for the same one again and again, and SciPy takes a while each time."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
 @dataclass(frozen=True)
