@@ -43,7 +43,7 @@ def axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
         if below:
             for axes, panel in zip(grid[1], panels, strict=True):
                 _norms(axes, path, norm_curve(panel))
-        _scale(grid.flat, [point.value for panel in panels for curve in panel.curves for point in curve.points])
+        scale_axes(grid.flat, [point.value for panel in panels for curve in panel.curves for point in curve.points])
         _finish(figure, grid, rows, path, len(panels))
         return figure
 
@@ -236,7 +236,7 @@ def _norms(axes: Axes, path: str, curve: AxisCurve | None) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _scale(panels: Iterable[Axes], values: Sequence[float]) -> None:
+def scale_axes(panels: Iterable[Axes], values: Sequence[float]) -> None:
     """Make the shared axis logarithmic if its positive values span much; 0 has a tick of its own, beyond a break of the axis."""
     from matplotlib.ticker import FixedLocator, NullLocator
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
+from stlab.report.figures.axis_relative import relative_axis_caption, relative_axis_figure
 from stlab.report.figures.ranks import critical_difference_figure
 from stlab.report.figures.search import draw_search, read_search
 from stlab.report.figures.study_figures import ReportFigure, draw_figures
@@ -122,8 +123,13 @@ def _figures(store: Store, found: Across, study: Mapping[str, Any], name: str) -
             if (panel := axis_panel(store, found.rows[part], found.lines[part], path)) is not None:
                 panels.setdefault(path, []).append(panel)
     for path, several in panels.items():
+        stem = f"along_{path.replace('.', '_')}"
+        if len(several) > 1:
+            caption = relative_axis_caption(path, several)
+            together = relative_axis_figure(path, several)
+            figures.append(ReportFigure(f"{stem}_relative", f"Along {axis_name(path)}, relative to each lowest", caption, together))
         title = f"Along {axis_name(path)}, on {len(several)} data sets"
-        figures.append(ReportFigure(f"along_{path.replace('.', '_')}", title, axis_caption(path, several), axis_figure(path, several)))
+        figures.append(ReportFigure(stem, title, axis_caption(path, several), axis_figure(path, several)))
     searched = read_search(store, name)
     return figures + (draw_search(searched) if searched else [])
 
