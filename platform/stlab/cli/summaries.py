@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stlab.papers import Cell, Paper
     from stlab.search.history import History
     from stlab.storage import Store
-    from stlab.study.plan import Plan
-    from stlab.study.spec import Distribution, SearchSpec
+    from stlab.study.plan import Plan, PlannedTrial
+    from stlab.study.spec import Distribution, PaperSpec, SearchSpec
 
 
 def say_search(console: Console, plan: Plan, store: Store) -> None:
@@ -114,36 +115,61 @@ def say_paper(
 
 
 def say_coverage(console: Console, plan: Plan) -> None:
-    """Print which cells of the paper's tables the planned trials fill, and what the others lack."""
+    """Print which cells of the paper's tables the planned trials fill, on all data sets together, and what the others lack."""
     spec = plan.study.paper
     if spec is None:
         return
-    from stlab.papers import coverage, load_paper
-    from stlab.report.paper.data_facts import differences, planned_data
+    from stlab.papers import load_paper
     from stlab.report.paper.tables import terminal_coverage
-    from stlab.study.paper import paper_rows
-    from stlab.training.trial import dataset_for
 
     paper = load_paper(spec.file)
-    trained = [trial for trial in plan.trials if not trial.spec.baseline]
-    name = str(trained[0].identity["dataset"]) if trained else ""
-    dataset = spec.dataset or paper.find_dataset(name)
-    ratios = {trial.spec.data.train_ratio for trial in trained}
-    facts = paper.facts.datasets.get(dataset or "")
-    differs = differences(facts, planned_data(dataset_for(trained[0].spec.data)))[0] if facts and trained else []
+    parts: dict[str, list[PlannedTrial]] = {}
+    for trial in plan.trials:
+        if not trial.spec.baseline:
+            parts.setdefault(str(trial.identity["dataset"]), []).append(trial)
+    held = {name: spec.dataset or paper.find_dataset(name) for name in parts}
+    differs = {name: _differences(paper, held[name], trials[0]) for name, trials in parts.items()}
     for table in spec.tables:
-        rows = paper_rows(spec, paper, table, plan.study.variants)
+        cells: dict[tuple[str, str, float], Cell] = {}
+        for name, trials in parts.items():
+            for cell in _coverage(paper, spec, table, trials, held[name], is_paper_data=not differs[name]):
+                key = (cell.method, cell.dataset, cell.train_ratio)
+                if key not in cells or cell.dataset == held[name]:
+                    cells[key] = cell
         console.print()
-        console.print(terminal_coverage(paper, table, coverage(paper, table, rows, dataset, ratios, is_paper_data=not differs)))
-    if differs:
-        console.print(f"{name} is not the data that the paper calls {dataset}: {'; '.join(differs)}.", highlight=False, soft_wrap=True)
-    if dataset is None:
+        console.print(terminal_coverage(paper, table, list(cells.values())))
+    for name, found in differs.items():
+        if found:
+            console.print(f"{name} is not the data that the paper calls {held[name]}: {'; '.join(found)}.", highlight=False, soft_wrap=True)
+    if unknown := [name for name in parts if held[name] is None]:
+        remedy = "If it is one of them, name it: --set paper.dataset=…"
+        if plan.study.datasets:
+            remedy = "If one of them is, name its entry in datasets as the paper does."
         console.print(
-            f"The name {name} is that of none of the paper's data sets, so no cell is filled. If it is one of them, name it: "
-            "--set paper.dataset=…",
+            f"The name {', '.join(unknown)} is that of none of the paper's data sets, so no cell is filled. {remedy}",
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _coverage(
+    paper: Paper, spec: PaperSpec, table: str, trials: Sequence[PlannedTrial], dataset: str | None, is_paper_data: bool
+) -> list[Cell]:
+    """The cells of a table, as the trials on one data set fill them."""
+    from stlab.papers import coverage
+    from stlab.study.paper import paper_rows
+
+    rows = paper_rows(spec, paper, table, dict.fromkeys(trial.spec.variant for trial in trials))
+    return coverage(paper, table, rows, dataset, {trial.spec.data.train_ratio for trial in trials}, is_paper_data=is_paper_data)
+
+
+def _differences(paper: Paper, dataset: str | None, trial: PlannedTrial) -> list[str]:
+    """In what the data of a trial differ from the paper's data set."""
+    from stlab.report.paper.data_facts import differences, planned_data
+    from stlab.training.trial import dataset_for
+
+    facts = paper.facts.datasets.get(dataset or "")
+    return differences(facts, planned_data(dataset_for(trial.spec.data)))[0] if facts else []
 
 
 def say_joint(console: Console, store: Store, names: Sequence[str]) -> None:

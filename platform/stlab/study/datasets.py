@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from stlab.errors import DataError, StudyError
-from stlab.study.errors import Problem, explain, section_fields, unknown_field
+from stlab.study.errors import Problem, explain, problem, section_fields, unknown_field
 from stlab.study.resolve import merged
-from stlab.study.source import SECTIONS, StudySource, flatten_overrides
+from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
 from stlab.study.spec import BaseConfig, DataSpec, ResourcesSpec, StudySpec, TrainSpec
 
 if TYPE_CHECKING:
     from stlab.study.plan import PlannedTrial
+
+WITHOUT = "without"
+"""The field of an entry that lists the variants which are not run on that data set."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """The name of a data set, which is also that of a folder of the report, a part of the path in ``--set``, and a column."""
@@ -27,7 +30,7 @@ def entry_overrides(entry: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         StudyError: two keys write the same field.
     """
-    own = {key if _names_section(key) else f"data.{key}": value for key, value in entry.items()}
+    own = {key if _names_section(key) else f"data.{key}": value for key, value in entry.items() if key != WITHOUT}
     return flatten_overrides(own)
 
 
@@ -37,9 +40,10 @@ def on_dataset(study: StudySpec, name: str, source: StudySource | None = None) -
     The entry changes the base, so variants and axes keep precedence, and a field of the base's model does not concern a variant with
     another model.
     """
-    values = merged(study, entry_overrides(study.datasets[name]))
+    entry = study.datasets[name]
+    values = merged(study, entry_overrides(entry))
     beside = source and source.on(name)
-    problems: list[Problem] = []
+    problems = [problem(said, ("datasets", name, WITHOUT), source) for said in _bad_without(study, entry)]
     owners: dict[str, type[pydantic.BaseModel]] = {"data": DataSpec, "train": TrainSpec, "resources": ResourcesSpec}
     for section, owner in owners.items():
         try:
@@ -48,7 +52,25 @@ def on_dataset(study: StudySpec, name: str, source: StudySource | None = None) -
             problems += explain(error, owner, beside, section=section)
     if problems:
         return None, problems
-    return study.model_copy(update={"base": BaseConfig.model_validate(values), "datasets": {}}), []
+    variants = {variant: own for variant, own in study.variants.items() if variant not in entry.get(WITHOUT, ())}
+    part = {"base": BaseConfig.model_validate(values), "variants": variants, "datasets": {}, "ablate": None}
+    return study.model_copy(update=part), []
+
+
+def _bad_without(study: StudySpec, entry: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the variants that an entry leaves out."""
+    names = entry.get(WITHOUT, [])
+    if not isinstance(names, list):
+        yield f"must be a list of variants, this is {names!r}."
+        return
+    for name in names:
+        if name not in study.variants:
+            hint = did_you_mean(str(name), list(study.variants))
+            yield f"there is no variant {name!r}.{hint} The variants are {', '.join(study.variants)}."
+    if study.reference in names:
+        yield f"{study.reference!r} is the reference, with which the others are compared on every data set."
+    if set(study.variants) <= {str(name) for name in names}:
+        yield "this leaves no variant. Leave the data set out instead."
 
 
 def parts(study: StudySpec, *names: str) -> dict[str, StudySpec]:
@@ -117,7 +139,7 @@ def entry_problems(name: str, entry: Any) -> Iterator[tuple[tuple[str, ...], str
         if allowed is not None and field.partition(".")[0] not in allowed:
             written = field if section == "data" and field in entry else path
             hint = unknown_field(field, allowed)
-            yield (written,), f"{hint} An entry has fields of data, and the sections {', '.join(SECTIONS[1:])}."
+            yield (written,), f"{hint} An entry has fields of data, the sections {', '.join(SECTIONS[1:])}, and `{WITHOUT}`."
 
 
 def _names_section(key: str) -> bool:

@@ -38,6 +38,9 @@ def paper_problems(study: StudySpec, source: StudySource | None = None) -> list[
     if spec.dataset is not None and spec.dataset not in datasets:
         message = f"there is no data set {spec.dataset!r} in {', '.join(spec.tables)}.{_listed(spec.dataset, datasets)}"
         problems.append(problem(message, ("paper", "dataset"), source))
+    if spec.dataset is not None and study.datasets:
+        message = "this study has several data sets, each of which is found by its name in datasets. Leave it out."
+        problems.append(problem(message, ("paper", "dataset"), source))
     methods = dict.fromkeys(name for table in spec.tables for name in paper.methods(table))
     for variant, method in spec.rows.items():
         if variant not in study.variants:

@@ -106,7 +106,7 @@ class StudySpec(Spec):
     base: BaseConfig
     datasets: dict[str, dict[str, Any]] = Field(default={})
     """Name → a data set: fields of `data` (`path`, `scale`, …), and for this data set alone overrides of the base's `model`, `train` and
-    `resources`. Every variant is run on every data set. Unset: on the base's data."""
+    `resources`. Every variant is run on every data set, but for those that its `without` lists. Unset: on the base's data."""
     variants: dict[str, dict[str, Any]] = Field(default={"base": {}})
     """Name → overrides of the base, as dotted paths or nested mappings. Each variant is a row of the ablation table."""
     ablate: AblateSpec | None = None

@@ -63,6 +63,14 @@ def test_an_entry_changes_the_base_and_a_variant_comes_before_it() -> None:
     assert (first["one", "norm"].data.scale, first["two", "norm"].data.scale) == (1, 10)
 
 
+def test_an_entry_leaves_variants_out() -> None:
+    plan = planned("datasets.two.without=[norm]")
+    pairs = {(t.spec.dataset, t.spec.variant) for t in plan.trials if not t.spec.baseline}
+    assert pairs == {("one", "STID"), ("one", "fast"), ("one", "norm"), ("two", "STID"), ("two", "fast")}
+    with pytest.raises(StudyError, match="is the reference"):
+        planned("datasets.two.without=[norm]", "reference=norm")
+
+
 def test_a_trial_is_the_same_in_a_study_of_its_data_set_alone() -> None:
     alone = planned("data.path=synthetic:city?seed=1&weeks=3")
     assert alone.study.datasets == {}
@@ -84,6 +92,9 @@ def test_an_entry_is_set_and_left_out_on_the_command_line() -> None:
         ("datasets.two.model.width=0", "datasets.two.model.width"),
         ("datasets.t/wo={path: a.npz}", "letters, digits"),
         ("datasets.two={scale: 1}", "`path` is missing"),
+        ("datasets.two.without=[norms]", "datasets.two.without: there is no variant 'norms'. Did you mean 'norm'"),
+        ("datasets.two.without=[STID, norm, fast]", "leaves no variant"),
+        ("datasets.two.without=norm", "must be a list of variants"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_place(override: str, message: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stlab.report.page.text import number
 from stlab.report.paper.verdicts import PaperComparison
 from stlab.report.statistics.across import ERRORS, Across, Error
-from stlab.report.statistics.summary import Interval, Row, Summary
+from stlab.report.statistics.summary import Interval, Summary
 from stlab.report.tables.ablation import escape_latex
 from stlab.report.tables.lines import table_decimals
 from stlab.storage import outcome
@@ -71,15 +71,17 @@ def _cell(found: Across, name: str, label: str, line: Summary | None, digits: in
         mark={error: found.marks.get((name, label, error), "") for error in ERRORS},
         printed={error: printed.get((name, label, error), "") for error in ERRORS},
         seeds=f"{line.n} of {planned}" if line is not None and has_result and line.n < planned else "",
-        reason="" if has_result else why_missing(found.rows[name], label, line),
+        reason="" if has_result else why_missing(found, name, label),
     )
 
 
-def why_missing(rows: Sequence[Row], label: str, line: Summary | None) -> str:
-    """Why a model has no result on a data set."""
+def why_missing(found: Across, name: str, label: str) -> str:
+    """Why a model or a baseline has no result on a data set."""
+    line = found.line(name, label)
     if line is None:
-        return "not possible on these data"
-    own = [row for row in rows if str(row.get("variant")) == line.variant]
+        is_baseline = any(own.label == label and own.baseline for part in found.datasets for own in found.lines[part])
+        return "these data do not allow it" if is_baseline else "not run on this data set, as the study says"
+    own = [row for row in found.rows[name] if str(row.get("variant")) == line.variant]
     errors = [str(row["error"]) for row in own if outcome(row) == "failed" and row.get("error")]
     if errors:
         return f"failed: {errors[0]}"
