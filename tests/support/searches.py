@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
 from stlab.execution.run_search import checked
+from stlab.search.history import Entry
 from stlab.search.study import BranchSearch
 from stlab.storage import Store, TrialDirectory
 from stlab.study.file import parse
-from stlab.study.plan import DataFacts, Plan, make_plan
+from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_plan
 from stlab.study.source import StudySource
 from stlab.study.spec import DataSpec
 from stmodels.types import SeriesInfo
@@ -32,7 +34,7 @@ CONDITIONAL = "search.space={model.rank: {int: [2, 64], log: true, when: {model.
 
 def facts(data: DataSpec) -> DataFacts:
     info = SeriesInfo("grid", (2, 16, 8), data.history, data.horizon, 24, 0.1, 5, 0.1, -1.0, 900)
-    return DataFacts("bikes", "c0ffee", False, False, {"family": "grid"}, info)
+    return DataFacts("bikes", hashlib.sha256(data.path.encode()).hexdigest(), False, False, {"family": "grid"}, info)
 
 
 def planned(*overrides: str, text: str = STUDY) -> Plan:
@@ -59,12 +61,18 @@ def finish(directory: TrialDirectory, point: dict[str, Any], seconds: float | No
     directory.write_result({"val_rmse": error, "val_mae": error, "device_seconds": seconds or cost})
 
 
+def asked(search: BranchSearch) -> tuple[Entry | None, PlannedTrial | None]:
+    """The next point of a search on one data set and its trial; None in place of what there is not."""
+    entry, trials = search.next(0.0) or (None, [])
+    assert len(trials) <= 1
+    return entry, next(iter(trials), None)
+
+
 def step(search: BranchSearch, upto: str = "tell") -> bool:
     """One trial of a search, up to the moment it is killed at: `ask`, `finish` or `tell`. Whether there was one."""
-    proposed = search.next(0.0)
-    if proposed is None:
+    entry, trial = asked(search)
+    if entry is None:
         return False
-    entry, trial = proposed
     if trial is None:
         search.tell(entry.number)
         return True

@@ -78,7 +78,7 @@ def _done(history: History, store: Store) -> list[str]:
 
     tried = state_of(history)
     counts = [sum(o is not None and o.state is state for _, o in tried) for state in (State.COMPLETE, State.PRUNED, State.FAIL)]
-    spent = history.device_seconds({e.trial_id: o for e, o in tried if e.trial_id and o is not None})
+    spent = history.device_seconds({e.key: o for e, o in tried if e.key and o is not None})
     over = is_over(history, wall_seconds(store, history.study.name))
     return [str(len(tried)), *map(str, counts), f"{spent / 3600:.2f}", "done" if over else "to do"]
 

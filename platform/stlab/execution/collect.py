@@ -52,11 +52,14 @@ def search_rows(plan: Plan, store: Store) -> list[Row]:
         chosen = history.selected(best) if best else []
         chosen_rows += [trial_row(trial, store) | {"searched": False, "number": best.number} for trial in chosen if best]
         if best is None:
-            chosen_rows.append(_nothing_selected(trial_row(history.branch.template, store)))
+            branches = (history.branch, *history.branch.beside)
+            chosen_rows += [_nothing_selected(trial_row(branch.template, store)) for branch in branches]
+        selected = {trial.trial_id for trial in chosen}
         for entry, _ in entries:
-            if entry.trial_id is not None and entry.trial_id not in {trial.trial_id for trial in chosen}:
-                row = trial_row(history.trial(entry.number, entry.params), store)
-                others.setdefault(entry.trial_id, row | {"searched": True, "number": entry.number})
+            for trial in history.trials(entry.number, entry.params) if entry.trial_ids else ():
+                if trial.trial_id not in selected:
+                    row = trial_row(trial, store)
+                    others.setdefault(trial.trial_id, row | {"searched": True, "number": entry.number})
         tried.append(Tried(history, entries, best.number if best else None))
     write_search(store, plan.study, tried)
     return [*chosen_rows, *others.values()]

@@ -92,7 +92,8 @@ class TerminalProgress:
         if search is None:
             return 0
         # The selected configuration is measured, or trained with further seeds: each seed is one step.
-        return len(plan.branches) * (search.max_trials + len(plan.study.seeds)) if search.max_trials else None
+        branches = sum(1 + len(branch.beside) for branch in plan.branches)
+        return branches * (search.max_trials + len(plan.study.seeds)) if search.max_trials else None
 
     def _search_event(self, event: SearchEvent) -> None:
         if isinstance(event, Resumed):

@@ -45,7 +45,7 @@ def is_over(history: History, wall: float) -> bool:
     tried = state_of(history)
     if any(outcome is None or not entry.told for entry, outcome in tried):
         return False
-    seconds = history.device_seconds({entry.trial_id: o for entry, o in tried if entry.trial_id and o is not None})
+    seconds = history.device_seconds({entry.key: o for entry, o in tried if entry.key and o is not None})
     if history.has_budget(len(tried), seconds, wall):
         return False
     return all(TrialDirectory(history.store, trial.trial_id).is_over() for trial in selected(history))
@@ -95,7 +95,8 @@ def run(
 
 
 def _decided(branch: SearchBranch, resources: ResourcesSpec) -> SearchBranch:
-    return replace(branch, template=with_resources(branch.template, resources))
+    beside = tuple(_decided(other, resources) for other in branch.beside)
+    return replace(branch, template=with_resources(branch.template, resources), beside=beside)
 
 
 def checked(plan: Plan, source: StudySource | None = None) -> Plan:

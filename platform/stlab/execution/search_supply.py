@@ -41,8 +41,10 @@ class _Branch:
     index: int
     search: BranchSearch
     resources: ResourcesSpec
-    running: dict[int, str] = field(default_factory=dict)
-    """Number → trial id of the points that are being trained, or that wait for an equal one that is."""
+    running: dict[int, set[str]] = field(default_factory=dict)
+    """Number → the trials of a point that have not ended: they are being trained, or wait to be, here or for an equal point."""
+    trained: dict[int, set[str]] = field(default_factory=dict)
+    """Number → the trials of a running point that have been trained for it."""
     is_spent: bool = False
     is_selected: bool = False
 
@@ -99,20 +101,31 @@ class SearchSupply(Supply):
         return None
 
     def _ask(self, branch: _Branch) -> Task | None:
-        """The next point of a branch that is to be trained; None where none is left. Points that need no training end at once."""
+        """The next trial of a branch; None where none is left. Points that need no training end at once.
+
+        A point on several data sets has several trials; those after the first wait for the next worker groups.
+        """
         while (proposed := branch.search.next(self._wall())) is not None:
-            entry, trial = proposed
-            if trial is None:
+            entry, trials = proposed
+            if not trials:
                 branch.search.tell(entry.number)
                 continue
-            self._emit(Planned(trial, entry.number))
-            if trial.trial_id in branch.running.values():
-                branch.running[entry.number] = trial.trial_id  # Optuna is told when the equal one ends
-            elif branch.search.has_ended(entry.number):
-                self._tell(branch, entry.number, trial.trial_id, is_old=True)
-            else:
-                branch.running[entry.number] = trial.trial_id
-                return Task(with_resources(trial, branch.resources), False, self._is_pruned, branch.index, entry.number)
+            for trial in trials:
+                self._emit(Planned(trial, entry.number))
+            busy = set().union(*branch.running.values())
+            left = [trial for trial in trials if trial.trial_id in busy or not self._has_ended(branch, trial)]
+            if not left:
+                self._tell(branch, entry.number)
+                continue
+            branch.running[entry.number] = {trial.trial_id for trial in left}
+            tasks = [
+                Task(with_resources(trial, branch.resources), False, self._is_pruned, branch.index, entry.number)
+                for trial in left
+                if trial.trial_id not in busy  # Optuna is told when the equal one ends
+            ]
+            if tasks:
+                self._waiting.extend(tasks[1:])
+                return tasks[0]
         branch.is_spent = True
         return None
 
@@ -139,9 +152,13 @@ class SearchSupply(Supply):
         if task.branch is None:
             return
         branch = self._branches[task.branch]
-        for number in [number for number, trial_id in branch.running.items() if trial_id == task.trial_id]:
-            del branch.running[number]
-            self._tell(branch, number, task.trial_id, is_old=number != task.number)
+        if task.number is not None:
+            branch.trained.setdefault(task.number, set()).add(task.trial_id)
+        for number in [number for number, left in branch.running.items() if task.trial_id in left]:
+            branch.running[number].discard(task.trial_id)
+            if not branch.running[number]:
+                del branch.running[number]
+                self._tell(branch, number)
         self._keep_wall()
 
     def report(self, task: Task, rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -153,9 +170,14 @@ class SearchSupply(Supply):
         if time.monotonic() - self._kept_at > _KEEP_SECONDS:
             self._keep_wall()
 
-    def _tell(self, branch: _Branch, number: int, trial_id: str, *, is_old: bool) -> None:
-        outcome = branch.search.tell(number)
-        self._emit(Recorded(trial_id, number, outcome.state.value, is_old))
+    def _has_ended(self, branch: _Branch, trial: PlannedTrial) -> bool:
+        return branch.search.history.trial_outcome(TrialDirectory(self._store, trial.trial_id)) is not None
+
+    def _tell(self, branch: _Branch, number: int) -> None:
+        """Tell the sampler of a point, and the observers of each of its trials."""
+        outcome, trained = branch.search.tell(number), branch.trained.pop(number, set())
+        for trial_id in branch.search.entries[number].trial_ids:
+            self._emit(Recorded(trial_id, number, outcome.state.value, trial_id not in trained))
 
     def _emit(self, event: Event) -> None:
         self._emit_event(event)

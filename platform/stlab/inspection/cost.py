@@ -293,7 +293,8 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         after = len(chosen) if ended >= history.search.max_trials else len(plan.study.seeds) - 1
         count = max(0, history.search.max_trials - ended) + after
         if count:
-            points = (point for _, _, point in history.space.corners())
-            corners = (history.branch.template, *(plan_point(plan.study, history.branch, point) for point in points))
-            found.append(ToSearch(history.branch.label, corners, count))
+            points = [point for _, _, point in history.space.corners()]
+            for branch in (history.branch, *history.branch.beside):
+                corners = (branch.template, *(plan_point(plan.study, branch, point) for point in points))
+                found.append(ToSearch(branch.label, corners, count))
     return found, unbounded

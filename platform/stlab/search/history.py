@@ -40,11 +40,23 @@ class Entry:
     distributions: dict[str, Any] = field(default_factory=dict)
     """The distributions of the fields as the study gives them, for the reader."""
     reason: str | None = None
+    beside: list[str] = field(default_factory=list)
+    """The trials on the other data sets, where one configuration is searched for all of them."""
+
+    @property
+    def trial_ids(self) -> list[str]:
+        """All trials of the point; empty if it gives no valid trial."""
+        return [] if self.trial_id is None else [self.trial_id, *self.beside]
+
+    @property
+    def key(self) -> str | None:
+        """The same for two points that make the same trials."""
+        return "+".join(self.trial_ids) or None
 
 
 @dataclass(frozen=True)
 class EntryOutcome:
-    """The outcome of an entry according to its trial directory."""
+    """The outcome of an entry according to its trial directories."""
 
     state: State
     values: tuple[float, ...] | None = None
@@ -71,32 +83,53 @@ class History:
     def write(self, entry: Entry) -> None:
         self.store.write_json(f"{self.folder}/{entry.number:04d}.json", vars(entry))
 
-    def new_entry(self, number: int, point: Point, system_attrs: Mapping[str, Any]) -> tuple[Entry, PlannedTrial | None]:
-        """The entry of a new point, not yet written, and its trial; None if the point gives no valid trial."""
+    def new_entry(self, number: int, point: Point, system_attrs: Mapping[str, Any]) -> tuple[Entry, list[PlannedTrial]]:
+        """The entry of a new point, not yet written, and its trials; none if the point gives no valid trial."""
         distributions = {path: self.space.fields[path].model_dump(mode="json") for path in point}
         try:
-            trial = self.trial(number, point)
+            trials = self.trials(number, point)
         except StudyError as error:
-            return Entry(number, point, None, False, dict(system_attrs), distributions, str(error)), None
-        return Entry(number, point, trial.trial_id, False, dict(system_attrs), distributions), trial
+            return Entry(number, point, None, False, dict(system_attrs), distributions, str(error)), []
+        first, *others = (trial.trial_id for trial in trials)
+        return Entry(number, point, first, False, dict(system_attrs), distributions, beside=others), trials
 
-    def trial(self, number: int, point: Mapping[str, Any], seed: int | None = None) -> PlannedTrial:
-        """The trial at a point, labelled by its number.
+    def trials(self, number: int, point: Mapping[str, Any], seed: int | None = None) -> list[PlannedTrial]:
+        """The trials at a point, labelled by its number: one, or one for each data set where they are searched together.
 
         Raises:
             StudyError: the point gives no valid trial.
         """
         note = f"#{number}" if seed is None else f"selected, seed {seed}"
-        return plan_point(self.study, self.branch, point, seed, note)
+        return [plan_point(self.study, branch, point, seed, note) for branch in (self.branch, *self.branch.beside)]
 
-    def directory(self, entry: Entry) -> TrialDirectory | None:
-        return TrialDirectory(self.store, entry.trial_id) if entry.trial_id else None
+    def directories(self, entry: Entry) -> list[TrialDirectory]:
+        """The directories of the point's trials; none if it gives no valid trial."""
+        return [TrialDirectory(self.store, trial_id) for trial_id in entry.trial_ids]
 
     def outcome(self, entry: Entry) -> EntryOutcome | None:
-        """The outcome of an entry, or None if its trial has still to run. A trial that another study pruned is continued."""
-        directory = self.directory(entry)
-        if directory is None:
+        """The outcome of an entry, or None if a trial of it has still to run."""
+        found = [self.trial_outcome(directory) for directory in self.directories(entry)]
+        outcomes = [one for one in found if one is not None]
+        if not found:
             return EntryOutcome(State.FAIL)
+        if len(outcomes) < len(found):
+            return None
+        return outcomes[0] if len(outcomes) == 1 else self._together(outcomes)
+
+    def _together(self, outcomes: Sequence[EntryOutcome]) -> EntryOutcome:
+        """The outcome of a point on several data sets: the geometric mean of each error, the sum of anything else."""
+        seconds = math.fsum(outcome.device_seconds for outcome in outcomes)
+        values = [outcome.values for outcome in outcomes if outcome.values is not None]
+        if len(values) < len(outcomes):
+            return EntryOutcome(State.FAIL, None, seconds)
+        means = []
+        for name, own in zip(self.search.objectives, zip(*values, strict=True), strict=True):
+            is_error = name.startswith("val_") and min(own) > 0
+            means.append(math.exp(math.fsum(map(math.log, own)) / len(own)) if is_error else math.fsum(own))
+        return EntryOutcome(State.COMPLETE, tuple(means), seconds)
+
+    def trial_outcome(self, directory: TrialDirectory) -> EntryOutcome | None:
+        """The outcome of a trial, or None if it has still to run. A trial that another study pruned is continued."""
         status = directory.status()
         if status is TrialStatus.FINISHED:
             result = directory.read("result.json") or {}
@@ -112,11 +145,11 @@ class History:
         return None
 
     def intermediate(self, entry: Entry) -> dict[int, float]:
-        """Epoch → validation error; empty with two objectives, for which Optuna accepts no intermediate values."""
-        directory = self.directory(entry)
-        if directory is None or len(self.search.objectives) > 1:
+        """Epoch → validation error; empty with two objectives, for which Optuna accepts none, and on several data sets."""
+        directories = self.directories(entry)
+        if len(directories) != 1 or len(self.search.objectives) > 1:
             return {}
-        return {int(row["epoch"]): float(row[self.search.objectives[0]]) for row in directory.read_epochs()}
+        return {int(row["epoch"]): float(row[self.search.objectives[0]]) for row in directories[0].read_epochs()}
 
     def keep_or_move(self) -> str | None:
         """Move the entries away if they belong to another search: to another base, data, code, or a space that does not contain them.
@@ -134,16 +167,17 @@ class History:
         if not self.space.holds(entry.params):
             return False
         try:
-            return self.trial(entry.number, entry.params).trial_id == entry.trial_id
+            return [trial.trial_id for trial in self.trials(entry.number, entry.params)] == entry.trial_ids
         except StudyError:
             return entry.trial_id is None
 
     def retry_failed(self) -> None:
         """Have failed trials run again under their numbers, and failed trainings or tests of the selected configuration as well."""
         for entry in self.entries():
-            directory = self.directory(entry)
-            if directory is not None and directory.status() is TrialStatus.FAILED:
+            failed = [directory for directory in self.directories(entry) if directory.status() is TrialStatus.FAILED]
+            for directory in failed:
                 directory.clear_failure()
+            if failed:
                 self.write(replace(entry, told=False))
         best = self.best(self.entries())
         for trial in self.selected(best) if best else ():
@@ -168,8 +202,8 @@ class History:
         return min(finished, key=lambda pair: (pair[0], pair[1].number))[1] if finished else None
 
     def selected(self, entry: Entry) -> list[PlannedTrial]:
-        """The selected configuration with each of the study's seeds."""
-        return [self.trial(entry.number, entry.params, seed) for seed in self.study.seeds]
+        """The selected configuration with each of the study's seeds, on each of its data sets."""
+        return [trial for seed in self.study.seeds for trial in self.trials(entry.number, entry.params, seed)]
 
 
 WALL = "wall.json"

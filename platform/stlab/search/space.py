@@ -146,8 +146,8 @@ def without_dead_fields(
         StudyError: a field has no effect in any branch.
     """
     assert study.search is not None
-    dead = [_dead_fields(study, branch) for branch in branches]
-    kept = tuple(replace(branch, fixed={**branch.fixed, **fields}) for branch, fields in zip(branches, dead, strict=True))
+    dead = [_dead_on_all(study, branch) for branch in branches]
+    kept = tuple(_with_fixed(branch, fields) for branch, fields in zip(branches, dead, strict=True))
     nowhere = [path for path in study.search.space if all(path in branch.fixed for branch in kept)]
     if nowhere:
         message = "changes nothing in any variant: parameters, output and training stay the same. Take it out of the space."
@@ -158,6 +158,20 @@ def without_dead_fields(
         for path in fields
     ]
     return kept, notes
+
+
+def _dead_on_all(study: StudySpec, branch: SearchBranch) -> dict[str, Any]:
+    """Field → its value, for fields that change no trial on any data set of the branch."""
+    found = _dead_fields(study, branch)
+    for other in branch.beside if found else ():
+        also = _dead_fields(study, other)
+        found = {path: value for path, value in found.items() if path in also}
+    return found
+
+
+def _with_fixed(branch: SearchBranch, fields: Mapping[str, Any]) -> SearchBranch:
+    beside = tuple(_with_fixed(other, fields) for other in branch.beside)
+    return replace(branch, fixed={**branch.fixed, **fields}, beside=beside)
 
 
 def _dead_fields(study: StudySpec, branch: SearchBranch) -> dict[str, Any]:

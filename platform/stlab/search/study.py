@@ -40,7 +40,7 @@ class BranchSearch:
         self.name = f"{study.name}/{branch.folder}"
         self.entries: list[Entry] = self.history.entries()
         self.outcomes: dict[str, EntryOutcome] = {}
-        """Trial id → the outcome of a trial of this branch."""
+        """Key of an entry → its outcome."""
         self._trials: dict[int, optuna.Trial] = {}
         self._repeats = 0
         self.study = self._create(branch.template.spec.train.max_epochs)
@@ -72,8 +72,8 @@ class BranchSearch:
         params = as_params(entry.params)
         if outcome is None or not entry.told:
             return create_trial(state=TrialState.WAITING, system_attrs={**entry.system_attrs, "fixed_params": params})
-        if entry.trial_id is not None:
-            self.outcomes[entry.trial_id] = outcome
+        if entry.key is not None:
+            self.outcomes[entry.key] = outcome
         intermediate = self.history.intermediate(entry)
         values = list(outcome.values) if outcome.values is not None else None
         if outcome.state is State.PRUNED and intermediate:
@@ -83,8 +83,8 @@ class BranchSearch:
             system_attrs=entry.system_attrs, intermediate_values=intermediate, user_attrs={"trial_id": entry.trial_id},
         )  # fmt: skip
 
-    def next(self, wall_seconds: float) -> tuple[Entry, PlannedTrial | None] | None:
-        """The next point, already written to its file, and its trial (None if the point gives no valid trial).
+    def next(self, wall_seconds: float) -> tuple[Entry, list[PlannedTrial]] | None:
+        """The next point, already written to its file, and its trials (none if the point gives no valid trial).
 
         Points that have not ended, or whose outcome the sampler does not know, come first, under their numbers.
 
@@ -108,15 +108,11 @@ class BranchSearch:
         entry, planned = self.history.new_entry(number, point, self._system_attrs(number))
         trial.set_user_attr("trial_id", entry.trial_id)
         if is_new:
-            known = {other.trial_id for other in self.entries}
-            self._repeats = self._repeats + 1 if entry.trial_id in known else 0
+            known = {other.key for other in self.entries}
+            self._repeats = self._repeats + 1 if entry.key in known else 0
             self.entries.append(entry)
             self.history.write(entry)
         return self.entries[number], planned
-
-    def has_ended(self, number: int) -> bool:
-        """Whether the trial of a number has an outcome."""
-        return self.history.outcome(self.entries[number]) is not None
 
     def hear(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str | None:
         """Record epochs.
@@ -124,6 +120,8 @@ class BranchSearch:
         Returns:
             The reason to stop the trial now, or None.
         """
+        if self.history.branch.beside:
+            return None  # epochs on one of several data sets are not the point's
         trial, stop = self._trials[number], False
         known = self._frozen_of(number).intermediate_values
         for row in rows:
@@ -146,8 +144,8 @@ class BranchSearch:
         self.study.sampler = create_sampler(self.search, self.name, number)
         values = list(outcome.values) if outcome.values is not None else None
         self.study.tell(trial, values, state=_STATES[outcome.state])
-        if entry.trial_id is not None:
-            self.outcomes[entry.trial_id] = outcome
+        if entry.key is not None:
+            self.outcomes[entry.key] = outcome
         self.entries[number] = replace(entry, told=True, system_attrs=self._system_attrs(number))
         self.history.write(self.entries[number])
         return outcome

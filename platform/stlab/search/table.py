@@ -67,7 +67,8 @@ def search_table(study: StudySpec, branches: Sequence[Tried]) -> pa.Table:
         texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
         columns[f"param.{path}"] = pa.array(texts if kind == pa.string() else values, kind)
     space = {path: found.model_dump(mode="json") for path, found in study.search.space.items()}
-    metadata = {"objectives": objectives, "space": space, "sampler": study.search.sampler, "pruner": study.search.pruner}
+    search = study.search
+    metadata = {"objectives": objectives, "space": space, "sampler": search.sampler, "pruner": search.pruner, "over": search.over}
     return pa.table(columns).replace_schema_metadata({name: json.dumps(value) for name, value in metadata.items()})
 
 
@@ -82,12 +83,12 @@ def _rows(branch: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
     front = pareto(values)
     rows = []
     for entry, outcome in branch.entries:
-        directory = branch.history.directory(entry)
-        epochs = directory.read_epochs() if directory else []
+        directories = branch.history.directories(entry)
+        epochs = directories[0].read_epochs() if directories else []
         found = dict(zip(objectives, values[entry.number], strict=True)) if entry.number in values else {}
         if outcome is not None and outcome.state is State.PRUNED and epochs:
             found = {objectives[0]: float(epochs[-1][objectives[0]])}
-        reason = entry.reason or (((directory.read("failed.json") or {}).get("reason")) if directory else None)
+        reasons = ((directory.read("failed.json") or {}).get("reason") for directory in directories)
         rows.append(
             {
                 "arm": branch.history.branch.label,
@@ -96,9 +97,9 @@ def _rows(branch: Tried, objectives: Sequence[str]) -> list[dict[str, Any]]:
                 "state": outcome.state.value if outcome else "running",
                 "selected": entry.number == branch.selected,
                 "on_front": entry.number in front,
-                "tested": directory is not None and directory.is_tested(),
+                "tested": bool(directories) and all(directory.is_tested() for directory in directories),
                 "epochs": len(epochs),
-                "reason": reason,
+                "reason": entry.reason or next((reason for reason in reasons if reason), None),
                 "values": found,
                 "params": entry.params,
             }
@@ -139,7 +140,7 @@ def _importances(branch: Tried) -> list[dict[str, Any]]:
     import optuna
 
     # A point that was chosen repeatedly is one trial, so it counts once.
-    done = {e.trial_id: (e, o.values) for e, o in branch.entries if o is not None and o.values is not None}
+    done = {e.key: (e, o.values) for e, o in branch.entries if o is not None and o.values is not None}
     if len(done) < _FEWEST_FOR_IMPORTANCE:
         return []
     optuna.logging.set_verbosity(optuna.logging.WARNING)

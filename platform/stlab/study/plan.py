@@ -93,10 +93,13 @@ class SearchBranch:
     facts: DataFacts
     fixed: dict[str, Any]
     """The fields, by dotted path, that the axes and the variant set: they are not searched in this branch."""
+    beside: tuple[SearchBranch, ...] = ()
+    """The same on the other data sets, where one configuration is searched for all of them (``search.over``)."""
 
     @property
     def label(self) -> str:
-        return self.template.label.removesuffix(f", seed {self.template.spec.seed}")
+        where = f"{self.template.spec.dataset}: " if self.beside else ""
+        return self.template.label.removesuffix(f", seed {self.template.spec.seed}").removeprefix(where)
 
     @property
     def folder(self) -> str:
@@ -154,6 +157,9 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
     study = with_ablation(study, source)
     if problems := paper_problems(study, source) + unknown_reference(study, source) + models_of_one_name(study, source):
         raise study_error(problems)
+    if study.search is not None and study.search.over is not None and len(study.datasets) < 2:
+        message = "this study has fewer than two data sets. Name them (datasets, or --datasets), or leave this out."
+        raise study_error([problem(message, ("search", "over"), source)])
     if study.datasets:
         return _on_all_datasets(study, facts_of, source, skip_bad)
     return _on_one_dataset(study, facts_of, source)
@@ -184,9 +190,21 @@ def _on_all_datasets(study: StudySpec, facts: FactsOf, source: StudySource | Non
         study.model_copy(update={"datasets": {name: study.datasets[name] for name in plans}}),
         tuple(trial for plan in plans.values() for trial in plan.trials),
         tuple(_notes_of_all({name: plan.notes for name, plan in plans.items()})),
-        tuple(branch for plan in plans.values() for branch in plan.branches),
+        tuple(_branches_over_datasets(study, [branch for plan in plans.values() for branch in plan.branches])),
         unusable,
     )
+
+
+def _branches_over_datasets(study: StudySpec, branches: Sequence[SearchBranch]) -> Iterator[SearchBranch]:
+    """The branches of all data sets: one for each of them, or with ``search.over`` one for all."""
+    if study.search is None or study.search.over is None:
+        yield from branches
+        return
+    groups: dict[str, list[SearchBranch]] = {}
+    for branch in branches:
+        groups.setdefault(branch.label.removeprefix(f"{branch.template.spec.dataset}: "), []).append(branch)
+    for first, *others in groups.values():
+        yield replace(first, beside=tuple(others))
 
 
 def _notes_of_all(notes: Mapping[str, Sequence[str]]) -> Iterator[str]:

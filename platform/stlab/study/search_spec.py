@@ -74,6 +74,9 @@ class SearchSpec(Spec):
     finds a front of trade-offs."""
     pruner: Literal["none", "median", "successive_halving", "hyperband"] = "none"
     """Optuna's pruner, which stops trials early that do worse than others. It needs a single objective."""
+    over: Literal["datasets"] | None = None
+    """`datasets`: one configuration for all data sets of the study. A point is then trained on each of them, and its error is the geometric
+    mean of the validation errors, which orders points as the mean ratio to any fixed reference does. Unset: a search for each data set."""
     pruner_warmup: int = Field(default=5, ge=1)
     """Number of epochs before the pruner may stop a trial (the minimum resource of successive halving and Hyperband)."""
     startup_trials: int = Field(default=10, ge=1)
@@ -126,6 +129,8 @@ class SearchSpec(Spec):
             raise ValueError("the two objectives are the same. Keep one of them")
         if len(self.objectives) > 1 and self.pruner != "none":
             raise ValueError(f"pruner: {self.pruner} compares one error, and this search has two objectives. Set pruner: none")
+        if self.over is not None and self.pruner != "none":
+            raise ValueError(f"pruner: {self.pruner} compares epochs of one data set, and over: datasets has several. Set pruner: none")
         if self.sampler == "nsga2" and self.pruner != "none":
             raise ValueError(f"pruner: {self.pruner} stops trials that sampler: nsga2 needs as parents. Change one of them")
         if len(self.objectives) > 1 and self.sampler == "cmaes":

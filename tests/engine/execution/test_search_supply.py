@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stlab.errors import StudyError
 from stlab.execution.collect import search_rows
 from stlab.execution.events import Recorded, Resumed
 from stlab.execution.queue import Assignment, TrialQueue
@@ -240,3 +241,94 @@ def test_captions_keep_capitals_and_no_ordinary_trial_is_cut_off(tmp_path: Path)
     crowded.rows[9]["value.val_mae"] = 900.0
     low, high = draw_search(crowded)[0].figure.axes[0].get_ylim()
     assert values[-2] < high < 900
+
+
+CITIES = "datasets={bikes: {path: bikes.npz}, taxis: {path: taxis.npz}, trains: {path: trains.npz}}"
+
+
+def train_on(store: Store, taken: Assignment) -> str:
+    """As ``train``: the optimal rate is the data set's own, and so is the size of its errors."""
+    spec, directory = taken.task.trial.spec, TrialDirectory(store, taken.task.trial_id)
+    if directory.status() is not TrialStatus.FINISHED:
+        size, best = {"bikes": (1.0, -3.5), "taxis": (50.0, -3.0), "trains": (1000.0, -2.5)}[spec.dataset]
+        error = size * (1 + (math.log10(spec.train.lr) - best) ** 2)
+        directory.write_trial({})
+        directory.write_epochs([{"epoch": 1, "val_rmse": error, "val_mae": error, "seconds": 1.0}])
+        directory.write_result({"val_rmse": error, "val_mae": error, "device_seconds": 2.0})
+    if taken.task.test:
+        store.write_json(f"trials/{taken.task.trial_id}/test.json", {"rmse": 1.0})
+    return "finished"
+
+
+def cities(*overrides: str) -> Plan:
+    space = "search.space={train.lr: {float: [1.0e-5, 1.0e-1], log: true}}"
+    return planned(CITIES, space, "search.max_trials=12", "seeds=[0, 1]", *overrides)
+
+
+def test_a_search_is_one_for_each_data_set_or_one_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.execution.test_search_supply.train", train_on)
+    assert [branch.label for branch in cities().branches] == ["bikes: base", "taxis: base", "trains: base"]
+    plan, store = cities("search.over=datasets"), Store(tmp_path)
+    assert [branch.label for branch in plan.branches] == ["base"]
+    done = run_all(store, queue_of(store, plan, groups=4), groups=4)
+    (history,) = histories(plan, store)
+    entries = history.entries()
+    assert len(entries) == 12
+    assert all(len(entry.trial_ids) == 3 and entry.told for entry in entries)
+    trained = [taken for taken in done if not taken.task.test]
+    assert len({taken.task.trial_id for taken in trained}) == len(trained) == 36
+    best = history.best(entries)
+    assert best is not None
+    for entry in entries:  # the geometric mean, from the errors that each directory holds
+        errors = [TrialDirectory(store, trial_id).read("result.json")["val_rmse"] for trial_id in entry.trial_ids]  # type: ignore[index]
+        assert history.outcome(entry).values == pytest.approx([math.prod(errors) ** (1 / 3)])  # type: ignore[union-attr]
+        assert history.outcome(entry).device_seconds == 6.0  # type: ignore[union-attr]
+    assert abs(math.log10(best.params["train.lr"]) + 3) < 0.5, "the largest errors do not decide it alone"
+    tested = [(taken.task.trial.spec.dataset, taken.task.trial.spec.seed) for taken in done if taken.task.test]
+    assert sorted(tested) == [(name, seed) for name in ("bikes", "taxis", "trains") for seed in (0, 1)]
+    assert {taken.task.trial.spec.train.lr for taken in done if taken.task.test} == {best.params["train.lr"]}
+    assert not is_searching(plan, store)
+    rows = search_rows(plan, store)
+    assert len(rows) == 3 * 12 + 3  # the second seed of the selection was not among the points
+    sentence = " ".join(search_content(read_search(store, "bikes"))["sentences"])  # type: ignore[arg-type]
+    assert "12 points, each trained on every data set" in sentence
+
+
+def test_a_point_on_several_data_sets_goes_on_where_a_killed_queue_left_it(tmp_path: Path) -> None:
+    plan, store = cities("search.over=datasets", "search.max_trials=2"), Store(tmp_path)
+    first = queue_of(store, plan, groups=1)
+    taken = first.take(0)
+    assert isinstance(taken, Assignment)
+    first.end(0, train_on(store, taken))
+    assert isinstance(first.take(0), Assignment)  # the second data set is being trained when the queue dies
+    (history,) = histories(plan, store)
+    assert [entry.told for entry in history.entries()] == [False]
+    second = queue_of(store, plan, groups=1)
+    names = []
+    while isinstance(taken := second.take(0), Assignment):
+        names.append((taken.task.trial.spec.dataset, taken.task.test))
+        second.end(0, train_on(store, taken))
+    assert names[:2] == [("taxis", False), ("trains", False)], "what was finished is not trained again"
+    assert [entry.told for entry in history.entries()] == [True, True]
+
+
+def test_a_data_set_on_which_a_point_fails_fails_the_point(tmp_path: Path) -> None:
+    plan, store = cities("search.over=datasets", "search.max_trials=1"), Store(tmp_path)
+    queue = queue_of(store, plan, groups=1)
+    while isinstance(taken := queue.take(0), Assignment):
+        if taken.task.trial.spec.dataset == "taxis":
+            TrialDirectory(store, taken.task.trial_id).write_failure({"reason": "no memory"})
+            queue.end(0, "failed")
+        else:
+            queue.end(0, train_on(store, taken))
+    (history,) = histories(plan, store)
+    assert history.best(history.entries()) is None
+    assert [row["status"] for row in search_rows(plan, store) if not row["searched"]] == ["missing"] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"), [("datasets={}", "fewer than two data sets"), ("search.pruner=median", "compares epochs of one data set")]
+)
+def test_a_search_over_data_sets_that_cannot_be_is_refused(override: str, words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        cities("search.over=datasets", override)

@@ -93,7 +93,7 @@ def test_a_search_of_which_nothing_finished(tmp_path: Path, failed: int) -> None
     plan, store = planned("search.max_trials=3"), Store(tmp_path)
     search = searching(store, plan)
     for _ in range(failed):
-        entry, trial = search.next(0.0)
+        entry, (trial,) = search.next(0.0)
         directory = TrialDirectory(store, trial.trial_id)
         directory.write_trial({})
         directory.write_failure({"reason": "out of memory", "epoch": 0, "log_tail": ""})

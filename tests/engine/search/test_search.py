@@ -24,7 +24,7 @@ from stlab.storage import Store, TrialDirectory
 from stlab.study.file import dump_study, parse
 from stlab.study.source import StudySource
 from stlab.study.spec import Distribution, SearchSpec
-from tests.support.searches import CONDITIONAL, finish, planned, searching, step, value_of
+from tests.support.searches import CONDITIONAL, asked, finish, planned, searching, step, value_of
 
 
 def seen(study: optuna.Study) -> list[tuple[Any, ...]]:
@@ -92,8 +92,8 @@ def test_conditional_fields_are_drawn_only_under_their_conditions(tmp_path: Path
     plan = planned(CONDITIONAL, "search.sampler=random", "search.max_trials=40", "variants={free: {}, fixed: {model.peft: adapter}}")
     free, fixed = (BranchSearch(Store(tmp_path), plan.study, branch) for branch in plan.branches)
     points = []
-    while (proposed := free.next(0.0)) is not None:
-        entry, trial = proposed
+    while (entry := (found := asked(free))[0]) is not None:
+        trial = found[1]
         assert trial is not None
         assert all(trial.spec.model[path.partition(".")[2]] == value for path, value in entry.params.items())
         points.append(entry.params)
@@ -101,7 +101,7 @@ def test_conditional_fields_are_drawn_only_under_their_conditions(tmp_path: Path
     assert {point["model.peft"] for point in points} == {"adapter", "lora"}
     assert all(("model.rank" in point) == (point["model.peft"] == "lora") for point in points)
     assert all(2 <= point["model.rank"] <= 64 for point in points if "model.rank" in point)
-    assert [entry.params for entry, _ in [fixed.next(0.0) or (None, None)] if entry] == [{}], "nothing is left to search here"
+    assert [entry.params for entry, _ in [asked(fixed)] if entry] == [{}], "nothing is left to search here"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsga2", "gp"])
@@ -160,7 +160,7 @@ def test_pruned_and_failed_trials_are_told_as_such(tmp_path: Path) -> None:
     search = searching(Store(tmp_path), plan)
     statuses = ["finished", "pruned", "failed", "diverged"]
     for status in statuses:
-        entry, trial = search.next(0.0) or (None, None)
+        entry, trial = asked(search)
         assert entry is not None
         assert trial is not None
         directory = TrialDirectory(search.history.store, trial.trial_id)
@@ -183,7 +183,7 @@ def test_pruned_and_failed_trials_are_told_as_such(tmp_path: Path) -> None:
     assert search.next(0.0) is None
     # Another search of the same trials without a pruner trains the pruned one to its end.
     again = searching(search.history.store, planned("search.max_trials=4"))
-    entry, _ = again.next(0.0) or (None, None)
+    entry, _ = asked(again)
     assert entry is not None
     assert entry.number == 1
 
@@ -191,13 +191,13 @@ def test_pruned_and_failed_trials_are_told_as_such(tmp_path: Path) -> None:
 def test_a_failed_trial_is_run_again_under_its_number_when_asked(tmp_path: Path) -> None:
     plan, store = planned("search.max_trials=2"), Store(tmp_path)
     search = searching(store, plan)
-    entry, trial = search.next(0.0) or (None, None)
+    entry, trial = asked(search)
     assert entry is not None
     assert trial is not None
     TrialDirectory(store, trial.trial_id).write_failure({"reason": "no memory"})
     search.tell(0)
     History(store, plan.study, plan.branches[0]).retry_failed()
-    again, same = searching(store, plan).next(0.0) or (None, None)
+    again, same = asked(searching(store, plan))
     assert again is not None
     assert again.number == 0
     assert same is not None
@@ -245,8 +245,8 @@ def test_gpu_hours_are_hours_of_gpus(tmp_path: Path, gpus: float, trials: int) -
     hours = "search={space: {train.lr: {float: [1.0e-5, 0.1], log: true}}, sampler: random, max_gpu_hours: 1}"
     search = searching(Store(tmp_path), planned(hours, f"resources.gpus={gpus}"))
     begun = 0
-    while (proposed := search.next(0.0)) is not None:
-        entry, trial = proposed
+    while (entry := (found := asked(search))[0]) is not None:
+        trial = found[1]
         assert trial is not None
         finish(TrialDirectory(search.history.store, trial.trial_id), entry.params, seconds=1300)
         search.tell(entry.number)
@@ -258,7 +258,7 @@ def test_budgets_end_a_search(tmp_path: Path) -> None:
     unbounded = "search={space: {train.lr: {float: [1.0e-5, 0.1], log: true}}, sampler: random"
     hours = searching(Store(tmp_path / "hours"), planned(f"{unbounded}, max_gpu_hours: 1}}"))
     for number in range(3):
-        entry, trial = hours.next(0.0) or (None, None)
+        entry, trial = asked(hours)
         assert entry is not None, number
         assert trial is not None
         finish(TrialDirectory(hours.history.store, trial.trial_id), entry.params, seconds=1300)

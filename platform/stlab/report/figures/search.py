@@ -43,6 +43,8 @@ class SearchResult:
     pruner: str
     fewest: int
     """Finished trials of a branch from which its importances are shown."""
+    over: str | None = None
+    """``datasets`` where one configuration was searched for all data sets."""
 
     @property
     def branches(self) -> list[str]:
@@ -67,7 +69,7 @@ def read_search(store: Store, study: str) -> SearchResult | None:
     metadata = {name.decode(): json.loads(value) for name, value in table.schema.metadata.items() if name != b"ARROW:schema"}
     fewest = int((importance.schema.metadata or {}).get(b"fewest", 0))
     about = {name: metadata[name] for name in ("objectives", "space", "sampler", "pruner")}
-    return SearchResult(table.to_pylist(), importance.to_pylist(), **about, fewest=fewest)
+    return SearchResult(table.to_pylist(), importance.to_pylist(), **about, fewest=fewest, over=metadata.get("over"))
 
 
 def draw_search(found: SearchResult) -> list[ReportFigure]:

@@ -36,8 +36,10 @@ def sentence(found: SearchResult, branch: str) -> str:
     result = "no trial finished, so nothing was selected"
     if chosen is not None:
         values = ", ".join(f"{k.rpartition('.')[2]}={_plain(v)}" for k, v in _params(found, chosen).items() if v is not None)
-        result = f"selected #{chosen['number']} by {OBJECTIVES[found.objectives[0]]} {found.value(chosen):.4g}: {values}"
-    return f"{branch}: {len(mine)} trials by {by} ({counts}{repeated}); {result}."
+        over = ", the geometric mean over all data sets," if found.over else ""
+        result = f"selected #{chosen['number']} by {OBJECTIVES[found.objectives[0]]}{over} {found.value(chosen):.4g}: {values}"
+    what = "points, each trained on every data set," if found.over else "trials"
+    return f"{branch}: {len(mine)} {what} by {by} ({counts}{repeated}); {result}."
 
 
 def test_use(found: SearchResult) -> str:
