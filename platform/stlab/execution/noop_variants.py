@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -66,14 +67,18 @@ def refuse_noop_variants(plan: Plan) -> None:
 
 
 def _candidates(plan: Plan) -> Iterator[list[Pair]]:
-    """For every two variants that differ in their models alone: their trials of the first seed, a pair for each point of the axes."""
-    rows: dict[str, list[PlannedTrial]] = {}
+    """For every two variants that differ in their models alone: their trials of the first seed, a pair for each point of the axes.
+
+    A pair is on one data set. A variant may be left out on some of them.
+    """
+    rows: dict[str, dict[str, PlannedTrial]] = {}
     for trial in plan.trials:
         if not trial.spec.baseline and trial.spec.seed == plan.study.seeds[0]:
-            rows.setdefault(trial.spec.variant, []).append(trial)
+            point = json.dumps([trial.spec.dataset, list(trial.spec.axis_values.items())], default=str)
+            rows.setdefault(trial.spec.variant, {})[point] = trial
     for one, other in itertools.combinations(rows.values(), 2):
-        pairs = list(zip(one, other, strict=True))
-        if all(_trained_alike(first.spec, second.spec) for first, second in pairs):
+        pairs = [(trial, other[point]) for point, trial in one.items() if point in other]
+        if pairs and all(_trained_alike(first.spec, second.spec) for first, second in pairs):
             yield pairs
 
 

@@ -334,6 +334,32 @@ def test_ui_command_binds_to_this_machine():
     assert ui_command("http://tracking:5000")[-1] == "http://tracking:5000"
 
 
+def test_data_sets_are_summarised_apart_and_each_has_a_best_trial_and_a_column(client, store, uri):
+    rows = [
+        {"trial_id": f"{name}-{variant}-{seed}", "variant": variant, "seed": seed, "dataset": name, "status": "finished",
+         "test_rmse": error + seed, "val_rmse": error, "val_mae": error, "param.train.lr": 0.1}
+        for name, size in (("small", 1.0), ("large", 100.0)) for variant, error in (("a", size), ("b", 2 * size)) for seed in (0, 1)
+    ]  # fmt: skip
+    tracker = Tracker(uri, store, "sets")
+    tracker.open("name: sets\ndatasets: {small: {path: s.npz}, large: {path: l.npz}}\n")
+    for row in rows:
+        tracker.trial(row)
+    tracker.summarise(rows)
+    found = summaries(client, "sets")
+    assert {label: run.data.metrics["test_rmse"] for label, run in found.items()} == pytest.approx(
+        {"small · a": 1.5, "small · b": 2.5, "large · a": 100.5, "large · b": 200.5}
+    )
+    assert {run.data.tags["dataset"] for run in found.values()} == {"small", "large"}
+    tracker.attach_best(rows)
+    best = {run.data.tags["trial_id"] for run in runs_of(client, "sets") if run.data.tags.get("best") == "true"}
+    assert best == {"small-a-0", "large-a-0"}, "errors on two data sets are not compared"
+    tags = client.get_experiment_by_name("sets").tags
+    views = {json.loads(value)["name"]: json.loads(json.loads(value)["state"]) for key, value in tags.items() if "sharedViewState" in key}
+    assert set(views) == {"Variants", "Trials", "Data sets"}
+    assert all("tags.`dataset`" in view["selectedColumns"] for view in views.values())
+    assert views["Data sets"]["orderByKey"] == "tags.`variant`"
+
+
 def test_the_page_of_a_study_shows_a_view_that_its_experiment_has(client, synced):
     experiment = client.get_experiment_by_name("bikes")
     address, _, view = study_url(synced, "bikes").partition("?viewStateShareKey=")

@@ -1,0 +1,69 @@
+"""A study on several data sets, from the command line: killed in the middle, continued, extended by a data set, and reported."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stlab import api
+from stlab.errors import UserError
+from tests.support.command_line import CommandLine
+
+STUDY = """
+name: cities
+base:
+  model: {name: stid, width: 8}
+  train: {max_epochs: 2, batch_size: 64, lr: 3e-3, warmup_epochs: 0}
+datasets:
+  one: {path: "synthetic:city?seed=1&weeks=3"}
+  two: {path: "synthetic:city?seed=2&weeks=3", scale: 100, without: [norm]}
+variants: {STID: {}, norm: {model: {name: stnorm, width: 4}}}
+baselines: [last_value]
+report: {horizons: [1, 6]}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
+    folder = stlab.folder
+    (folder / "cities.yaml").write_text(STUDY)
+    first = stlab.start("run", "cities.yaml", "--storage", "runs", log=folder / "first.log")
+    until = time.monotonic() + 200
+    while len(list(folder.glob("runs/trials/*/result.json"))) < 3 and time.monotonic() < until:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    stlab.wait_until_gone()
+    done = stlab("run", "cities.yaml", "--storage", "runs")
+    assert done.code == 0, done.err
+    assert "there already" in done.out
+    results = api.results(folder / "runs", "cities")
+    trials = results.trials
+    assert set(trials["status"]) == {"finished"}
+    assert trials.groupby("dataset").size().to_dict() == {"one": 3, "two": 2}
+    report = Path(results.report_path).parent
+    cells = pd.read_parquet(report / "tables/cells.parquet").set_index(["dataset", "model"])
+    assert cells.loc[("two", "norm"), "reason"].startswith("not run")
+    assert (report / "datasets/one/tables/horizons.csv").exists()
+    assert "<details" in (report / "index.html").read_text()
+    with pytest.raises(UserError, match="best_on"):
+        _ = results.best
+    assert results.best_on("two")["dataset"] == "two"
+    assert results.load_model(results.best_on("two")["trial_id"]) is not None
+
+    before = set(trials["trial_id"])
+    more = stlab(
+        "run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=synthetic:city?seed=3&weeks=3",
+        "--set", "datasets.four.path=gone.npz", "--skip-bad-datasets",
+    )  # fmt: skip
+    assert more.code == 0, more.err
+    trials = results.trials
+    assert before < set(trials["trial_id"])
+    assert set(trials["dataset"]) == {"one", "two", "three"}
+    assert "gone.npz" in (report / "index.html").read_text()
+    assert not list(folder.glob("runs/studies/cities/earlier/*")), "an added data set moves nothing away"
