@@ -24,6 +24,7 @@ import yaml
 from stlab.errors import UserError
 from stlab.model_files import place_of
 from stlab.storage import Store, StudyDirectory, TrialDirectory, best_trial
+from stlab.study.dataset_files import chosen_datasets
 from stlab.study.file import dump_study, load_study_source, parse
 from stlab.study.model_places import with_models
 from stlab.study.source import StudySource
@@ -50,6 +51,7 @@ def run(
     storage: str | Path = "runs",
     *,
     overrides: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = (),
     tracking: bool = True,
     tracking_uri: str | None = None,
     progress: bool = False,
@@ -62,10 +64,12 @@ def run(
             name of a model may be the class of its configuration.
         storage: a folder, or a URI such as ``s3://bucket/runs``.
         overrides: dotted path → value, as with ``--set``: ``{"train.lr": 1e-3, "seeds": [0, 1]}``.
+        datasets: files, patterns of files, or names of the study's own entries, as with ``--datasets``: every variant is run on each.
         tracking: keep MLflow up to date.
         tracking_uri: address of MLflow. Default: SQLite in a local storage; with a remote storage there is no default.
         progress: show the progress on the terminal.
-        **options: further arguments of ``stlab.execution.run_study.run_study``: ``address``, ``retry_failed``.
+        **options: further arguments of ``stlab.execution.run_study.run_study``: ``address``, ``retry_failed``,
+            ``skip_bad_datasets``.
 
     Returns:
         The results of the study. A failed trial is a row with ``status`` failed, and a warning in the log.
@@ -75,6 +79,9 @@ def run(
         StorageError: the storage is full or away; what is trained stays, and the same call goes on from there.
     """
     source = _source(study, overrides or {})
+    if datasets:
+        chosen = chosen_datasets(datasets, source.data.get("datasets") or {})
+        source = _source(study, {**(overrides or {}), "datasets": chosen})
     spec = parse(source)
     store = Store(storage)
     console = None

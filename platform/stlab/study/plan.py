@@ -298,7 +298,9 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "information": config.information(),
         "libraries": library_versions(),
     }
-    return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio)
+    # On several data sets a trial takes as long as there are readings to learn from; on one they are the same for all.
+    readings = float(max(1, facts.info.train_steps) * facts.info.series) if spec.dataset else 1.0
+    return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio * readings)
 
 
 _PLAIN = {name: DataSpec.model_fields[name].default for name in sorted(marked(DataSpec, READ_BY_SOME))}

@@ -134,6 +134,9 @@ def test_page_and_tables_say_the_same(written: tuple[Path, list[Row]]) -> None:
     cells = pd.read_parquet(folder / "tables/cells.parquet").set_index(["dataset", "model"])
     assert cells.loc[("taxis", "c"), "test_rmse_mean"] == pytest.approx(mean)
     assert f"{mean:.3f}" in page
+    pairs = pd.read_csv(folder / "tables/pairs.csv").set_index(["error", "model", "other"])
+    assert len(pairs) == 2 * 3
+    assert pairs.loc[("rmse", "A & B_1", "full"), "wilcoxon_p_holm"] >= 0.25
     assert page.count('<details class="part"') == 3
     assert "too few for conclusions" in page
     assert {path.name for path in (folder / "datasets").iterdir()} == {"bikes", "taxis", "trains"}

@@ -23,7 +23,7 @@ from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
 from stlab.report.statistics.across import ERRORS, Across, across_datasets
 from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
 from stlab.report.statistics.summary import symbols_text
-from stlab.report.tables.across import across_frame, across_latex, across_lines, cells_frame
+from stlab.report.tables.across import across_frame, across_latex, across_lines, cells_frame, pairs_frame
 from stlab.storage import Store, StudyDirectory, single_protocol
 from stlab.study.datasets import parts
 from stlab.study.spec import StudySpec
@@ -142,6 +142,7 @@ def _write_tables(directory: StudyDirectory, found: Across, papers: Mapping[str,
     store.write(directory.report_path("tables/cells.parquet"), buffer.getvalue())
     store.write(directory.report_path("tables/cells.csv"), cells.to_csv(index=False).encode())
     store.write(directory.report_path("tables/datasets.csv"), across_frame(found).to_csv(index=False).encode())
+    store.write(directory.report_path("tables/pairs.csv"), pairs_frame(found).to_csv(index=False).encode())
     for error in ERRORS:
         caption = f"Test {error.upper()}, mean ± 95 % Student-t interval over seeds. {across_text.marks_sentence(found)}"
         store.write(directory.report_path(f"tables/datasets_{error}.tex"), across_latex(found, error, caption).encode())

@@ -129,6 +129,20 @@ def across_frame(found: Across) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def pairs_frame(found: Across) -> pd.DataFrame:
+    """Every pair of ranked models: their mean ranks, whether these differ (Nemenyi), and p of Wilcoxon's test after Holm's correction."""
+    import pandas as pd
+
+    columns = ["error", "model", "other", "mean_rank", "other_mean_rank", "ranks_differ", "wilcoxon_p_holm"]
+    records = []
+    for error, ranks in found.ranks.items():
+        if ranks is not None:
+            means = ranks.mean
+            for (one, other), p in ranks.wilcoxon.items():
+                records.append((error, one, other, means[one], means[other], ranks.differ(one, other), p))
+    return pd.DataFrame(records, columns=columns)
+
+
 def across_latex(found: Across, error: Error, caption: str) -> str:
     """A ``table*`` environment (needs booktabs and graphicx) with one error: models down, data sets across.
 
