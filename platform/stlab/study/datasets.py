@@ -67,8 +67,9 @@ def _bad_without(study: StudySpec, entry: Mapping[str, Any]) -> Iterator[str]:
         if name not in study.variants:
             hint = did_you_mean(str(name), list(study.variants))
             yield f"there is no variant {name!r}.{hint} The variants are {', '.join(study.variants)}."
-    if study.reference in names:
-        yield f"{study.reference!r} is the reference, with which the others are compared on every data set."
+    reference = study.reference or ("full" if "full" in study.variants else next(iter(study.variants)))
+    if reference in names:
+        yield f"{reference!r} is the reference, with which the others are compared on every data set. Set `reference` to another variant."
     if set(study.variants) <= {str(name) for name in names}:
         yield "this leaves no variant. Leave the data set out instead."
 

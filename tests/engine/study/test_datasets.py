@@ -69,6 +69,8 @@ def test_an_entry_leaves_variants_out() -> None:
     assert pairs == {("one", "STID"), ("one", "fast"), ("one", "norm"), ("two", "STID"), ("two", "fast")}
     with pytest.raises(StudyError, match="is the reference"):
         planned("datasets.two.without=[norm]", "reference=norm")
+    with pytest.raises(StudyError, match="'STID' is the reference"):
+        planned("datasets.two.without=[STID]")  # the first variant, as in every table
 
 
 def test_a_trial_is_the_same_in_a_study_of_its_data_set_alone() -> None:
