@@ -96,7 +96,7 @@ def say_results(
         say_paper(console, store, rows, study, axes)
         return
     found = across_datasets(rows, axes, study, store)
-    console.print(terminal_across(found))
+    console.print(terminal_across(found, console.width))
     for sentence in [*limits(found), *rank_sentences(found, "rmse")]:
         console.print(sentence, highlight=False)
     say_found(console, store, str(study["name"]))

@@ -75,7 +75,8 @@ def write_across_page(store: Store, name: str, study: Mapping[str, Any], notes: 
         sections.append(_section(part, store.read(place.report_path()).decode()))
     _write_tables(directory, found, papers)
     embedded = write_figures(directory, _figures(store, found, study, name))
-    content = _content(found, study, papers, [*_left_out(directory), *notes])
+    content = _content(found, study, papers, notes)
+    content["left_out"] = directory.read_left_out()
     search = read_search(store, name)
     content |= {"figures": embedded, "sections": sections, "search": search and search_content(search)}
     content["study_yaml"] = directory.read_study()
@@ -95,10 +96,6 @@ def across_figures(store: Store, name: str, study: Mapping[str, Any]) -> dict[st
 def _read(store: Store, directory: StudyDirectory, study: Mapping[str, Any]) -> Across:
     axes = list(study["axes"]) if study.get("axes") is not None else None
     return across_datasets(directory.read_trials().to_pylist(), axes, study, store)
-
-
-def _left_out(directory: StudyDirectory) -> list[str]:
-    return [f"Left out, since it could not be used: {name}. {reason}" for name, reason in directory.read_left_out().items()]
 
 
 def _section(part: str, page: str) -> dict[str, str]:

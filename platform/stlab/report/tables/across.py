@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Papers = Mapping[str, Sequence[PaperComparison]]
 """Data set → the published tables that its rows are compared with."""
+_WIDEST_NAME = 24
 _PRINTED = {"rmse": "rmse", "mae": "mae"}
 
 
@@ -200,20 +201,27 @@ def _rank_of(found: Across, name: str, label: str, error: Error) -> float | None
     return float(ranks.by_dataset[found.datasets.index(name), ranks.labels.index(label)])
 
 
-def terminal_across(found: Across) -> RichTable:
-    """The table for a terminal: RMSE alone, models down, data sets across. Bold: marked as the best, underlined: as the second."""
+def terminal_across(found: Across, width: int = 100) -> RichTable:
+    """The table for a terminal of ``width`` columns: RMSE alone, models down, data sets across. Without intervals if they do not fit.
+
+    Bold: marked as the best, underlined: as the second.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("test RMSE", overflow="fold")
+    lines = across_lines(found)
+    names = max((len(line.label) for line in lines), default=0)
+    table.add_column("test RMSE", overflow="fold", min_width=min(names, _WIDEST_NAME))
+    columns = [max(len(name), *(len(line.cells[at].text["rmse"]) for line in lines)) for at, name in enumerate(found.datasets)]
+    fits = min(names, _WIDEST_NAME) + sum(columns) + 2 * len(columns) + 12 <= width
     for name in [*found.datasets, *(["mean rank"] if found.ranks.get("rmse") else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"best": "bold", "second": "underline"}
-    lines = across_lines(found)
     for index, line in enumerate(lines):
-        cells = [Text(cell.text["rmse"] or "–", style=styles.get(cell.mark["rmse"], "")) for cell in line.cells]
+        texts = [cell.text["rmse"] if fits else cell.text["rmse"].partition(" ±")[0] for cell in line.cells]
+        cells = [Text(text or "–", style=styles.get(cell.mark["rmse"], "")) for text, cell in zip(texts, line.cells, strict=True)]
         ranks = [Text(line.mean_rank["rmse"])] if found.ranks.get("rmse") else []
         ends = index + 1 < len(lines) and lines[index + 1].baseline and not line.baseline
         table.add_row(Text(line.label), *cells, *ranks, style="dim" if line.baseline else None, end_section=ends)
