@@ -215,8 +215,8 @@ def terminal_across(found: Across, width: int = 100) -> RichTable:
     names = max((len(line.label) for line in lines), default=0)
     table.add_column("test RMSE", overflow="fold", min_width=min(names, _WIDEST_NAME))
     columns = [max(len(name), *(len(line.cells[at].text["rmse"]) for line in lines)) for at, name in enumerate(found.datasets)]
-    fits = min(names, _WIDEST_NAME) + sum(columns) + 2 * len(columns) + 12 <= width
-    for name in [*found.datasets, *(["mean rank"] if found.ranks.get("rmse") else [])]:
+    fits = min(names, _WIDEST_NAME) + sum(columns) + 2 * len(columns) + 9 <= width
+    for name in [*found.datasets, *(["rank"] if found.ranks.get("rmse") else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"best": "bold", "second": "underline"}
     for index, line in enumerate(lines):
