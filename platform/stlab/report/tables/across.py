@@ -213,9 +213,9 @@ def terminal_across(found: Across, width: int = 100) -> RichTable:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     lines = across_lines(found)
     names = max((len(line.label) for line in lines), default=0)
-    table.add_column("test RMSE", overflow="fold", min_width=min(names, _WIDEST_NAME))
     columns = [max(len(name), *(len(line.cells[at].text["rmse"]) for line in lines)) for at, name in enumerate(found.datasets)]
     fits = min(names, _WIDEST_NAME) + sum(columns) + 2 * len(columns) + 9 <= width
+    table.add_column("test RMSE", overflow="fold", min_width=min(names, _WIDEST_NAME if fits else _WIDEST_NAME // 2))
     for name in [*found.datasets, *(["rank"] if found.ranks.get("rmse") else [])]:
         table.add_column(name, justify="right", no_wrap=True)
     styles = {"best": "bold", "second": "underline"}
