@@ -91,7 +91,8 @@ def run(
         console = Console(emoji=False)
     done = run_observed(spec, source, store, console, tracking=tracking, tracking_uri=tracking_uri, **options)
     for row in done.outcome.ended_as("failed", "missing"):
-        logger.warning("%s, seed %s (%s): %s", row["variant"], row["seed"], row["trial_id"], row.get("error") or row["status"])
+        variant = f"{row['dataset']}: {row['variant']}" if spec.datasets else row["variant"]
+        logger.warning("%s, seed %s (%s): %s", variant, row["seed"], row["trial_id"], row.get("error") or row["status"])
     for trouble in done.outcome.troubles:
         logger.warning("%s", trouble)
     if done.tracking_failure:
@@ -288,11 +289,12 @@ class Results:
         """One row per epoch of every trial, including running ones: ``variant``, ``seed``, ``trial_id``, then the values of the epoch."""
         import pandas as pd
 
-        parts = []
+        parts, several = [], bool((self._study() or {}).get("datasets"))
         for row in self.arrow.to_pylist():
             epochs = TrialDirectory(self._store, row["trial_id"]).read_epochs()
             if epochs:
                 told = {f"param.{axis}": row.get(f"param.{axis}") for axis in self._axes() or ()}
+                told |= {"dataset": row["dataset"]} if several else {}
                 parts.append(pd.DataFrame(epochs).assign(trial_id=row["trial_id"], variant=row["variant"], seed=row["seed"], **told))
         if not parts:
             return pd.DataFrame(columns=["variant", "seed", "trial_id", "epoch"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,10 +89,13 @@ def _say_outcome(
     say_results(console, Store(storage), table_rows(outcome.rows), study.model_dump(mode="json"), list(study.axes))
     for name, reason in outcome.plan.left_out.items():
         console.print(coloured("left out:", "yellow", f" {name}: {reason}"), soft_wrap=True)
+    def where(row: Mapping[str, Any]) -> str:
+        return f"{row['dataset']}: " if study.datasets else ""
+
     for row in outcome.ended_as("failed"):
         failure = TrialDirectory(Store(storage), row["trial_id"]).read("failed.json") or {}
         console.print(
-            coloured("failed:", "red", f" {row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}"),
+            coloured("failed:", "red", f" {where(row)}{row['variant']}, seed {row['seed']} ({row['trial_id']}): {row['error']}"),
             soft_wrap=True,
         )
         for line in failure.get("log_tail", []):

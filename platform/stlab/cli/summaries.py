@@ -88,7 +88,7 @@ def say_results(
 ) -> None:
     """Print the table of a study, or the one over its data sets, its search, and its published tables."""
     from stlab.report import across_datasets, compare, terminal_across, terminal_table
-    from stlab.report.page.across_text import limits, rank_sentences
+    from stlab.report.page.across_text import caveat_sentences, limits, marks_sentence, rank_sentences
 
     if not study.get("datasets"):
         console.print(terminal_table(rows, axes, console.width, compare(rows, axes, study, store)))
@@ -97,7 +97,8 @@ def say_results(
         return
     found = across_datasets(rows, axes, study, store)
     console.print(terminal_across(found, console.width))
-    for sentence in [*limits(found), *rank_sentences(found, "rmse")]:
+    ranks = rank_sentences(found, "rmse") if len(found.datasets) > 1 else []
+    for sentence in [marks_sentence(found), *limits(found), *ranks, *caveat_sentences(found)]:
         console.print(sentence, highlight=False)
     say_found(console, store, str(study["name"]))
 

@@ -209,7 +209,7 @@ def write_study(plan: Plan, store: Store) -> str | None:
     extends = (
         before is not None
         and set(before.seeds) <= set(study.seeds)
-        and before.datasets.items() <= study.datasets.items()
+        and {name: own for name, own in before.datasets.items() if name not in plan.left_out}.items() <= study.datasets.items()
         and bool(before.datasets) == bool(study.datasets)
         and before.model_copy(update={"seeds": study.seeds, "datasets": study.datasets, "report": study.report}) == study
     )

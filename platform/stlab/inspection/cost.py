@@ -290,11 +290,11 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         ended = sum(outcome is not None for _, outcome in tried)
         chosen = [trial for trial in selected(history) if not TrialDirectory(store, trial.trial_id).is_over()]
         # The selected configuration is trained with every seed; one of them is trained already.
-        after = len(chosen) if ended >= history.search.max_trials else len(plan.study.seeds) - 1
-        count = max(0, history.search.max_trials - ended) + after
-        if count:
-            points = [point for _, _, point in history.space.corners()]
-            for branch in (history.branch, *history.branch.beside):
+        points = [point for _, _, point in history.space.corners()]
+        for branch in (history.branch, *history.branch.beside):
+            mine = sum(trial.spec.dataset == branch.template.spec.dataset for trial in chosen)
+            after = mine if ended >= history.search.max_trials else len(plan.study.seeds) - 1
+            if count := max(0, history.search.max_trials - ended) + after:
                 corners = (branch.template, *(plan_point(plan.study, branch, point) for point in points))
                 found.append(ToSearch(branch.label, corners, count))
     return found, unbounded

@@ -141,5 +141,7 @@ def _tried(store: Store, name: str) -> tuple[list[dict[str, Any]], int]:
         for number in (name for name in store.names(f"{folder}/{branch}") if name.removesuffix(".json").isdigit()):
             entry = store.read_json(f"{folder}/{branch}/{number}")
             if entry.get("trial_id"):
-                tried.append({"trial_id": entry["trial_id"], "label": f"{branch} #{entry['number']}"})
+                label = f"{branch} #{entry['number']}"
+                ids = [entry["trial_id"], *entry.get("beside", [])]  # several where one configuration is searched for all data sets
+                tried += [{"trial_id": one, "label": label if at == 0 else f"{label}, data set {at + 1}"} for at, one in enumerate(ids)]
     return tried, len(branches)

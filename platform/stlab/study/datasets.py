@@ -30,7 +30,13 @@ def entry_overrides(entry: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         StudyError: two keys write the same field.
     """
-    own = {key if _names_section(key) else f"data.{key}": value for key, value in entry.items() if key != WITHOUT}
+    own: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key != WITHOUT:
+            path = key if _names_section(key) else f"data.{key}"
+            if path in own:
+                raise StudyError(f"`{path}` is written twice. Keep one of them.")
+            own[path] = value
     return flatten_overrides(own)
 
 
@@ -44,6 +50,9 @@ def on_dataset(study: StudySpec, name: str, source: StudySource | None = None) -
     values = merged(study, entry_overrides(entry))
     beside = source and source.on(name)
     problems = [problem(said, ("datasets", name, WITHOUT), source) for said in _bad_without(study, entry)]
+    for path in entry_overrides(entry).keys() & study.axes.keys():
+        message = f"{path} is an axis, whose values are crossed with every data set. Set it in one place."
+        problems.append(problem(message, ("datasets", name), source))
     owners: dict[str, type[pydantic.BaseModel]] = {"data": DataSpec, "train": TrainSpec, "resources": ResourcesSpec}
     for section, owner in owners.items():
         try:

@@ -157,8 +157,8 @@ def make_plan(study: StudySpec, facts: FactsOf, source: StudySource | None = Non
     study = with_ablation(study, source)
     if problems := paper_problems(study, source) + unknown_reference(study, source) + models_of_one_name(study, source):
         raise study_error(problems)
-    if study.search is not None and study.search.over is not None and len(study.datasets) < 2:
-        message = "this study has fewer than two data sets. Name them (datasets, or --datasets), or leave this out."
+    if study.search is not None and study.search.over is not None and not study.datasets:
+        message = "this study names no data sets. Name them (datasets, or --datasets), or leave this out."
         raise study_error([problem(message, ("search", "over"), source)])
     if study.datasets:
         return _on_all_datasets(study, facts_of, source, skip_bad)

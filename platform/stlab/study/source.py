@@ -93,7 +93,10 @@ class StudySource:
         if problems:
             raise StudyError("\n".join(problems))
         if any(override.target == ("base", "data", "path") for override in parsed):
-            data.pop("datasets", None)  # one data set in place of the study's
+            if named := next((override for override in parsed if override.target[0] == "datasets"), None):
+                both = f"--set data.path takes one data set in place of the study's, and --set {_short(named.text)} names others."
+                raise StudyError(f"{both} Give one of both.")
+            data.pop("datasets", None)
         data, inside = with_current_fields(data)  # of overrides whose values are mappings
         former_paths += inside
         data = with_models(data, lambda name: located(name, folder) if isinstance(name, str) else name)

@@ -121,16 +121,16 @@ def check_order(order: Order) -> Checked:
     try:
         overrides = with_datasets(order.study, overrides, order.datasets)
     except (StudyError, StorageError) as error:  # the nodes may have the files, or reach the store
-        elsewhere.append(f"--datasets {' '.join(order.datasets)}")
+        elsewhere.append(f"--datasets {' '.join(map(shown, order.datasets))}")
         notes.append(str(error))
     source = load_study_source(order.study, overrides)
     spec = parse(source)
-    _refuse_relative_paths(source)
+    _refuse_relative_paths(source, chosen_there=bool(elsewhere))
 
     def facts(data: DataSpec) -> DataFacts:
         for name, path in (("path", data.path), *(("pretrain", path) for path in data.pretrain)):
             if not path.startswith("synthetic:") and (is_uri(path) or not Path(path).exists()):
-                elsewhere.append(f"data.{name}={path}")
+                elsewhere.append(f"data.{name}={shown(path)}")
                 raise _Elsewhere
         return data_facts(data)
 
@@ -180,6 +180,8 @@ def _check_places(order: Order) -> None:
             "http://mlflow:5000, or leave it out and run stlab sync later."
         )
     for word in order.datasets:
+        if holds_secret(word):
+            raise UserError(f"--datasets {shown(word)}: the URI holds a key, and all users can read the command of a job.{_KEEP_IT_OUT}")
         if not (is_uri(word) or Path(word).is_absolute() or ":" in word) and ("/" in word or "." in word or "*" in word):
             raise UserError(
                 f"--datasets {word}: a cluster cannot use a folder of this machine. Give a URI, or an absolute path that all nodes reach."
@@ -201,11 +203,23 @@ def _refuse_model_files_elsewhere(texts: Sequence[str]) -> None:
                 )
 
 
-def _refuse_relative_paths(source: StudySource) -> None:
+def _refuse_relative_paths(source: StudySource, chosen_there: bool) -> None:
+    """Refuse paths that start in this folder.
+
+    Args:
+        chosen_there: the job chooses the data sets, in place of those of the study.
+    """
+    data = dict(source.data)
+    if data.get("datasets") or chosen_there:
+        base = data.get("base")
+        if isinstance(base, dict) and isinstance(base.get("data"), dict):  # its path is that of no data set
+            data["base"] = {**base, "data": {name: value for name, value in base["data"].items() if name != "path"}}
+    if chosen_there:
+        data.pop("datasets", None)
     problems = [
         f"{source.place(loc)[1]}: {'.'.join(map(str, loc))}: {value!r} is relative to this folder, which the job does not have. Give an "
         "absolute path that all nodes reach, or a URI (s3://…)."
-        for loc, value in _leaves(source.data, ())
+        for loc, value in _leaves(data, ())
         if _is_of_this_folder(loc, value)
     ]
     if problems:

@@ -327,7 +327,7 @@ def test_a_data_set_on_which_a_point_fails_fails_the_point(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("override", "words"), [("datasets={}", "fewer than two data sets"), ("search.pruner=median", "compares epochs of one data set")]
+    ("override", "words"), [("datasets={}", "names no data sets"), ("search.pruner=median", "compares epochs of one data set")]
 )
 def test_a_search_over_data_sets_that_cannot_be_is_refused(override: str, words: str) -> None:
     with pytest.raises(StudyError, match=words):

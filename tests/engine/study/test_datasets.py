@@ -79,6 +79,11 @@ def test_a_trial_is_the_same_in_a_study_of_its_data_set_alone() -> None:
     assert {t.trial_id for t in alone.trials} == {t.trial_id for t in planned().trials if t.spec.dataset == "one"}
 
 
+def test_one_data_set_and_several_are_not_asked_for_at_once() -> None:
+    with pytest.raises(StudyError, match="Give one of both"):
+        planned("data.path=synthetic:city", "datasets.three.path=synthetic:city?seed=3")
+
+
 def test_an_entry_is_set_and_left_out_on_the_command_line() -> None:
     plan = planned("datasets.one.train.lr=5e-3", "datasets.two=null")
     assert list(plan.study.datasets) == ["one"]
@@ -97,6 +102,9 @@ def test_an_entry_is_set_and_left_out_on_the_command_line() -> None:
         ("datasets.two.without=[norms]", "datasets.two.without: there is no variant 'norms'. Did you mean 'norm'"),
         ("datasets.two.without=[STID, norm, fast]", "leaves no variant"),
         ("datasets.two.without=norm", "must be a list of variants"),
+        ("datasets.two.train.weight_decay=0.5", "is an axis"),
+        ("datasets.two={path: a.npz, scale: 3, data.scale: 4}", "written twice"),
+        ("datasets.two.train.lr=3e-3", r"on two\. Remove one of them, or leave one out there: `without: \[fast\]`"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_place(override: str, message: str) -> None:
@@ -138,7 +146,9 @@ def test_the_command_line_chooses_files_patterns_and_entries(tmp_path: Path) -> 
     chosen = parse(load_study_source(study, overrides)).datasets
     assert list(chosen) == ["two", "three-v2", "one", "city-seed-7"]
     assert chosen["two"] == {"path": f"{tmp_path}/TWO.npz", "scale": 10, "train": {"lr": 2e-3}, "model.width": 16}  # the study's own entry
-    for words, message in ((["*.txt"], "no data file matches"), ([f"{tmp_path}/*.txt"], "matches 1 other files")):
+    for words, message in (
+        (["*.txt"], "no data file matches"), ([f"{tmp_path}/*.txt"], "matches 1 other files"), (["ones"], "Did you mean 'one'"),
+    ):  # fmt: skip
         with pytest.raises(StudyError, match=message):
             with_datasets(study, [], words)
     (tmp_path / "other").mkdir()
@@ -162,6 +172,10 @@ def test_an_order_takes_the_data_sets_along(tmp_path: Path) -> None:
     assert words[-5:] == ["--datasets", "one", "--datasets", f"{tmp_path}/*.npz", "--skip-bad-datasets"]
     elsewhere = replace(order, datasets=("/shared/nowhere/*.npz",))
     assert any("checked on the cluster" in note for note in check_order(elsewhere).notes)
+    with pytest.raises(UserError, match="holds a key"):
+        check_order(replace(order, datasets=("s3://KEY:SECRET@bucket/a.npz",)))
+    for study in ("st_vfm_ablation", "st_vfm_table2"):  # the relative paths of the study itself are not read
+        assert check_order(replace(elsewhere, study=study)).name == study
     with pytest.raises(UserError, match="folder of this machine"):
         check_order(replace(order, datasets=("data/*.npz",)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stlab.report.figures.study_figures import ReportFigure
@@ -45,6 +45,11 @@ class SearchResult:
     """Finished trials of a branch from which its importances are shown."""
     over: str | None = None
     """``datasets`` where one configuration was searched for all data sets."""
+
+    def on(self, dataset: str) -> SearchResult:
+        """The searches on one of several data sets, whose names their branches begin with."""
+        mine = [[row for row in rows if row["arm"].startswith(f"{dataset}: ")] for rows in (self.rows, self.importance)]
+        return replace(self, rows=mine[0], importance=mine[1])
 
     @property
     def branches(self) -> list[str]:

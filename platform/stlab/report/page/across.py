@@ -13,20 +13,18 @@ import pyarrow.compute as pc
 from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
 from stlab.report.figures.axis_relative import relative_axis_caption, relative_axis_figure
 from stlab.report.figures.ranks import critical_difference_figure
-from stlab.report.figures.search import draw_search, read_search
+from stlab.report.figures.search import SearchResult, draw_search, read_search
 from stlab.report.figures.study_figures import ReportFigure, draw_figures
 from stlab.report.page import across_text, text
 from stlab.report.page.html import render_page, write_figures
 from stlab.report.page.search_text import search_content
 from stlab.report.page.study import write_study_page
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
-from stlab.report.statistics.across import ERRORS, Across, across_datasets
+from stlab.report.statistics.across import ERRORS, Across, across_datasets, parts_of
 from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
 from stlab.report.statistics.summary import symbols_text
 from stlab.report.tables.across import across_frame, across_latex, across_lines, cells_frame, pairs_frame
 from stlab.storage import Store, StudyDirectory, single_protocol
-from stlab.study.datasets import parts
-from stlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,19 +63,19 @@ def write_across_page(store: Store, name: str, study: Mapping[str, Any], notes: 
     """
     directory = StudyDirectory(store, name)
     found = _read(store, directory, study)
-    specs = parts(StudySpec.model_validate(study), *found.datasets)
-    by_part = {part: spec.model_dump(mode="json") for part, spec in specs.items()}
+    by_part = {part: own | {"part_of": name} for part, own in parts_of(study, found.datasets).items()}
     papers = {part: compare_with_paper(store, found.rows[part], own, list(own["axes"])) for part, own in by_part.items()}
+    search = read_search(store, name)
     sections = []
     for part, own in by_part.items():
         place = DatasetDirectory(store, name, part)
-        write_study_page(store, name, own, directory=place, papers=papers[part], search=None)
+        mine = None if search is None or search.over else search.on(part)
+        write_study_page(store, name, own, directory=place, papers=papers[part], search=mine)
         sections.append(_section(part, store.read(place.report_path()).decode()))
     _write_tables(directory, found, papers)
-    embedded = write_figures(directory, _figures(store, found, study, name))
+    embedded = write_figures(directory, _figures(store, found, search))
     content = _content(found, study, papers, notes)
     content["left_out"] = directory.read_left_out()
-    search = read_search(store, name)
     content |= {"figures": embedded, "sections": sections, "search": search and search_content(search)}
     content["study_yaml"] = directory.read_study()
     store.write(directory.report_path(), render_page("across.html.j2", content).encode())
@@ -87,7 +85,7 @@ def write_across_page(store: Store, name: str, study: Mapping[str, Any], notes: 
 def across_figures(store: Store, name: str, study: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures of the page by name; those of a data set are named ``<data set>/<name>``."""
     found = _read(store, StudyDirectory(store, name), study)
-    drawn = {one.name: one.figure for one in _figures(store, found, study, name)}
+    drawn = {one.name: one.figure for one in _figures(store, found, read_search(store, name))}
     for part in found.datasets:
         drawn |= {f"{part}/{one.name}": one.figure for one in draw_figures(store, found.rows[part], found.lines[part]).figures}
     return drawn
@@ -106,7 +104,7 @@ def _section(part: str, page: str) -> dict[str, str]:
     return {"id": part, "main": body.replace('<figure id="', f'<figure id="{part}-')}
 
 
-def _figures(store: Store, found: Across, study: Mapping[str, Any], name: str) -> list[ReportFigure]:
+def _figures(store: Store, found: Across, search: SearchResult | None) -> list[ReportFigure]:
     figures = []
     if (diagram := critical_difference_figure(found)) is not None:
         caption = (
@@ -127,8 +125,8 @@ def _figures(store: Store, found: Across, study: Mapping[str, Any], name: str) -
             figures.append(ReportFigure(f"{stem}_relative", f"Along {axis_name(path)}, relative to each lowest", caption, together))
         title = f"Along {axis_name(path)}, on {len(several)} data sets"
         figures.append(ReportFigure(stem, title, axis_caption(path, several), axis_figure(path, several)))
-    searched = read_search(store, name)
-    return figures + (draw_search(searched) if searched else [])
+    # Where each data set has a search of its own, its figures are in its section, since their errors share no axis.
+    return figures + (draw_search(search) if search is not None and search.over else [])
 
 
 def _write_tables(directory: StudyDirectory, found: Across, papers: Mapping[str, Sequence[PaperComparison]]) -> None:
@@ -154,7 +152,7 @@ def _content(
     return {
         "name": study["name"],
         "description": study.get("description") or "",
-        "caveats": _caveats(found),
+        "caveats": across_text.caveats_of(found),
         "notes": list(notes),
         "parts": list(found.datasets),
         "datasets": _datasets(found),
@@ -169,7 +167,7 @@ def _content(
         "has_ranks": found.ranks.get("rmse") is not None,
         "has_printed": any(any(cell.printed.values()) for line in lines for cell in line.cells),
         "ranking": _ranking(found),
-        "reference": found.reference,
+        "reference": across_text.reference_name(found) if len(set(found.references.values())) == 1 else "the reference",
         "marks": across_text.marks_sentence(found),
         "relative": across_text.relative_sentence(found),
         "sentences": [sentence for error in ERRORS for sentence in across_text.rank_sentences(found, error)],
@@ -184,19 +182,6 @@ def _datasets(found: Across) -> list[dict[str, Any]]:
     for part in found.datasets:
         groups.setdefault(text.protocol_text(single_protocol(found.rows[part])), []).append(part)
     return [{"protocol": protocol, "names": names} for protocol, names in groups.items()]
-
-
-def _caveats(found: Across) -> list[dict[str, Any]]:
-    """Every caveat, and its sentences with the data sets that they are about."""
-    by_badge: dict[str, dict[str, list[str]]] = {}
-    for part in found.datasets:
-        for one in text.caveats(found.rows[part], single_protocol(found.rows[part])):
-            by_badge.setdefault(one.badge, {}).setdefault(one.sentence, []).append(part)
-    everywhere = len(found.datasets)
-    return [
-        {"badge": badge, "sentences": [{"text": said, "names": names if len(names) < everywhere else []} for said, names in own.items()]}
-        for badge, own in by_badge.items()
-    ]
 
 
 def _ranking(found: Across) -> list[dict[str, str]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from stlab.report.page.text import caveats
 from stlab.report.statistics.across import FEWEST, Across, Error, Ranks
 from stlab.report.statistics.comparisons import ALPHA
+from stlab.storage import single_protocol
 
 _MOST_PAIRS = 12
 
@@ -13,7 +17,8 @@ def rank_sentences(found: Across, error: Error) -> list[str]:
     ranks = found.ranks.get(error)
     name, count = error.upper(), len(found.datasets)
     if ranks is None:
-        return [f"{name}: fewer than two models have a result on every data set, so there are no ranks."]
+        why = "there is one data set" if count == 1 else "fewer than two models have a result on every data set"
+        return [f"{name}: {why}, so there are no ranks."]
     said = []
     if ranks.friedman is not None and ranks.p is not None and ranks.critical_difference is not None:
         differ = "some ranks differ" if ranks.p < ALPHA else "no rank can be told from another"
@@ -46,6 +51,8 @@ def limits(found: Across) -> list[str]:
     """What these data sets cannot show; empty where there are enough."""
     count = len(found.datasets)
     said = []
+    if count == 1:
+        return ["With one data set there is nothing to compare over data sets."]
     if count < FEWEST:
         least = 2.0 ** (1 - count)
         said.append(
@@ -62,23 +69,55 @@ def limits(found: Across) -> list[str]:
 
 def marks_sentence(found: Across) -> str:
     """The meaning of bold and underlined."""
+    pairs = "seeds" if found.over_seeds else "blocks of test windows, since there is one seed"
     nothing = "" if found.marks else " Nothing is marked here: with these seeds no best model can be told from the next one."
     return (
-        "Bold: the lowest error of a data set, where it can be told from the next one (paired t-test over seeds, p < 0.05 after Holm's "
-        "correction over the whole table, each error for itself). Underlined: the second, where the best is marked and the second can be "
-        f"told from the third.{nothing}"
+        f"Bold: the lowest error of a data set, where it can be told from the next one (paired t-test over {pairs}, p < 0.05 after "
+        "Holm's correction over the whole table, each error for itself). Underlined: the second, where the best is marked and the second "
+        f"can be told from the third.{nothing}"
     )
 
 
 def relative_sentence(found: Across) -> str:
     """The meaning of the column of relative errors; empty where there is no common reference."""
-    if not any(found.relative.values()):
+    every = [one for own in found.relative.values() for one in own.values()]
+    if not every:
         return ""
+    interval = "The interval (95 %) is a bootstrap over data sets and seeds. " if any(one.low is not None for one in every) else ""
+    pairs = "seeds" if found.over_seeds else "blocks of test windows"
     return (
-        f"Relative error: the geometric mean over data sets of a model's error divided by that of {found.reference}; below 1 is better. "
-        "The interval (95 %) is a bootstrap over data sets and seeds. Wins and losses count data sets on which the two can be told apart "
-        "(paired over seeds, after Holm's correction within the data set), ties the others."
+        "Relative error: the geometric mean over data sets of a model's error divided by that of "
+        f"{reference_name(found)}; below 1 is better. {interval}Wins and losses count data sets on which the two can be told apart "
+        f"(paired over {pairs}, after Holm's correction within the data set), ties the others."
     )
+
+
+def reference_name(found: Across) -> str:
+    """The label that all others are compared with, or words for several."""
+    names = set(found.references.values())
+    return names.pop() if len(names) == 1 else "its reference at the same point of the axes"
+
+
+def caveats_of(found: Across) -> list[dict[str, Any]]:
+    """Every caveat, and its sentences with the data sets that they are about."""
+    by_badge: dict[str, dict[str, list[str]]] = {}
+    for part in found.datasets:
+        for one in caveats(found.rows[part], single_protocol(found.rows[part])):
+            by_badge.setdefault(one.badge, {}).setdefault(one.sentence, []).append(part)
+    everywhere = len(found.datasets)
+    return [
+        {"badge": badge, "sentences": [{"text": said, "names": names if len(names) < everywhere else []} for said, names in own.items()]}
+        for badge, own in by_badge.items()
+    ]
+
+
+def caveat_sentences(found: Across) -> list[str]:
+    """The caveats for the terminal."""
+    return [
+        f"{', '.join(one['names'])}: {one['text']}" if one["names"] else one["text"]
+        for caveat in caveats_of(found)
+        for one in caveat["sentences"]
+    ]
 
 
 def p_text(p: float) -> str:

@@ -184,6 +184,7 @@ def _content(
         "lost": [_lost(store, row) for row in rows if outcome(row) != "finished"],
         "study_yaml": found.study_yaml,
         "several": study.get("several", []),
+        "part_of": study.get("part_of", ""),
         "reused": any(row.get("reused_from") for row in rows),
         "trials": [_trial(row) for row in rows],
         "code_versions": _distinct(rows, "code_version"),

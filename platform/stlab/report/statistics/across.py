@@ -11,13 +11,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stlab.report.statistics.comparisons import ALPHA, Comparison, compare, compare_lines, holm
 from stlab.report.statistics.summary import CONFIDENCE, Row, Summary, summarise
 from stlab.storage import Store, outcome, table_rows
+from stlab.study.datasets import parts
+from stlab.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +65,7 @@ class Relative:
 
     ratio: float
     low: float | None
-    """95 %, over data sets and over seeds; None for fewer than two data sets or seeds."""
+    """95 %, over data sets and over seeds; None for fewer than three data sets or two seeds."""
     high: float | None
     wins: int
     """Data sets on which the error is lower than the reference's and can be told apart."""
@@ -95,10 +97,18 @@ class Across:
         return next((line for line in self.lines[dataset] if line.label == label), None)
 
     @property
-    def reference(self) -> str:
-        """The label that the others are compared with; empty where the data sets do not agree on one."""
-        names = {one.reference for found in self.compared.values() for one in found}
-        return names.pop() if len(names) == 1 else ""
+    def references(self) -> dict[str, str]:
+        """Label → the label that it is compared with on every data set, for those that have one."""
+        found: dict[str, set[str]] = {}
+        for compared in self.compared.values():
+            for one in compared:
+                found.setdefault(one.label, set()).add(one.reference)
+        return {label: names.pop() for label, names in found.items() if len(names) == 1}
+
+    @property
+    def over_seeds(self) -> bool:
+        """Whether pairs are seeds; a study of one seed is compared over blocks of test windows."""
+        return len({row.get("seed") for rows in self.rows.values() for row in rows if not row.get("baseline")}) > 1
 
     def missing(self) -> dict[str, list[str]]:
         """Model → the data sets on which it has no tested result."""
@@ -126,7 +136,8 @@ def across_datasets(rows: Sequence[Row], axes: Sequence[str] | None, study: Mapp
     """
     own = rows_by_dataset(rows, study)
     lines = {name: summarise(part, axes) for name, part in own.items()}
-    compared = {name: compare(part, axes, study, store) for name, part in own.items()}
+    alone = parts_of(study, list(own))
+    compared = {name: compare(part, axes, alone.get(name, study), store) for name, part in own.items()}
     found = Across(tuple(own), own, lines, compared)
     return replace(
         found,
@@ -143,6 +154,13 @@ def rows_by_dataset(rows: Sequence[Row], study: Mapping[str, object]) -> dict[st
     for row in table_rows(rows):
         found.setdefault(str(row.get("dataset")), []).append(row)
     return {name: own for name, own in found.items() if own}
+
+
+def parts_of(study: Mapping[str, object], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Data set → the resolved study on it alone, as a mapping; empty for a study that names none."""
+    if not study.get("datasets"):
+        return {}
+    return {name: part.model_dump(mode="json") for name, part in parts(StudySpec.model_validate(study), *names).items()}
 
 
 def errors_of(found: Across, error: Error) -> tuple[list[str], NDArray[np.float64]]:
@@ -164,29 +182,29 @@ def rank(found: Across, error: Error) -> Ranks | None:
     ranks = stats.rankdata(errors, axis=1)
     friedman = p = critical = None
     if models > 2:
-        friedman, p = map(float, stats.friedmanchisquare(*errors.T))
+        friedman, p = _friedman(errors)
         # The ranges of k standard normal variables, for infinitely many degrees of freedom (Demšar 2006, Table 5a, is this over √2).
         q = float(stats.studentized_range.ppf(CONFIDENCE, models, np.inf)) / math.sqrt(2)
         critical = q * math.sqrt(models * (models + 1) / (6 * count))
     pairs = list(itertools.combinations(range(models), 2))
-    p_values = [_wilcoxon(np.log(errors[:, a] / errors[:, b])) for a, b in pairs]
+    with np.errstate(divide="ignore", invalid="ignore"):  # an error of exactly 0
+        p_values = [_wilcoxon(np.log(errors[:, a] / errors[:, b])) for a, b in pairs]
     wilcoxon = {(labels[a], labels[b]): value for (a, b), value in zip(pairs, holm(p_values), strict=True)}
     return Ranks(tuple(labels), ranks, friedman, p, critical, wilcoxon)
 
 
 def relative_errors(found: Across, error: Error) -> dict[str, Relative]:
-    """Every ranked model's error relative to the reference's. Empty without a common reference that is ranked itself."""
-    labels, _ = errors_of(found, error)
-    reference = found.reference
-    if reference not in labels:
-        return {}
+    """Every ranked model's error relative to that of its reference, if that is ranked, too; on the seeds that both have."""
+    labels, errors = errors_of(found, error)
     draw = np.random.default_rng(_SEED)
+    references = {label: own for label, own in found.references.items() if label in labels and own in labels}
     values = {label: [_by_seed(found, name, label, error) for name in found.datasets] for label in labels}
-    return {
-        label: _relative(found, label, error, list(zip(values[label], values[reference], strict=True)), draw)
-        for label in labels
-        if label != reference
-    }
+    relative = {}
+    for label, reference in references.items() if errors.size and errors.min() > 0 else ():
+        pairs = list(zip(values[label], values[reference], strict=True))
+        if all(ours.keys() & theirs.keys() for ours, theirs in pairs):
+            relative[label] = _relative(found, label, error, pairs, draw)
+    return relative
 
 
 def marked_cells(found: Across, error: Error, store: Store | None = None) -> dict[tuple[str, str, Error], str]:
@@ -204,7 +222,8 @@ def marked_cells(found: Across, error: Error, store: Store | None = None) -> dic
         pairs = list(itertools.pairwise(ordered[:3]))
         for place, one in zip(("best", "second"), compare_lines(found.rows[name], pairs, store), strict=False):
             test = getattr(one, error)
-            tests.append((name, one.label, place, 1.0 if test is None else test.p))
+            # A seed that one of both lost may turn the order of the means over.
+            tests.append((name, one.label, place, test.p if test is not None and test.mean < 0 else 1.0))
     corrected = holm([p for *_, p in tests])
     told = {(name, place): label for (name, label, place, _), p in zip(tests, corrected, strict=True) if p < ALPHA}
     return {(name, label, error): place for (name, place), label in told.items() if place == "best" or (name, "best") in told}
@@ -213,16 +232,38 @@ def marked_cells(found: Across, error: Error, store: Store | None = None) -> dic
 def _relative(
     found: Across, label: str, error: Error, pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]], draw: np.random.Generator
 ) -> Relative:
-    logs = [math.log(np.mean(list(ours.values())) / np.mean(list(theirs.values()))) for ours, theirs in pairs]
+    shared = [sorted(ours.keys() & theirs.keys()) for ours, theirs in pairs]
+    own = list(zip(pairs, shared, strict=True))
+    logs = [math.log(np.mean([ours[seed] for seed in seeds]) / np.mean([theirs[seed] for seed in seeds])) for (ours, theirs), seeds in own]
     verdicts = [_verdict(found.compared[name], label, error) for name in found.datasets]
     low = high = None
-    shared = [sorted(ours.keys() & theirs.keys()) for ours, theirs in pairs]
-    if len(pairs) > 1 and all(len(seeds) > 1 for seeds in shared):
-        drawn = np.stack([_resampled(ours, theirs, seeds, draw) for (ours, theirs), seeds in zip(pairs, shared, strict=True)])  # (N, draws)
+    if len(pairs) > 2 and all(len(seeds) > 1 for seeds in shared):
+        drawn = np.stack([_resampled(ours, theirs, seeds, draw) for (ours, theirs), seeds in own])  # (N, draws)
         chosen = draw.integers(len(pairs), size=drawn.shape)
         means = np.take_along_axis(drawn, chosen, axis=0).mean(axis=0)
-        low, high = (float(np.exp(np.quantile(means, tail))) for tail in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+        tail = _tail(len(pairs))
+        low, high = (float(np.exp(np.quantile(means, share))) for share in (tail, 1 - tail))
     return Relative(math.exp(float(np.mean(logs))), low, high, verdicts.count("win"), verdicts.count("tie"), verdicts.count("loss"))
+
+
+def _tail(count: int) -> float:
+    """The tail of a bootstrap of a mean over few values at which its interval covers 95 %, as Student's t does for normal values.
+
+    It is the expanded percentile of Hesterberg (2015, "What Teachers Should Know About the Bootstrap", section 5.3).
+    """
+    from scipy import stats
+
+    t = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+    return float(stats.norm.cdf(-math.sqrt(count / (count - 1)) * t))
+
+
+def _friedman(errors: NDArray[np.float64]) -> tuple[float, float]:
+    """χ² and p; where all models have equal errors, there is nothing to tell apart."""
+    from scipy import stats
+
+    with np.errstate(invalid="ignore"):
+        found = stats.friedmanchisquare(*errors.T)
+    return (float(found.statistic), float(found.pvalue)) if np.isfinite(found.statistic) else (0.0, 1.0)
 
 
 def _resampled(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stlab.report.page.text import number
 from stlab.report.paper.verdicts import PaperComparison
 from stlab.report.statistics.across import ERRORS, Across, Error
-from stlab.report.statistics.summary import Interval, Summary
+from stlab.report.statistics.summary import Interval, Row, Summary
 from stlab.report.tables.ablation import escape_latex
 from stlab.report.tables.lines import table_decimals
 from stlab.storage import outcome
@@ -82,11 +82,16 @@ def why_missing(found: Across, name: str, label: str) -> str:
     if line is None:
         is_baseline = any(own.label == label and own.baseline for part in found.datasets for own in found.lines[part])
         return "these data do not allow it" if is_baseline else "not run on this data set, as the study says"
-    own = [row for row in found.rows[name] if str(row.get("variant")) == line.variant]
+    own = [row for row in found.rows[name] if str(row.get("variant")) == line.variant and _is_at(row, line)]
     errors = [str(row["error"]) for row in own if outcome(row) == "failed" and row.get("error")]
     if errors:
         return f"failed: {errors[0]}"
     return "failed" if line.failed else "not run, or not to its end"
+
+
+def _is_at(row: Row, line: Summary) -> bool:
+    """Whether a row is at the line's point of the axes."""
+    return all(row.get(f"param.{path}") == value for path, value in line.axis_values.items())
 
 
 def cells_frame(found: Across, papers: Papers | None = None) -> pd.DataFrame:
