@@ -17,6 +17,7 @@ from stlab.errors import ProtocolMismatch, UserError
 from stlab.report import compare, summarise
 from stlab.report.page.joint import JointSection, joint_figures, read_sections, write_joint_report
 from stlab.report.statistics.axis_curves import axis_panel, numeric_axes
+from stlab.report.tables.joint import sections
 from stlab.storage import Store, StudyDirectory, TrialDirectory
 
 LAMBDA = "model.flow_weight"
@@ -204,3 +205,11 @@ def test_trials_that_never_began_stand_with_their_studys_data(store: Store) -> N
     write(store, "partial", [*rows, lost])
     (part,) = read_sections(store, ["weights", "partial"])
     assert "none" in {row["trial_id"] for row in part.rows}
+
+
+def test_data_of_one_content_are_one_section_whatever_two_studies_call_them() -> None:
+    told = json.dumps({"history": 6})
+    own = [{"dataset": name, "data_sha256": "x", "variant": "full", "seed": 0, "trial_id": "t", "protocol": told} for name in ("bikes", "NYC")]
+    (section,) = sections({"many": own[:1], "alone": own[1:]})
+    assert section.folder == "bikes"
+    assert section.notes == ["many and alone share 1 trial, which is listed once, under the name that many gives."]

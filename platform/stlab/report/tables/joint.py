@@ -51,10 +51,12 @@ def sections(rows: Mapping[str, Sequence[Row]]) -> list[Section]:
 def _by_data(rows: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, list[Row]]]:
     kinds: dict[tuple[str, str], dict[str, list[Row]]] = {}
     unnamed: dict[str, list[Row]] = {}
+    named: dict[str, str] = {}  # two studies may have two names for the same data; the first one stands
     for study, own in rows.items():
         for row in own:
             if row.get("dataset") or row.get("data_sha256"):
-                key = (str(row.get("dataset") or "data"), str(row.get("data_sha256") or ""))
+                name, sha = str(row.get("dataset") or "data"), str(row.get("data_sha256") or "")
+                key = (named.setdefault(sha, name) if sha else name, sha)
                 kinds.setdefault(key, {}).setdefault(study, []).append(row)
             else:
                 unnamed.setdefault(study, []).append(row)
