@@ -204,6 +204,9 @@ def _branches_over_datasets(study: StudySpec, branches: Sequence[SearchBranch]) 
     for branch in branches:
         groups.setdefault(branch.label.removeprefix(f"{branch.template.spec.dataset}: "), []).append(branch)
     for first, *others in groups.values():
+        if any(other.template.spec.resources != first.template.spec.resources for other in others):
+            message = "a point is trained on all data sets by the same worker groups, so their resources are the same. Set them in the base."
+            raise StudyError(f"search.over: {message}")
         yield replace(first, beside=tuple(others))
 
 

@@ -209,7 +209,8 @@ def test_trials_that_never_began_stand_with_their_studys_data(store: Store) -> N
 
 def test_data_of_one_content_are_one_section_whatever_two_studies_call_them() -> None:
     told = json.dumps({"history": 6})
-    own = [{"dataset": name, "data_sha256": "x", "variant": "full", "seed": 0, "trial_id": "t", "protocol": told} for name in ("bikes", "NYC")]
+    one = {"data_sha256": "x", "variant": "full", "seed": 0, "trial_id": "t", "protocol": told}
+    own = [{**one, "dataset": name} for name in ("bikes", "NYC")]
     (section,) = sections({"many": own[:1], "alone": own[1:]})
     assert section.folder == "bikes"
     assert section.notes == ["many and alone share 1 trial, which is listed once, under the name that many gives."]
