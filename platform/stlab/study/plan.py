@@ -205,7 +205,7 @@ def _branches_over_datasets(study: StudySpec, branches: Sequence[SearchBranch]) 
         groups.setdefault(branch.label.removeprefix(f"{branch.template.spec.dataset}: "), []).append(branch)
     for first, *others in groups.values():
         if any(other.template.spec.resources != first.template.spec.resources for other in others):
-            message = "a point is trained on all data sets by the same worker groups, so their resources are the same. Set them in the base."
+            message = "the same worker groups train a point on all data sets, so their resources are the same. Set them in the base."
             raise StudyError(f"search.over: {message}")
         yield replace(first, beside=tuple(others))
 
