@@ -1,4 +1,4 @@
-"""A study on several data sets, from the command line: killed in the middle, continued, extended by a data set, and reported."""
+"""A study on several data sets, from the command line: killed in the middle, continued with one more, and reported."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from stlab import api
 from stlab.errors import UserError
 from tests.support.command_line import CommandLine
+from tests.support.ray_nodes import RayNodes
 
 STUDY = """
 name: cities
@@ -29,7 +30,8 @@ report: {horizons: [1, 6]}
 pytestmark = pytest.mark.slow
 
 
-def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
+def test_a_study_on_several_data_sets(stlab: CommandLine, two_nodes: RayNodes) -> None:
+    """Slow: Ray starts once, and the second command runs on the cluster of all tests."""
     folder = stlab.folder
     (folder / "cities.yaml").write_text(STUDY)
     first = stlab.start("run", "cities.yaml", "--storage", "runs", log=folder / "first.log")
@@ -39,13 +41,20 @@ def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
     first.send_signal(signal.SIGKILL)
     first.wait()
     stlab.wait_until_gone()
-    done = stlab("run", "cities.yaml", "--storage", "runs")
+    begun = {path.name for path in folder.glob("runs/trials/*")}
+    stlab.variables |= two_nodes.client | {"RAY_ADDRESS": two_nodes.address}
+    done = stlab(
+        "run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=synthetic:city?seed=3&weeks=3",
+        "--set", "datasets.four.path=gone.npz", "--skip-bad-datasets",
+    )  # fmt: skip
     assert done.code == 0, done.err
     assert "there already" in done.out
     results = api.results(folder / "runs", "cities")
     trials = results.trials
     assert set(trials["status"]) == {"finished"}
-    assert trials.groupby("dataset").size().to_dict() == {"one": 3, "two": 2}
+    assert trials.groupby("dataset").size().to_dict() == {"one": 3, "two": 2, "three": 3}
+    assert begun <= set(trials["trial_id"]), "nothing that was begun is lost"
+    assert not list(folder.glob("runs/studies/cities/earlier/*")), "an added data set moves nothing away"
     report = Path(results.report_path).parent
     cells = pd.read_parquet(report / "tables/cells.parquet").set_index(["dataset", "model"])
     assert cells.loc[("two", "norm"), "reason"].startswith("not run")
@@ -55,15 +64,4 @@ def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
         _ = results.best
     assert results.best_on("two")["dataset"] == "two"
     assert results.load_model(results.best_on("two")["trial_id"]) is not None
-
-    before = set(trials["trial_id"])
-    more = stlab(
-        "run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=synthetic:city?seed=3&weeks=3",
-        "--set", "datasets.four.path=gone.npz", "--skip-bad-datasets",
-    )  # fmt: skip
-    assert more.code == 0, more.err
-    trials = results.trials
-    assert before < set(trials["trial_id"])
-    assert set(trials["dataset"]) == {"one", "two", "three"}
     assert "gone.npz" in (report / "index.html").read_text()
-    assert not list(folder.glob("runs/studies/cities/earlier/*")), "an added data set moves nothing away"
