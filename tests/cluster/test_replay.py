@@ -183,7 +183,7 @@ def written(store: Store, name: str, study: dict[str, Any], notes: list[str], *,
 
 
 def test_two_studies_on_one_page_share_their_trials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "write_report", written)
+    monkeypatch.setattr(joint, "write_study_page", written)
     store = Store(folder / "runs")
     record(second(folder), store)
     path, sections = joint.write_joint_report(store, ["tiny", "again"])
@@ -198,7 +198,7 @@ def test_two_studies_on_one_page_share_their_trials(folder: Path, monkeypatch: p
 def test_other_data_is_a_section_and_another_protocol_is_refused(
     folder: Path, grid: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joint, "write_report", written)
+    monkeypatch.setattr(joint, "write_study_page", written)
     store = Store(folder / "runs")
     np.savez(folder / "bigger.npz", **{**grid, "data": grid["data"] * 2})
     record(second(folder, f"data.path={folder}/bigger.npz"), store)

@@ -57,7 +57,7 @@ def _table(console: Console, todo: Sequence[PlannedTrial], made: CostEstimate) -
     groups: dict[tuple[str, ...], list[PlannedTrial]] = {}
     for trial in todo:
         if not trial.spec.baseline:
-            groups.setdefault((trial.spec.dataset, trial.spec.variant, *map(str, trial.spec.axis_values.values())), []).append(trial)
+            groups.setdefault((trial.spec.dataset_entry, trial.spec.variant, *map(str, trial.spec.axis_values.values())), []).append(trial)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("variant", "trials", "a step", "an epoch", "a trial, at most", "peak memory"):
         table.add_column(title, justify="left" if title == "variant" else "right")

@@ -219,7 +219,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
         axes = [str(trial.spec.axis_values.get(path, "")) for path in plan.study.axes]
         state = _state(TrialDirectory(store, trial.trial_id), trial) if trial.trial_id not in pack_of else "to do"
         table.add_row(
-            *([trial.spec.dataset] if several else []),
+            *([trial.spec.dataset_entry] if several else []),
             trial.spec.variant,
             *axes,
             "" if trial.spec.baseline else str(trial.spec.seed),

@@ -74,7 +74,7 @@ def _candidates(plan: Plan) -> Iterator[list[Pair]]:
     rows: dict[str, dict[str, PlannedTrial]] = {}
     for trial in plan.trials:
         if not trial.spec.baseline and trial.spec.seed == plan.study.seeds[0]:
-            point = json.dumps([trial.spec.dataset, list(trial.spec.axis_values.items())], default=str)
+            point = json.dumps([trial.spec.dataset_entry, list(trial.spec.axis_values.items())], default=str)
             rows.setdefault(trial.spec.variant, {})[point] = trial
     for one, other in itertools.combinations(rows.values(), 2):
         pairs = [(trial, other[point]) for point, trial in one.items() if point in other]

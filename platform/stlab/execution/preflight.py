@@ -60,8 +60,8 @@ def check_protocol(plan: Plan) -> None:
     """
     branches = [one for lead in plan.branches for one in (lead, *lead.beside)]
     trials = [*plan.trials, *(branch.template for branch in branches)]
-    for dataset in dict.fromkeys(trial.spec.dataset for trial in trials):
-        own = [trial for trial in trials if trial.spec.dataset == dataset]
+    for dataset in dict.fromkeys(trial.spec.dataset_entry for trial in trials):
+        own = [trial for trial in trials if trial.spec.dataset_entry == dataset]
         single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in own)
 
 

@@ -292,7 +292,7 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         # The selected configuration is trained with every seed; one of them is trained already.
         points = [point for _, _, point in history.space.corners()]
         for branch in (history.branch, *history.branch.beside):
-            mine = sum(trial.spec.dataset == branch.template.spec.dataset for trial in chosen)
+            mine = sum(trial.spec.dataset_entry == branch.template.spec.dataset_entry for trial in chosen)
             after = mine if ended >= history.search.max_trials else len(plan.study.seeds) - 1
             if count := max(0, history.search.max_trials - ended) + after:
                 corners = (branch.template, *(plan_point(plan.study, branch, point) for point in points))

@@ -80,7 +80,7 @@ class PlannedTrial:
         """The name by which a reader distinguishes it from the other trials of its study."""
         axes = "".join(f", {path.rpartition('.')[2]}={value}" for path, value in self.spec.axis_values.items())
         seed = "" if self.spec.baseline or self.note else f", seed {self.spec.seed}"
-        where = self.spec.dataset and f"{self.spec.dataset}: "
+        where = self.spec.dataset_entry and f"{self.spec.dataset_entry}: "
         return f"{where}{self.spec.variant}{axes}{seed}{self.note and f' {self.note}'}"
 
 
@@ -98,7 +98,7 @@ class SearchBranch:
 
     @property
     def label(self) -> str:
-        where = f"{self.template.spec.dataset}: " if self.beside else ""
+        where = f"{self.template.spec.dataset_entry}: " if self.beside else ""
         return self.template.label.removesuffix(f", seed {self.template.spec.seed}").removeprefix(where)
 
     @property
@@ -202,7 +202,7 @@ def _branches_over_datasets(study: StudySpec, branches: Sequence[SearchBranch]) 
         return
     groups: dict[str, list[SearchBranch]] = {}
     for branch in branches:
-        groups.setdefault(branch.label.removeprefix(f"{branch.template.spec.dataset}: "), []).append(branch)
+        groups.setdefault(branch.label.removeprefix(f"{branch.template.spec.dataset_entry}: "), []).append(branch)
     for first, *others in groups.values():
         if any(other.template.spec.resources != first.template.spec.resources for other in others):
             message = "the same worker groups train a point on all data sets, so their resources are the same. Set them in the base."
@@ -256,7 +256,7 @@ def _trial_specs(study: StudySpec, source: StudySource | None, dataset: str) -> 
             problems += found
             if not found:
                 specs += [
-                    TrialSpec(study=study.name, dataset=dataset, variant=variant, axis_values=point, seed=seed, **sections)
+                    TrialSpec(study=study.name, dataset_entry=dataset, variant=variant, axis_values=point, seed=seed, **sections)
                     for seed in study.seeds
                 ]
     return specs, problems
@@ -289,7 +289,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
     config = create_config(spec.model)
     made = document(spec, config, facts.sha256, facts.parts)
     identity = {
-        "dataset": spec.dataset or facts.name,
+        "dataset": spec.dataset_entry or facts.name,
         "synthetic": facts.synthetic,
         "leaks": facts.leaks or bool(facts.leaking_parts.intersection(config.reads())),
         "protocol": json.dumps(facts.protocol, sort_keys=True),
@@ -302,7 +302,7 @@ def _planned(spec: TrialSpec, facts: DataFacts) -> PlannedTrial:
         "libraries": library_versions(),
     }
     # On several data sets a trial takes as long as there are readings to learn from; on one they are the same for all.
-    readings = float(max(1, facts.info.train_steps) * facts.info.series) if spec.dataset else 1.0
+    readings = float(max(1, facts.info.train_steps) * facts.info.series) if spec.dataset_entry else 1.0
     return PlannedTrial(spec, id_of(made), identity, config.relative_cost() * spec.data.train_ratio * readings)
 
 
@@ -366,8 +366,8 @@ def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any],
         StudyError: no such trial can exist; the message gives the reason.
     """
     template = branch.template.spec
-    if template.dataset and template.dataset in study.datasets:
-        study = parts(study, template.dataset)[template.dataset]
+    if template.dataset_entry and template.dataset_entry in study.datasets:
+        study = parts(study, template.dataset_entry)[template.dataset_entry]
     sections, problems = resolve(study, {**point, **branch.fixed}, template.variant)
     if problems:
         raise study_error(problems)

@@ -54,7 +54,7 @@ def unknown_reference(study: StudySpec, source: StudySource | None) -> list[Prob
 def horizons_beyond(study: StudySpec, specs: Sequence[TrialSpec], source: StudySource | None) -> list[Problem]:
     """Steps of ``report.horizons`` that no trial forecasts, and steps that are named twice."""
     steps = study.report.horizons
-    if any(spec.dataset for spec in specs[:1]):
+    if any(spec.dataset_entry for spec in specs[:1]):
         return []  # data sets may have horizons of their own; where a step is beyond one, its table has a dash
     longest = max((spec.data.horizon for spec in specs), default=0)
     if twice := [step for index, step in enumerate(steps) if step in steps[:index]]:
@@ -168,7 +168,7 @@ def duplicate_variants(study: StudySpec, trials: Sequence[PlannedTrial], source:
         own = flatten_overrides(study.variants[variant])
         ids += tuple(path for path in (study.search.space if study.search else ()) if path in own)
         if ids in first:
-            where = next((trial.spec.dataset for trial in trials), "")
+            where = next((trial.spec.dataset_entry for trial in trials), "")
             remedy = f"on {where}. Remove one of them, or leave one out there: `without: [{variant}]`." if where else "Remove one of them."
             message = (
                 f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training"

@@ -156,8 +156,8 @@ class TrialSpec(Spec):
 
     study: str
     variant: str
-    dataset: str = ""
-    """The name of the data set among those of the study; empty in a study that has one."""
+    dataset_entry: str = ""
+    """The name of the trial's entry in the study's ``datasets``; empty in a study that has none."""
     axis_values: dict[str, Any] = Field(default={})
     """The trial's values on the study's axes, by dotted path."""
     seed: int

@@ -250,7 +250,7 @@ def train_on(store: Store, taken: Assignment) -> str:
     """As ``train``: the optimal rate is the data set's own, and so is the size of its errors."""
     spec, directory = taken.task.trial.spec, TrialDirectory(store, taken.task.trial_id)
     if directory.status() is not TrialStatus.FINISHED:
-        size, best = {"bikes": (1.0, -3.5), "taxis": (50.0, -3.0), "trains": (1000.0, -2.5)}[spec.dataset]
+        size, best = {"bikes": (1.0, -3.5), "taxis": (50.0, -3.0), "trains": (1000.0, -2.5)}[spec.dataset_entry]
         error = size * (1 + (math.log10(spec.train.lr) - best) ** 2)
         directory.write_trial({})
         directory.write_epochs([{"epoch": 1, "val_rmse": error, "val_mae": error, "seconds": 1.0}])
@@ -284,7 +284,7 @@ def test_a_search_is_one_for_each_data_set_or_one_for_all(tmp_path: Path, monkey
         assert history.outcome(entry).values == pytest.approx([math.prod(errors) ** (1 / 3)])  # type: ignore[union-attr]
         assert history.outcome(entry).device_seconds == 6.0  # type: ignore[union-attr]
     assert abs(math.log10(best.params["train.lr"]) + 3) < 0.5, "the largest errors do not decide it alone"
-    tested = [(taken.task.trial.spec.dataset, taken.task.trial.spec.seed) for taken in done if taken.task.test]
+    tested = [(taken.task.trial.spec.dataset_entry, taken.task.trial.spec.seed) for taken in done if taken.task.test]
     assert sorted(tested) == [(name, seed) for name in ("bikes", "taxis", "trains") for seed in (0, 1)]
     assert {taken.task.trial.spec.train.lr for taken in done if taken.task.test} == {best.params["train.lr"]}
     assert not is_searching(plan, store)
@@ -306,7 +306,7 @@ def test_a_point_on_several_data_sets_goes_on_where_a_killed_queue_left_it(tmp_p
     second = queue_of(store, plan, groups=1)
     names = []
     while isinstance(taken := second.take(0), Assignment):
-        names.append((taken.task.trial.spec.dataset, taken.task.test))
+        names.append((taken.task.trial.spec.dataset_entry, taken.task.test))
         second.end(0, train_on(store, taken))
     assert names[:2] == [("taxis", False), ("trains", False)], "what was finished is not trained again"
     assert [entry.told for entry in history.entries()] == [True, True]
@@ -316,7 +316,7 @@ def test_a_data_set_on_which_a_point_fails_fails_the_point(tmp_path: Path) -> No
     plan, store = cities("search.over=datasets", "search.max_trials=1"), Store(tmp_path)
     queue = queue_of(store, plan, groups=1)
     while isinstance(taken := queue.take(0), Assignment):
-        if taken.task.trial.spec.dataset == "taxis":
+        if taken.task.trial.spec.dataset_entry == "taxis":
             TrialDirectory(store, taken.task.trial_id).write_failure({"reason": "no memory"})
             queue.end(0, "failed")
         else:

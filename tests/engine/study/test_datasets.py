@@ -48,7 +48,7 @@ def planned(*overrides: str, text: str = STUDY, **options: Any) -> Plan:
 def test_every_variant_axis_and_seed_is_run_on_every_data_set() -> None:
     plan = planned()
     trained = [trial for trial in plan.trials if not trial.spec.baseline]
-    points = {(t.spec.dataset, t.spec.variant, t.spec.axis_values["train.weight_decay"], t.spec.seed) for t in trained}
+    points = {(t.spec.dataset_entry, t.spec.variant, t.spec.axis_values["train.weight_decay"], t.spec.seed) for t in trained}
     assert len(trained) == len(points) == 2 * 3 * 2 * 2
     assert len(plan.unique()) == len(plan.trials)
     assert trained[0].label == "one: STID, weight_decay=0.0, seed 0"
@@ -56,7 +56,7 @@ def test_every_variant_axis_and_seed_is_run_on_every_data_set() -> None:
 
 
 def test_an_entry_changes_the_base_and_a_variant_comes_before_it() -> None:
-    first = {(t.spec.dataset, t.spec.variant): t.spec for t in planned().trials if t.spec.seed == 0}
+    first = {(t.spec.dataset_entry, t.spec.variant): t.spec for t in planned().trials if t.spec.seed == 0}
     assert (first["one", "STID"].train.lr, first["two", "STID"].train.lr, first["two", "fast"].train.lr) == (1e-3, 2e-3, 3e-3)
     assert (first["one", "STID"].model["width"], first["two", "STID"].model["width"]) == (8, 16)
     assert first["two", "norm"].model["width"] == first["one", "norm"].model["width"]  # the base's model has that field, not this one
@@ -65,7 +65,7 @@ def test_an_entry_changes_the_base_and_a_variant_comes_before_it() -> None:
 
 def test_an_entry_leaves_variants_out() -> None:
     plan = planned("datasets.two.without=[norm]")
-    pairs = {(t.spec.dataset, t.spec.variant) for t in plan.trials if not t.spec.baseline}
+    pairs = {(t.spec.dataset_entry, t.spec.variant) for t in plan.trials if not t.spec.baseline}
     assert pairs == {("one", "STID"), ("one", "fast"), ("one", "norm"), ("two", "STID"), ("two", "fast")}
     with pytest.raises(StudyError, match="is the reference"):
         planned("datasets.two.without=[norm]", "reference=norm")
@@ -76,7 +76,7 @@ def test_an_entry_leaves_variants_out() -> None:
 def test_a_trial_is_the_same_in_a_study_of_its_data_set_alone() -> None:
     alone = planned("data.path=synthetic:city?seed=1&weeks=3")
     assert alone.study.datasets == {}
-    assert {t.trial_id for t in alone.trials} == {t.trial_id for t in planned().trials if t.spec.dataset == "one"}
+    assert {t.trial_id for t in alone.trials} == {t.trial_id for t in planned().trials if t.spec.dataset_entry == "one"}
 
 
 def test_one_data_set_and_several_are_not_asked_for_at_once() -> None:
