@@ -12,7 +12,6 @@ import pytest
 from stlab import api
 from stlab.errors import UserError
 from tests.support.command_line import CommandLine
-from tests.support.ray_nodes import RayNodes
 
 STUDY = """
 name: cities
@@ -30,8 +29,8 @@ report: {horizons: [1, 6]}
 pytestmark = pytest.mark.slow
 
 
-def test_a_study_on_several_data_sets(stlab: CommandLine, two_nodes: RayNodes) -> None:
-    """Slow: Ray starts once, and the second command runs on the cluster of all tests."""
+def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
+    """Slow: Ray starts twice, in two commands."""
     folder = stlab.folder
     (folder / "cities.yaml").write_text(STUDY)
     first = stlab.start("run", "cities.yaml", "--storage", "runs", log=folder / "first.log")
@@ -42,7 +41,6 @@ def test_a_study_on_several_data_sets(stlab: CommandLine, two_nodes: RayNodes) -
     first.wait()
     stlab.end_leftovers()
     begun = {path.name for path in folder.glob("runs/trials/*")}
-    stlab.variables |= two_nodes.client | {"RAY_ADDRESS": two_nodes.address}
     done = stlab(
         "run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=synthetic:city?seed=3&weeks=3",
         "--set", "datasets.four.path=gone.npz", "--skip-bad-datasets",
