@@ -1,9 +1,7 @@
-"""A study on several data sets, from the command line: killed in the middle, continued with one more, and reported."""
+"""A study on several data sets, from the command line: one of which cannot be read, and its page."""
 
 from __future__ import annotations
 
-import signal
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -30,29 +28,16 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_study_on_several_data_sets(stlab: CommandLine) -> None:
-    """Slow: Ray starts twice, in two commands."""
+    """Slow: one command that starts Ray. What a killed study goes on from does not depend on its data sets, see test_interrupt."""
     folder = stlab.folder
     (folder / "cities.yaml").write_text(STUDY)
-    first = stlab.start("run", "cities.yaml", "--storage", "runs", log=folder / "first.log")
-    until = time.monotonic() + 200
-    while len(list(folder.glob("runs/trials/*/result.json"))) < 2 and time.monotonic() < until:
-        time.sleep(0.2)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    stlab.end_leftovers()
-    begun = {path.name for path in folder.glob("runs/trials/*")}
-    done = stlab(
-        "run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=synthetic:city?seed=3&weeks=3",
-        "--set", "datasets.four.path=gone.npz", "--skip-bad-datasets",
-    )  # fmt: skip
+    done = stlab("run", "cities.yaml", "--storage", "runs", "--set", "datasets.three.path=gone.npz", "--skip-bad-datasets")
     assert done.code == 0, done.err
-    assert "there already" in done.out
+    assert "gone.npz" in done.out
     results = api.results(folder / "runs", "cities")
     trials = results.trials
     assert set(trials["status"]) == {"finished"}
-    assert trials.groupby("dataset").size().to_dict() == {"one": 3, "two": 2, "three": 3}
-    assert begun <= set(trials["trial_id"]), "nothing that was begun is lost"
-    assert not list(folder.glob("runs/studies/cities/earlier/*")), "an added data set moves nothing away"
+    assert trials.groupby("dataset").size().to_dict() == {"one": 3, "two": 2}
     report = Path(results.report_path).parent
     cells = pd.read_parquet(report / "tables/cells.parquet").set_index(["dataset", "model"])
     assert cells.loc[("two", "norm"), "reason"].startswith("not run")

@@ -11,7 +11,8 @@ import pytest
 
 from stlab.errors import DataError, ProtocolMismatch, StudyError, UserError
 from stlab.execution.preflight import check_protocol
-from stlab.execution.run_study import plan_study
+from stlab.execution.run_study import plan_study, write_study
+from stlab.storage import Store, StudyDirectory
 from stlab.study.file import load_study_source, parse, with_datasets
 from stlab.study.plan import Plan
 from stlab.study.source import StudySource
@@ -122,6 +123,20 @@ def test_data_that_cannot_be_read_are_named_before_anything_trains(tmp_path: Pat
     assert "broken.npz" in plan.left_out["two"]
     with pytest.raises(DataError, match=r"one: .*\ntwo: "):
         planned(bad, "datasets.one.path=/nowhere.npz", skip_bad=True)  # nothing is left
+
+
+def test_an_added_data_set_and_one_that_is_away_for_a_while_move_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    two, three = planned(), planned("datasets.three.path=synthetic:city?seed=3&weeks=3")
+    assert {t.trial_id for t in two.trials} < {t.trial_id for t in three.trials}
+    assert write_study(two, store) is None
+    assert write_study(three, store) is None
+    away = planned("datasets.three.path=synthetic:city?seed=3&weeks=3", f"datasets.two.path={tmp_path}/away.npz", skip_bad=True)
+    assert write_study(away, store) is None
+    assert list(StudyDirectory(store, "both").read_left_out()) == ["two"]
+    assert write_study(three, store) is None
+    assert StudyDirectory(store, "both").read_left_out() == {}
+    assert write_study(two, store) is not None, "a study without one of its data sets is another one"
 
 
 def test_two_data_sets_of_one_content_are_refused(tmp_path: Path) -> None:
