@@ -263,14 +263,14 @@ class Results:
         """
         import pandas as pd
 
-        from stlab.report import ablation_table, compare, rows_by_dataset
+        from stlab.report import ablation_table, across_datasets, compare
 
         rows, axes, study = self.arrow.to_pylist(), self._axes(), self._study() or {}
         if not study.get("datasets"):
             return ablation_table(rows, axes, compare(rows, axes, study or None, self._store))
-        tables = []
-        for name, own in rows_by_dataset(rows, study).items():
-            table = ablation_table(own, axes, compare(own, axes, study, self._store))
+        found, tables = across_datasets(rows, axes, study, self._store), []
+        for name in found.datasets:
+            table = ablation_table(found.rows[name], axes, found.compared[name])
             table.insert(0, "dataset", name)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)

@@ -52,8 +52,7 @@ def search_rows(plan: Plan, store: Store) -> list[Row]:
         chosen = history.selected(best) if best else []
         chosen_rows += [trial_row(trial, store) | {"searched": False, "number": best.number} for trial in chosen if best]
         if best is None:
-            branches = (history.branch, *history.branch.beside)
-            chosen_rows += [_nothing_selected(trial_row(branch.template, store)) for branch in branches]
+            chosen_rows += [_nothing_selected(trial_row(branch.template, store)) for branch in history.branch.everywhere]
         selected = {trial.trial_id for trial in chosen}
         for entry, _ in entries:
             for trial in history.trials(entry.number, entry.params) if entry.trial_ids else ():

@@ -44,7 +44,7 @@ def check_before_training(plan: Plan, trials: Sequence[PlannedTrial], is_searchi
 def _corner_trials(plan: Plan) -> Iterator[PlannedTrial]:
     """Trials that have every choice of a search between them, so that building their models builds every kind there may be."""
     assert plan.study.search is not None
-    for branch in [one for lead in plan.branches for one in (lead, *lead.beside)]:
+    for branch in (one for lead in plan.branches for one in lead.everywhere):
         yield branch.template
         space = Space(plan.study.search, branch)
         for path, _, point in space.corners():
@@ -58,8 +58,7 @@ def check_protocol(plan: Plan) -> None:
     Raises:
         ProtocolMismatch: names the field that differs.
     """
-    branches = [one for lead in plan.branches for one in (lead, *lead.beside)]
-    trials = [*plan.trials, *(branch.template for branch in branches)]
+    trials = [*plan.trials, *(branch.template for lead in plan.branches for branch in lead.everywhere)]
     for dataset in dict.fromkeys(trial.spec.dataset_entry for trial in trials):
         own = [trial for trial in trials if trial.spec.dataset_entry == dataset]
         single_protocol({**t.identity, "variant": t.spec.variant, "trial_id": t.trial_id} for t in own)

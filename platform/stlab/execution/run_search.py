@@ -107,6 +107,6 @@ def checked(plan: Plan, source: StudySource | None = None) -> Plan:
     """
     if not plan.branches:
         return plan
-    check_space(plan.study, [one for lead in plan.branches for one in (lead, *lead.beside)], source)
+    check_space(plan.study, [branch for lead in plan.branches for branch in lead.everywhere], source)
     branches, notes = without_dead_fields(plan.study, plan.branches, source)
     return replace(plan, branches=branches, notes=(*plan.notes, *notes))

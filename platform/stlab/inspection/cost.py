@@ -291,7 +291,7 @@ def left_to_search(plan: Plan, store: Store) -> tuple[list[ToSearch], list[str]]
         chosen = [trial for trial in selected(history) if not TrialDirectory(store, trial.trial_id).is_over()]
         # The selected configuration is trained with every seed; one of them is trained already.
         points = [point for _, _, point in history.space.corners()]
-        for branch in (history.branch, *history.branch.beside):
+        for branch in history.branch.everywhere:
             mine = sum(trial.spec.dataset_entry == branch.template.spec.dataset_entry for trial in chosen)
             after = mine if ended >= history.search.max_trials else len(plan.study.seeds) - 1
             if count := max(0, history.search.max_trials - ended) + after:

@@ -5,7 +5,7 @@ Slow imports (matplotlib, pandas, scipy, jinja2) are deferred until they are use
 
 from stlab.report.page.joint import joint_figures
 from stlab.report.page.report import report_figures, write_report
-from stlab.report.statistics.across import Across, across_datasets, rows_by_dataset
+from stlab.report.statistics.across import Across, across_datasets
 from stlab.report.statistics.comparisons import Comparison, compare
 from stlab.report.statistics.summary import Interval, Summary, summarise
 from stlab.report.tables.ablation import ablation_table, to_latex
@@ -23,7 +23,6 @@ __all__ = [
     "compare",
     "joint_figures",
     "report_figures",
-    "rows_by_dataset",
     "summarise",
     "terminal_across",
     "terminal_table",

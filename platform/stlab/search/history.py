@@ -100,7 +100,7 @@ class History:
             StudyError: the point gives no valid trial.
         """
         note = f"#{number}" if seed is None else f"selected, seed {seed}"
-        return [plan_point(self.study, branch, point, seed, note) for branch in (self.branch, *self.branch.beside)]
+        return [plan_point(self.study, branch, point, seed, note) for branch in self.branch.everywhere]
 
     def directories(self, entry: Entry) -> list[TrialDirectory]:
         """The directories of the point's trials; none if it gives no valid trial."""

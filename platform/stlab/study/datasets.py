@@ -11,7 +11,7 @@ import pydantic
 from stlab.errors import DataError, StudyError
 from stlab.study.errors import Problem, explain, problem, section_fields, unknown_field
 from stlab.study.resolve import merged
-from stlab.study.source import SECTIONS, StudySource, did_you_mean, flatten_overrides
+from stlab.study.source import SECTIONS, StudySource, did_you_mean, entry_path, flatten_overrides
 from stlab.study.spec import BaseConfig, DataSpec, ResourcesSpec, StudySpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def entry_overrides(entry: Mapping[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     for key, value in entry.items():
         if key != WITHOUT:
-            path = key if _names_section(key) else f"data.{key}"
+            path = entry_path(key)
             if path in own:
                 raise StudyError(f"`{path}` is written twice. Keep one of them.")
             own[path] = value
@@ -150,7 +150,3 @@ def entry_problems(name: str, entry: Any) -> Iterator[tuple[tuple[str, ...], str
             written = field if section == "data" and field in entry else path
             hint = unknown_field(field, allowed)
             yield (written,), f"{hint} An entry has fields of data, the sections {', '.join(SECTIONS[1:])}, and `{WITHOUT}`."
-
-
-def _names_section(key: str) -> bool:
-    return key.partition(".")[0] in SECTIONS

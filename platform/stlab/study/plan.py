@@ -97,6 +97,11 @@ class SearchBranch:
     """The same on the other data sets, where one configuration is searched for all of them (``search.over``)."""
 
     @property
+    def everywhere(self) -> tuple[SearchBranch, ...]:
+        """The branch on each of its data sets."""
+        return (self, *self.beside)
+
+    @property
     def label(self) -> str:
         where = f"{self.template.spec.dataset_entry}: " if self.beside else ""
         return self.template.label.removesuffix(f", seed {self.template.spec.seed}").removeprefix(where)

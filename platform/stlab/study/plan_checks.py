@@ -52,14 +52,11 @@ def unknown_reference(study: StudySpec, source: StudySource | None) -> list[Prob
 
 
 def horizons_beyond(study: StudySpec, specs: Sequence[TrialSpec], source: StudySource | None) -> list[Problem]:
-    """Steps of ``report.horizons`` that no trial forecasts, and steps that are named twice."""
-    steps = study.report.horizons
-    if any(spec.dataset_entry for spec in specs[:1]):
-        return []  # data sets may have horizons of their own; where a step is beyond one, its table has a dash
+    """Steps of ``report.horizons`` that no trial forecasts. On several data sets a table has a dash where a step is beyond its horizon."""
+    if specs and specs[0].dataset_entry:
+        return []
     longest = max((spec.data.horizon for spec in specs), default=0)
-    if twice := [step for index, step in enumerate(steps) if step in steps[:index]]:
-        return [problem(f"the step {twice[0]} appears twice. Keep one of them.", ("report", "horizons"), source)]
-    if beyond := [step for step in steps if step > longest]:
+    if beyond := [step for step in study.report.horizons if step > longest]:
         message = f"step {beyond[0]} is beyond the horizon of {longest} steps. Leave it out, or raise data.horizon."
         return [problem(message, ("report", "horizons"), source)]
     return []
@@ -168,11 +165,11 @@ def duplicate_variants(study: StudySpec, trials: Sequence[PlannedTrial], source:
         own = flatten_overrides(study.variants[variant])
         ids += tuple(path for path in (study.search.space if study.search else ()) if path in own)
         if ids in first:
-            where = next((trial.spec.dataset_entry for trial in trials), "")
-            remedy = f"on {where}. Remove one of them, or leave one out there: `without: [{variant}]`." if where else "Remove one of them."
+            entry = next((trial.spec.dataset_entry for trial in trials), "")
+            where, remedy = (f" on {entry}", f", or leave one out there: `without: [{variant}]`") if entry else ("", "")
             message = (
-                f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training"
-                f"{f' {remedy}' if where else f'. {remedy}'}"
+                f"the same trials as '{first[ids]}': nothing that '{variant}' sets changes parameters, output or training{where}. "
+                f"Remove one of them{remedy}."
             )
             problems.append(problem(message, ("variants", variant), source))
         first.setdefault(ids, variant)

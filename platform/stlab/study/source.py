@@ -152,10 +152,14 @@ class StudySource:
         datasets = self.data.get("datasets")
         entry = datasets.get(self.dataset) if isinstance(datasets, dict) else None
         for key in leaves(entry) if isinstance(entry, dict) else ():
-            full = key if key[0].partition(".")[0] in SECTIONS else ("data", *key)
-            if f"{name}.".startswith(f"{_dotted(full)}."):
+            if f"{name}.".startswith(f"{entry_path(_dotted(key))}."):
                 return ("datasets", self.dataset, *key)
         return ("base", *path)
+
+
+def entry_path(key: str) -> str:
+    """The dotted path that a key of a data set's entry writes: a field of ``data`` stands there by its bare name."""
+    return key if key.partition(".")[0] in SECTIONS else f"data.{key}"
 
 
 def leaves(mapping: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -93,7 +93,15 @@ class ReportSpec(Spec):
     """What a report shows beside its tables and figures."""
 
     horizons: list[Annotated[int, Field(ge=1)]] = Field(default=[])
-    """Steps ahead whose errors get a table of their own, `[3, 6, 12]`. A step beyond the horizon of the data is an error."""
+    """Steps ahead whose errors get a table of their own, `[3, 6, 12]`. A step beyond the horizon of the data is an error, and of one of
+    several data sets a dash."""
+
+    @field_validator("horizons")
+    @classmethod
+    def _steps_differ(cls, steps: list[int]) -> list[int]:
+        if twice := [step for index, step in enumerate(steps) if step in steps[:index]]:
+            raise ValueError(f"the step {twice[0]} appears twice. Keep one of them")
+        return steps
 
 
 class StudySpec(Spec):

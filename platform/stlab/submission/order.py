@@ -209,18 +209,14 @@ def _refuse_relative_paths(source: StudySource, chosen_there: bool) -> None:
     Args:
         chosen_there: the job chooses the data sets, in place of those of the study.
     """
-    data = dict(source.data)
-    if data.get("datasets") or chosen_there:
-        base = data.get("base")
-        if isinstance(base, dict) and isinstance(base.get("data"), dict):  # its path is that of no data set
-            data["base"] = {**base, "data": {name: value for name, value in base["data"].items() if name != "path"}}
+    unread: list[tuple[str, ...]] = [("base", "data", "path")] if source.data.get("datasets") or chosen_there else []
     if chosen_there:
-        data.pop("datasets", None)
+        unread.append(("datasets",))
     problems = [
         f"{source.place(loc)[1]}: {'.'.join(map(str, loc))}: {value!r} is relative to this folder, which the job does not have. Give an "
         "absolute path that all nodes reach, or a URI (s3://…)."
-        for loc, value in _leaves(data, ())
-        if _is_of_this_folder(loc, value)
+        for loc, value in _leaves(source.data, ())
+        if _is_of_this_folder(loc, value) and not any(loc[: len(place)] == place for place in unread)
     ]
     if problems:
         raise StudyError("\n".join(problems))

@@ -14,7 +14,7 @@ from stlab.report.figures.tradeoff import differing, tradeoff_caption, tradeoff_
 from stlab.report.model_input import THRESHOLD, NodeChoice, WindowInput, choose_nodes, node_scores, read_model_input
 from stlab.report.page.text import image_channel
 from stlab.report.predictions import Predictions, describe_cell, read_predictions
-from stlab.report.statistics.axis_curves import axis_panel, numeric_axes
+from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
 from stlab.report.statistics.summary import (
     Row,
     Summary,
@@ -73,9 +73,13 @@ def _axes(store: Store, rows: Sequence[Row], lines: Sequence[Summary], found: Fi
         if panel is None:
             found.left_out.append(f"No curve along {path}: no variant has been tested at three of its values.")
             continue
-        name = f"along_{path.replace('.', '_')}"
-        caption, figure = axis_caption(path, [panel]), axis_figure(path, [panel])
-        found.figures.append(ReportFigure(name, f"Along {axis_name(path)}", caption, figure))
+        found.figures.append(axis_on_datasets(path, [panel]))
+
+
+def axis_on_datasets(path: str, panels: Sequence[AxisPanel]) -> ReportFigure:
+    """The curves along an axis, in a panel for each data set."""
+    title = f"Along {axis_name(path)}" + (f", on {len(panels)} data sets" if len(panels) > 1 else "")
+    return ReportFigure(f"along_{path.replace('.', '_')}", title, axis_caption(path, panels), axis_figure(path, panels))
 
 
 def _shown(lines: Sequence[Summary]) -> list[Summary]:

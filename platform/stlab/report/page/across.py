@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
+from stlab.report.figures.axis import axis_name
 from stlab.report.figures.axis_relative import relative_axis_caption, relative_axis_figure
 from stlab.report.figures.ranks import critical_difference_figure
 from stlab.report.figures.search import SearchResult, draw_search, read_search
-from stlab.report.figures.study_figures import ReportFigure, draw_figures
+from stlab.report.figures.study_figures import ReportFigure, axis_on_datasets, draw_figures
 from stlab.report.page import across_text, text
-from stlab.report.page.html import render_page, write_figures
+from stlab.report.page.html import main_of, render_page, write_figures
 from stlab.report.page.search_text import search_content
 from stlab.report.page.study import write_study_page
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
 from stlab.report.statistics.across import ERRORS, Across, across_datasets, parts_of
-from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
+from stlab.report.statistics.axis_curves import panels_by_axis
 from stlab.report.statistics.summary import symbols_text
 from stlab.report.tables.across import across_frame, across_latex, across_lines, cells_frame, pairs_frame
 from stlab.storage import Store, StudyDirectory, single_protocol
@@ -29,7 +29,6 @@ from stlab.storage import Store, StudyDirectory, single_protocol
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAIN = re.compile(r"<main>(.*)</main>", re.DOTALL)
 _HEADER = re.compile(r"<header>.*?</header>", re.DOTALL)
 
 
@@ -71,7 +70,8 @@ def write_across_page(store: Store, name: str, study: Mapping[str, Any], notes: 
         place = DatasetDirectory(store, name, part)
         mine = None if search is None or search.over else search.on(part)
         write_study_page(store, name, own, directory=place, papers=papers[part], search=mine)
-        sections.append(_section(part, store.read(place.report_path()).decode()))
+        page = store.read(place.report_path()).decode()
+        sections.append({"id": part, "main": _HEADER.sub("", main_of(page, part), count=1)})
     _write_tables(directory, found, papers)
     embedded = write_figures(directory, _figures(store, found, search))
     content = _content(found, study, papers, notes)
@@ -96,14 +96,6 @@ def _read(store: Store, directory: StudyDirectory, study: Mapping[str, Any]) -> 
     return across_datasets(directory.read_trials().to_pylist(), axes, study, store)
 
 
-def _section(part: str, page: str) -> dict[str, str]:
-    """The page of a data set as a part of another: without its head, and with figures of its own names."""
-    main = _MAIN.search(page)
-    assert main is not None
-    body = _HEADER.sub("", main.group(1), count=1)
-    return {"id": part, "main": body.replace('<figure id="', f'<figure id="{part}-')}
-
-
 def _figures(store: Store, found: Across, search: SearchResult | None) -> list[ReportFigure]:
     figures = []
     if (diagram := critical_difference_figure(found)) is not None:
@@ -112,19 +104,13 @@ def _figures(store: Store, found: Across, search: SearchResult | None) -> list[R
             "difference, so that they cannot be told apart."
         )
         figures.append(ReportFigure("critical_difference", "Mean ranks", caption, diagram))
-    panels: dict[str, list[AxisPanel]] = {}
-    for part in found.datasets:
-        for path in numeric_axes(found.lines[part]):
-            if (panel := axis_panel(store, found.rows[part], found.lines[part], path)) is not None:
-                panels.setdefault(path, []).append(panel)
-    for path, several in panels.items():
-        stem = f"along_{path.replace('.', '_')}"
+    tables = [(found.rows[part], found.lines[part]) for part in found.datasets]
+    for path, several in panels_by_axis(store, tables).items():
+        absolute = axis_on_datasets(path, several)
         if len(several) > 1:
-            caption = relative_axis_caption(path, several)
-            together = relative_axis_figure(path, several)
-            figures.append(ReportFigure(f"{stem}_relative", f"Along {axis_name(path)}, relative to each lowest", caption, together))
-        title = f"Along {axis_name(path)}, on {len(several)} data sets"
-        figures.append(ReportFigure(stem, title, axis_caption(path, several), axis_figure(path, several)))
+            title, caption = f"Along {axis_name(path)}, relative to each lowest", relative_axis_caption(path, several)
+            figures.append(ReportFigure(f"{absolute.name}_relative", title, caption, relative_axis_figure(path, several)))
+        figures.append(absolute)
     # Where each data set has a search of its own, its figures are in its section, since their errors share no axis.
     return figures + (draw_search(search) if search is not None and search.over else [])
 

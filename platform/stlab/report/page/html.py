@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from stlab.storage import StudyDirectory
 
 _FULL_WIDTH = 7.2
 """Inches of a figure that fills the page. A narrower figure keeps its size, so that the type is equally large in all."""
+_MAIN = re.compile(r"<main>(.*)</main>", re.DOTALL)
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 
 
@@ -24,6 +26,13 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(content)
+
+
+def main_of(page: str, part: str) -> str:
+    """The content of a page without its head, to stand in another page; ids of figures begin with the name of the part."""
+    main = _MAIN.search(page)
+    assert main is not None
+    return main[1].replace('<figure id="', f'<figure id="{part}-')
 
 
 def write_figures(directory: StudyDirectory, figures: Iterable[ReportFigure]) -> list[dict[str, str]]:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stlab.errors import UserError
-from stlab.report.figures.axis import axis_caption, axis_figure, axis_name
 from stlab.report.figures.search import read_search
-from stlab.report.figures.study_figures import ReportFigure, draw_figures
-from stlab.report.page.html import render_page, write_figures
+from stlab.report.figures.study_figures import ReportFigure, axis_on_datasets, draw_figures
+from stlab.report.page.html import main_of, render_page, write_figures
 from stlab.report.page.search_text import search_content
 from stlab.report.page.study import write_study_page
 from stlab.report.paper.verdicts import PaperComparison, compare_with_paper
-from stlab.report.statistics.axis_curves import AxisPanel, axis_panel, numeric_axes
+from stlab.report.statistics.axis_curves import panels_by_axis
 from stlab.report.statistics.summary import Row, summarise
 from stlab.report.tables.joint import Section, sections
 from stlab.storage import Store, StudyDirectory, table_rows
@@ -25,7 +24,6 @@ from stlab.study.paper import paper_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MAIN = re.compile(r"<main>(.*)</main>", re.DOTALL)
 _TITLE = re.compile(r"<h1>.*?</h1>", re.DOTALL)
 
 
@@ -182,18 +180,9 @@ def _papers(store: Store, part: Section, studies: Mapping[str, Mapping[str, Any]
 
 def _axis_figures(store: Store, parts: Sequence[JointSection]) -> list[ReportFigure]:
     """One figure for each axis that several data sets have, with a panel for each data set."""
-    panels: dict[str, list[AxisPanel]] = {}
-    for part in parts if len(parts) > 1 else ():
-        lines = summarise(part.rows, list(part.study["axes"]))
-        for path in numeric_axes(lines):
-            if (panel := axis_panel(store, part.rows, lines, path)) is not None:
-                panels.setdefault(path, []).append(panel)
-    return [_axis_figure(path, several) for path, several in panels.items() if len(several) > 1]
-
-
-def _axis_figure(path: str, panels: Sequence[AxisPanel]) -> ReportFigure:
-    title = f"Along {axis_name(path)}, on {len(panels)} data sets"
-    return ReportFigure(f"along_{path.replace('.', '_')}", title, axis_caption(path, panels), axis_figure(path, panels))
+    tables = [(part.rows, summarise(part.rows, list(part.study["axes"]))) for part in parts] if len(parts) > 1 else []
+    panels = panels_by_axis(store, tables)
+    return [axis_on_datasets(path, several) for path, several in panels.items() if len(several) > 1]
 
 
 def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSection]) -> str:
@@ -204,10 +193,8 @@ def _write_together(store: Store, names: Sequence[str], parts: Sequence[JointSec
     sections_html = []
     for part in parts:
         page = store.read(JointDirectory(store, names, part.folder).report_path()).decode()
-        main = _MAIN.search(page)
-        assert main is not None
-        body = _TITLE.sub(f"<h1>{part.folder}</h1>", main.group(1), count=1)
-        sections_html.append({"id": part.folder, "main": body.replace('<figure id="', f'<figure id="{part.folder}-')})
+        body = _TITLE.sub(f"<h1>{part.folder}</h1>", main_of(page, part.folder), count=1)
+        sections_html.append({"id": part.folder, "main": body})
     content = {"name": " + ".join(names), "parts": sections_html, "figures": embedded}
     store.write(directory.report_path(), render_page("joint.html.j2", content).encode())
     return store.address(directory.report_path())

@@ -96,7 +96,7 @@ def seeds(line: Summary) -> str:
         f"{n} {what}" for n, what in ((line.failed, "failed"), (line.missing, "missing"), (line.pruned, "pruned")) if n
     ]
     return (
-        f"{line.n} of {line.n + line.failed + line.missing + line.pruned} ({', '.join(lost)})" if lost else str(line.n)
+        f"{line.n} of {line.planned} ({', '.join(lost)})" if lost else str(line.n)
     )
 
 

@@ -7,6 +7,7 @@ which has no unit. A model without a result on some data set has no rank: a mean
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stlab.report.statistics.comparisons import ALPHA, Comparison, compare, compare_lines, holm
-from stlab.report.statistics.summary import CONFIDENCE, Row, Summary, summarise
-from stlab.storage import Store, outcome, table_rows
+from stlab.report.statistics.comparisons import ALPHA, Comparison, compare, compare_lines, holm, trials_by_seed
+from stlab.report.statistics.summary import CONFIDENCE, Interval, Row, Summary, summarise
+from stlab.storage import Store, table_rows
 from stlab.study.datasets import parts
 from stlab.study.spec import StudySpec
 
@@ -47,7 +48,7 @@ class Ranks:
     wilcoxon: Mapping[tuple[str, str], float]
     """Two-sided p of each pair, after Holm's correction over all pairs."""
 
-    @property
+    @functools.cached_property
     def mean(self) -> dict[str, float]:
         """The mean rank of each model over all data sets."""
         return dict(zip(self.labels, map(float, self.by_dataset.mean(axis=0)), strict=True))
@@ -294,13 +295,18 @@ def _lines(found: Across, label: str) -> list[Summary]:
     return [line for name in found.datasets if (line := found.line(name, label)) is not None]
 
 
+def error_of(line: Summary | None, error: Error) -> Interval | None:
+    """A line's test error, if there is such a line and it was tested."""
+    return None if line is None else line.test_rmse if error == "rmse" else line.test_mae
+
+
 def _mean(line: Summary | None, error: Error) -> float | None:
-    interval = None if line is None else line.test_rmse if error == "rmse" else line.test_mae
+    interval = error_of(line, error)
     return None if interval is None else interval.mean
 
 
 def _by_seed(found: Across, dataset: str, label: str, error: Error) -> dict[int, float]:
     line = found.line(dataset, label)
-    ids = set(line.trial_ids) if line is not None else set()
-    own = [row for row in found.rows[dataset] if str(row.get("trial_id")) in ids and outcome(row) == "finished"]
-    return {int(row["seed"]): float(row[f"test_{error}"]) for row in own if row.get(f"test_{error}") is not None}
+    rows = {str(row.get("trial_id")): row for row in found.rows[dataset]}
+    own = trials_by_seed(rows, line) if line is not None else {}
+    return {seed: float(row[f"test_{error}"]) for seed, row in own.items()}

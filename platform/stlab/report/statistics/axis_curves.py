@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +68,16 @@ def numeric_axes(lines: Sequence[Summary]) -> list[str]:
                 if value is not None:  # None: a variant whose model lacks the field
                     values.setdefault(path, set()).add(value)
     return [path for path, found in values.items() if len(found) >= MIN_VALUES and all(map(_is_number, found))]
+
+
+def panels_by_axis(store: Store, tables: Iterable[tuple[Sequence[Row], Sequence[Summary]]]) -> dict[str, list[AxisPanel]]:
+    """Axis → its panels, one for each data set that has a curve along it; ``tables``: the rows and lines of each data set."""
+    panels: dict[str, list[AxisPanel]] = {}
+    for rows, lines in tables:
+        for path in numeric_axes(lines):
+            if (panel := axis_panel(store, rows, lines, path)) is not None:
+                panels.setdefault(path, []).append(panel)
+    return panels
 
 
 def axis_panel(store: Store, rows: Sequence[Row], lines: Sequence[Summary], path: str) -> AxisPanel | None:

@@ -193,7 +193,7 @@ def _base_values(study: Mapping[str, Any], lines: Sequence[Summary]) -> dict[str
 
 
 def _over_seeds(by_id: Mapping[str, Row], planned: set[int], line: Summary, reference: Summary) -> Comparison:
-    ours, theirs = _by_seed(by_id, line), _by_seed(by_id, reference)
+    ours, theirs = trials_by_seed(by_id, line), trials_by_seed(by_id, reference)
     both = sorted(ours.keys() & theirs.keys())
     tests: dict[str, Paired | None] = {}
     for error in _ERRORS:
@@ -202,7 +202,7 @@ def _over_seeds(by_id: Mapping[str, Row], planned: set[int], line: Summary, refe
     return Comparison(line.label, reference.label, "seeds", tuple(sorted(planned - set(both))), tests["rmse"], tests["mae"])
 
 
-def _by_seed(by_id: Mapping[str, Row], line: Summary) -> dict[int, Row]:
+def trials_by_seed(by_id: Mapping[str, Row], line: Summary) -> dict[int, Row]:
     """The finished and tested trials of a line, by seed."""
     own = [by_id[trial_id] for trial_id in line.trial_ids if trial_id in by_id and outcome(by_id[trial_id]) == "finished"]
     return {int(row["seed"]): row for row in own if row.get("test_rmse") is not None}

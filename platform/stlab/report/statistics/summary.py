@@ -90,6 +90,11 @@ class Summary:
     """Labels of the baselines with a larger mean test RMSE."""
 
     @property
+    def planned(self) -> int:
+        """All seeds, however they ended."""
+        return self.n + self.failed + self.missing + self.pruned
+
+    @property
     def rank_rmse(self) -> float:
         """The mean test RMSE, by which lines are sorted; infinite if there is none."""
         return self.test_rmse.mean if self.test_rmse else math.inf

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from stlab.report.page.text import number
 from stlab.report.paper.verdicts import PaperComparison
-from stlab.report.statistics.across import ERRORS, Across, Error
-from stlab.report.statistics.summary import Interval, Row, Summary
+from stlab.report.statistics.across import ERRORS, Across, Error, error_of
+from stlab.report.statistics.summary import Row, Summary
 from stlab.report.tables.ablation import escape_latex
 from stlab.report.tables.lines import table_decimals
 from stlab.storage import outcome
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Papers = Mapping[str, Sequence[PaperComparison]]
 """Data set → the published tables that its rows are compared with."""
 _WIDEST_NAME = 24
-_PRINTED = {"rmse": "rmse", "mae": "mae"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,13 @@ def across_lines(found: Across, papers: Papers | None = None) -> list[AcrossLine
 
 
 def _cell(found: Across, name: str, label: str, line: Summary | None, digits: int, printed: Mapping[tuple[str, str, str], str]) -> Cell:
-    errors = {error: _interval(line, error) for error in ERRORS}
-    planned = 0 if line is None else line.n + line.failed + line.missing + line.pruned
+    errors = {error: error_of(line, error) for error in ERRORS}
     has_result = errors["rmse"] is not None
     return Cell(
         text={error: number(value, digits) if value else "" for error, value in errors.items()},
         mark={error: found.marks.get((name, label, error), "") for error in ERRORS},
         printed={error: printed.get((name, label, error), "") for error in ERRORS},
-        seeds=f"{line.n} of {planned}" if line is not None and has_result and line.n < planned else "",
+        seeds=f"{line.n} of {line.planned}" if line is not None and has_result and line.n < line.planned else "",
         reason="" if has_result else why_missing(found, name, label),
     )
 
@@ -106,7 +104,7 @@ def cells_frame(found: Across, papers: Papers | None = None) -> pd.DataFrame:
             record: dict[str, object] = {"dataset": name, "model": line.label, "baseline": line.baseline}
             record |= {"information": own and own.information, "seeds": own.n if own else 0, "reason": cell.reason or None}
             for error in ERRORS:
-                interval = _interval(own, error)
+                interval = error_of(own, error)
                 record |= {f"test_{error}_mean": interval and interval.mean, f"test_{error}_ci95": interval and interval.half_width}
                 record |= {f"rank_{error}": _rank_of(found, name, line.label, error), f"mark_{error}": cell.mark[error] or None}
                 record[f"paper_{error}"] = cell.printed[error] or None
@@ -124,7 +122,7 @@ def across_frame(found: Across) -> pd.DataFrame:
         record: dict[str, object] = {"model": label}
         for name, line in lines.items():
             for error in ERRORS:
-                interval = _interval(line, error)
+                interval = error_of(line, error)
                 record |= {f"{name}_{error}": interval and interval.mean, f"{name}_{error}_ci95": interval and interval.half_width}
         for error in ERRORS:
             ranks, relative = found.ranks.get(error), found.relative.get(error, {}).get(label)
@@ -185,13 +183,9 @@ def _printed(papers: Papers) -> dict[tuple[str, str, str], str]:
         for one in compared:
             for entry in one.entries:
                 for value in entry.compared:
-                    if value.metric in _PRINTED and value.paper is not None:
+                    if value.metric in ERRORS and value.paper is not None:
                         found.setdefault((name, entry.label, value.metric), value.paper)
     return found
-
-
-def _interval(line: Summary | None, error: Error) -> Interval | None:
-    return None if line is None else line.test_rmse if error == "rmse" else line.test_mae
 
 
 def _mean_rank(found: Across, label: str, error: Error) -> str:

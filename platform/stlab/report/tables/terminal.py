@@ -78,9 +78,8 @@ def _columns(lines: Sequence[Summary], compared: Sequence[Comparison], width: in
 
 def _result_columns(lines: Sequence[Summary]) -> dict[str, list[str]]:
     """Title → cells of every column but the names and the differences."""
-    planned = [line.n + line.failed + line.missing + line.pruned for line in lines]
     shown = table_lines(lines)
-    columns = {"seeds": [str(line.n) if line.n == many else f"{line.n}/{many}" for line, many in zip(lines, planned, strict=True)]}
+    columns = {"seeds": [str(line.n) if line.n == line.planned else f"{line.n}/{line.planned}" for line in lines]}
     columns["test RMSE"] = [line.rmse for line in shown]
     columns["test MAE"] = [line.mae for line in shown]
     columns["val RMSE"] = [line.val_rmse for line in shown]
