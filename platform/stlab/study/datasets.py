@@ -109,6 +109,8 @@ def unusable_datasets(reasons: Mapping[str, str], usable: Sequence[str]) -> Data
     if usable:
         them = "it" if len(reasons) == 1 else "them"
         said.append(f"Usable: {', '.join(usable)}. --skip-bad-datasets runs the study without {them}, and its report says so.")
+    else:
+        said.append("None is usable. Give files of your own, --datasets 'data/*.npz', or one alone, --set data.path=….")
     return DataError("\n".join(said))
 
 

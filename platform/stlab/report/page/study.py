@@ -242,7 +242,7 @@ def _days_text(lines: Sequence[Summary], over_days: Mapping[str, OverDays]) -> s
         return "Intervals over seeds say nothing about other days."
     spread, digits = over_days[best.label], table_decimals(lines)
     return (
-        f"Intervals over seeds say nothing about other days. The test segment has {spread.days}; resampling them moves the RMSE of "
+        f"Intervals over seeds say nothing about other days. The test segment has {spread.days} days; resampling them moves the RMSE of "
         f"{best.label} between {spread.low:.{digits}f} and {spread.high:.{digits}f} (95 %; every line's in tables/ablation.csv)."
     )
 
