@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from stlab.execution.queue import TrialQueue
 from stlab.execution.supply import PackSupply
-from stlab.study.plan import Pack, PlannedTrial
+from stlab.study.packs import Pack
+from stlab.study.plan import PlannedTrial
 from stlab.study.spec import DataSpec, ResourcesSpec, TrainSpec, TrialSpec
 
 

@@ -195,7 +195,7 @@ def _say_plan(plan: Plan, storage: str, concurrency: int | None, probe: bool) ->
     from stlab.execution.capacity import groups_here
     from stlab.execution.preflight import check_machine
     from stlab.storage import Store, TrialDirectory
-    from stlab.study.plan import make_packs
+    from stlab.study.packs import make_packs
 
     console, store = console_for_output(), Store(storage)
     todo = [trial for trial in plan.unique() if not TrialDirectory(store, trial.trial_id).is_over()]

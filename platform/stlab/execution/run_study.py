@@ -24,7 +24,8 @@ from stlab.report import write_report
 from stlab.storage import Store, StudyDirectory, TrialDirectory, table_rows
 from stlab.study.file import dump_study, parse
 from stlab.study.model_places import with_models
-from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
+from stlab.study.packs import make_packs
+from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_plan
 from stlab.study.source import StudySource
 from stlab.study.spec import DataSpec, StudySpec
 from stlab.training.trial import dataset_for

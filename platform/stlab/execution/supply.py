@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stlab.execution.events import Event
-from stlab.study.plan import Pack, PlannedTrial
+from stlab.study.packs import Pack
+from stlab.study.plan import PlannedTrial
 from stlab.study.spec import ResourcesSpec
 
 Emit = Callable[[Event], None]

@@ -1,7 +1,7 @@
-"""From a study to its trials and packs, read from top to bottom.
+"""From a study to its trials, read from top to bottom.
 
 A study's variants, axes and seeds make trial specifications; each becomes a planned trial, whose id is a hash of everything that changes
-its numbers; worker groups get the trials in packs. A study with a search has branches, whose trials are planned one by one instead.
+its numbers (``packs`` deals them to worker groups). A study with a search has branches, whose trials are planned one by one instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from stlab.study.plan_checks import (
 )
 from stlab.study.resolve import resolve
 from stlab.study.source import StudySource, flatten_overrides
-from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec, TrialSpec
+from stlab.study.spec import DataSpec, StudySpec, TrialSpec
 from stmodels.baselines.config import BASELINES
 from stmodels.config import READ_BY_SOME, marked
 from stmodels.errors import ConfigError
@@ -111,18 +111,6 @@ class SearchBranch:
         """The label as a folder name. Other characters become dashes, and a hash then keeps the names distinct."""
         plain = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.label).strip("-.")
         return plain if plain == self.label else f"{plain}-{hashlib.sha256(self.label.encode()).hexdigest()[:6]}"
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Trials with the same resources that one worker group runs one after another."""
-
-    resources: ResourcesSpec
-    trials: tuple[PlannedTrial, ...]
-
-    @property
-    def cost(self) -> float:
-        return sum(trial.cost for trial in self.trials)
 
 
 @dataclass(frozen=True)
@@ -380,29 +368,3 @@ def plan_point(study: StudySpec, branch: SearchBranch, point: Mapping[str, Any],
     if problems := _misfits(spec, branch.facts, None):
         raise study_error(problems)
     return replace(_planned(spec, branch.facts), note=note)
-
-
-def make_packs(trials: Sequence[PlannedTrial], slots: Mapping[ResourcesSpec, int]) -> list[Pack]:
-    """Distribute trials over as many packs as worker groups can run at once.
-
-    The costliest trials are assigned first, each to the pack with the lowest cost so far, so that all packs end at about the same time.
-    Baselines take seconds and come first in their pack. The cheapest trial follows, so that a study soon has a first trained row, and
-    then the others from the costliest on.
-
-    Args:
-        slots: the number of worker groups that the cluster can run at once, for each kind of resources.
-    """
-    packs: list[Pack] = []
-    for resources in dict.fromkeys(trial.spec.resources for trial in trials):
-        alike = [trial for trial in trials if trial.spec.resources == resources]
-        shares: list[list[PlannedTrial]] = [[] for _ in range(min(max(1, slots[resources]), len(alike)))]
-        for trial in sorted(alike, key=lambda t: -t.cost):
-            min(shares, key=lambda share: (sum(t.cost for t in share), len(share))).append(trial)
-        packs += [Pack(resources, tuple(_in_order(share))) for share in shares]
-    return packs
-
-
-def _in_order(share: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-    baselines = [trial for trial in share if trial.spec.baseline]
-    trained = sorted((trial for trial in share if not trial.spec.baseline), key=lambda trial: -trial.cost)
-    return [*baselines, *trained[-1:], *trained[:-1]]

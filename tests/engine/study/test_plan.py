@@ -13,7 +13,8 @@ from stlab import catalog
 from stlab.errors import ModelError, StudyError
 from stlab.study.file import parse
 from stlab.study.identity import absolute
-from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_packs, make_plan
+from stlab.study.packs import make_packs
+from stlab.study.plan import DataFacts, Plan, PlannedTrial, make_plan
 from stlab.study.source import StudySource
 from stlab.study.spec import DataSpec, ResourcesSpec, StudySpec
 from stmodels.baselines.config import BASELINES

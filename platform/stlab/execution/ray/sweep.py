@@ -24,7 +24,7 @@ from stlab.execution.ray.train_run import drive
 from stlab.execution.ray.worker import WorkerGroup
 from stlab.execution.supply import Emit, PackSupply, Supply
 from stlab.storage import Store
-from stlab.study.plan import Pack
+from stlab.study.packs import Pack
 from stlab.study.spec import ResourcesSpec
 
 if TYPE_CHECKING:
