@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+
+from tests.support.warm_processes import run_python
 
 MOST = 3  # nodes that may be added
 HEAD_ID = "f" * 51 + "00000"  # by which the provider knows the head
@@ -100,12 +100,10 @@ def run(tmp_path: Path, study_text: str) -> Callable[..., tuple[int, str, list[d
     def start(nodes: Any, *overrides: str) -> tuple[int, str, list[dict[str, Any]]]:
         log = tmp_path / "log.jsonl"
         log.unlink(missing_ok=True)
-        ended = subprocess.run(
-            [sys.executable, "watched.py", "tiny.yaml", "runs", nodes.address, str(log), *overrides],
-            cwd=tmp_path, env=nodes.environment, capture_output=True, text=True, timeout=420,
-        )  # fmt: skip
+        words = ["watched.py", "tiny.yaml", "runs", nodes.address, str(log), *overrides]
+        ended = run_python(words, tmp_path, nodes.environment, timeout=420)
         events = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        return ended.returncode, ended.stdout + ended.stderr, events
+        return ended.wait(), "".join(ended.communicate()), events
 
     return start
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.support.warm_processes import WarmProcess, start_python
 from tests.support.watched_runs import EPOCHS, Runs, on_two_nodes, trials_of
 
 GRACE_SECONDS = 30  # what Slurm and Kubernetes give by default
@@ -66,15 +65,14 @@ def test_a_driver_whose_study_is_run_twice_and_that_is_killed(runs: Runs) -> Non
 
 def test_a_name_on_the_cluster_where_the_storage_has_no_locks(runs: Runs) -> None:
     """Slow: three drivers start."""
-    def driver(seconds: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", HOLD, runs.nodes.address, str(seconds)], env=runs.nodes.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+    def driver(seconds: int) -> WarmProcess:
+        return start_python(["-c", HOLD, runs.nodes.address, str(seconds)], runs.folder, runs.nodes.environment)
 
     first = driver(600)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "held\n"
+    while not first.output():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    assert first.output() == "held\n"
     out, err = driver(0).communicate(timeout=300)
     assert out == ""
     assert f"the study mine is being run already: process {first.pid} on " in err
@@ -114,12 +112,9 @@ def test_workers_and_nodes_that_die_or_are_told_to_go(runs: Runs) -> None:
 def test_two_studies_share_a_cluster_and_the_trials_they_have_in_common(runs: Runs, undisturbed: Path) -> None:
     """Slow: two drivers start, each with a worker group."""
     half = runs.start("shared", "resources.max_cpus=1")
-    other = subprocess.Popen(
-        [sys.executable, "watched.py", "long.yaml", "shared", runs.nodes.address, "other.jsonl", "name=other", "resources.max_cpus=1"],
-        cwd=runs.folder, env=runs.nodes.environment, start_new_session=True,
-    )  # fmt: skip
+    other = runs.start_as("other", "shared", "name=other", "resources.max_cpus=1")
     runs.ends_well(half, "shared")
-    assert other.wait(timeout=900) == 0
+    runs.ends_well(other, "other")
     tables = [runs.folder / "shared" / "studies" / name / "results" / "trials.parquet" for name in ("long", "other")]
     mine, others = (pd.read_parquet(table).set_index("trial_id").sort_index() for table in tables)
     assert mine.index.tolist() == others.index.tolist()

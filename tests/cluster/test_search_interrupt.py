@@ -21,7 +21,7 @@ TRIALS = 6
 SEARCH = f"""\
 name: searched
 base:
-  data: {{path: synthetic:city}}
+  data: {{path: 'synthetic:city?weeks=4'}}
   model: {{name: st_vfm, backbone: vit_test, weights: random, temporal_width: 8, temporal_layers: 1, rank: 2}}
   train: {{max_epochs: 3, warmup_epochs: 1, checkpoint_seconds: 0}}
 search:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ray_nodes import MARK, RayNodes, environment
+from tests.support.warm_processes import WarmProcess, start_python
 
 
 @dataclass
@@ -27,24 +29,22 @@ class Answer:
 
 @dataclass
 class CommandLine:
-    """Runs ``python -m stlab`` in a folder; ends what a run may have left behind."""
+    """Runs ``python -m stlab`` in a folder, warm; ends what a run may have left behind."""
 
     folder: Path
     marks: list[str] = field(default_factory=list)
+    started: list[WarmProcess] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     """What the commands have in their environment beside the usual."""
 
-    def start(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, log: Path | None = None) -> WarmProcess:
         """Start a command in a session of its own, as a terminal would."""
         mark = f"{self.folder}/{len(self.marks)}"
         self.marks.append(mark)
-        target = log.open("w") if log else subprocess.PIPE
-        return subprocess.Popen(
-            [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark) | self.variables, text=True,
-            start_new_session=True, stdout=target, stderr=subprocess.STDOUT if log else subprocess.PIPE,
-            # Tests that run in the background ignore Ctrl-C, and would hand that down.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )  # fmt: skip
+        with log.open("w") if log else contextlib.nullcontext() as target:
+            process = start_python(["-m", "stlab", *arguments], self.folder, environment(mark) | self.variables, target)
+        self.started.append(process)
+        return process
 
     def __call__(self, *arguments: str, timeout: float = 280) -> Answer:
         process = self.start(*arguments)
@@ -58,7 +58,8 @@ class CommandLine:
 
     def processes(self) -> dict[int, str]:
         """Every process of these runs that is still there, by pid: its command line."""
-        found = {}
+        # Those that were forked show the environment of the process that they were forked from.
+        found = {process.pid: " ".join(process.args) for process in self.started if process.poll() is None}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 marks = [v for v in (entry / "environ").read_bytes().split(b"\0") if v.startswith(f"{MARK}=".encode())]

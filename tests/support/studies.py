@@ -8,7 +8,7 @@ import pytest
 STUDY = """\
 name: tiny
 base:
-  data: {path: synthetic:city}
+  data: {path: 'synthetic:city?weeks=4'}
   model: {name: st_vfm, backbone: vit_test, weights: random, patch: 4, temporal_width: 8, temporal_heads: 2, temporal_layers: 2, rank: 4}
   train: {max_epochs: 2, warmup_epochs: 1, lr: 2.0e-3, checkpoint_seconds: 0}
 variants:

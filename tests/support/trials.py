@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import Tensor
 from stlab.storage import TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
 from stlab.training.step import OptimiserStep
+from tests.support.warm_processes import start_python
 
 TIMES = {
     "seconds", "samples_per_second", "wall_seconds", "device_seconds", "peak_memory_bytes", "started_at", "tested_at", "files",
@@ -110,16 +108,12 @@ print(run_trial(trial, {}, TrialDirectory(Stopping(sys.argv[2]), "a"), test=True
 
 def train_until_killed(trial: TrialSpec, directory: TrialDirectory, file: str) -> None:
     """Train in a process of its own, which is killed just before it writes a certain file."""
-    command = [sys.executable, "-c", WORKER, trial.model_dump_json(), directory.store.location, file]
-    worker = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    worker = start_python(["-c", WORKER, trial.model_dump_json(), directory.store.location, file], Path.cwd())
     try:
-        os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        worker.wait_until_stopped()
     finally:
         worker.kill()
-        output, _ = worker.communicate()
-    assert worker.returncode == -9, output
+    assert worker.wait() == -9, worker.communicate()
     assert directory.status() is TrialStatus.STARTED
 
 

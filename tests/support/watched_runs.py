@@ -17,6 +17,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from stlab.execution.collect import study_rows
+from stlab.execution.run_study import plan_study
+from stlab.storage import Store, StudyDirectory, TrialDirectory
+from stlab.study.file import parse
+from stlab.study.source import StudySource
+from stlab.training import run_trial
+from tests.support.warm_processes import WarmProcess, start_python
+
 EPOCHS = 12
 """So many that a trial can be held in its middle before it ends: an epoch takes a third of a second."""
 WAIT_SECONDS = 300  # for Ray and its workers, on a busy machine
@@ -53,27 +61,35 @@ class Runs:
 
     def __init__(self, folder: Path, nodes: Any, study: str, undisturbed: Path | None = None) -> None:
         self.folder, self.nodes, self.undisturbed = folder, nodes, undisturbed
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[WarmProcess | subprocess.Popen[bytes]] = []
         self.held: set[int] = set()
         (folder / "watched.py").write_text(WATCHED)
         (folder / "long.yaml").write_text(study)
 
-    def start(self, storage: str, *overrides: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{storage}.log").open("ab") as log:
-            run = subprocess.Popen(
-                [*self.nodes.enter, sys.executable, "watched.py", "long.yaml", storage, self.nodes.address, f"{storage}.jsonl", *overrides],
-                cwd=self.folder, env=self.nodes.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+    def start(self, storage: str, *overrides: str) -> WarmProcess | subprocess.Popen[bytes]:
+        return self.start_as(storage, storage, *overrides)
+
+    def start_as(self, name: str, storage: str, *overrides: str) -> WarmProcess | subprocess.Popen[bytes]:
+        """A run whose log and events have a name of their own."""
+        words = ["watched.py", "long.yaml", storage, self.nodes.address, f"{name}.jsonl", *overrides]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            if self.nodes.enter:
+                run = subprocess.Popen(
+                    [*self.nodes.enter, sys.executable, *words], cwd=self.folder, env=self.nodes.environment, stdout=log,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            else:
+                run = start_python(words, self.folder, self.nodes.environment, log)
         self.started.append(run)
         return run
 
     def said(self, storage: str) -> str:
         return (self.folder / f"{storage}.log").read_text()
 
-    def ends_well(self, run: subprocess.Popen[bytes], storage: str) -> None:
+    def ends_well(self, run: WarmProcess | subprocess.Popen[bytes], storage: str) -> None:
         assert run.wait(timeout=900) == 0, self.said(storage)
 
-    def wait_for(self, what: Callable[[], Any], run: subprocess.Popen[bytes], storage: str) -> Any:
+    def wait_for(self, what: Callable[[], Any], run: WarmProcess | subprocess.Popen[bytes], storage: str) -> Any:
         until = time.monotonic() + WAIT_SECONDS
         while not (found := what()):
             assert run.poll() is None, self.said(storage)
@@ -81,7 +97,7 @@ class Runs:
             time.sleep(0.1)
         return found
 
-    def in_the_middle(self, storage: str, trials: int, *overrides: str) -> subprocess.Popen[bytes]:
+    def in_the_middle(self, storage: str, trials: int, *overrides: str) -> WarmProcess | subprocess.Popen[bytes]:
         """A run that has so many trials under way at once, all well begun. They stand still until :meth:`go_on`."""
         run = self.start(storage, *overrides)
 
@@ -191,14 +207,15 @@ def long_text(study_text: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(two_nodes: Any, long_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage where the trials of that study, with three seeds, were trained and nobody disturbed them."""
-    runs = Runs(tmp_path_factory.mktemp("undisturbed"), two_nodes, long_text)
-    try:
-        runs.ends_well(runs.start("runs", "seeds=[0, 1, 2]"), "runs")
-    finally:
-        runs.end()
-    return runs.folder / "runs"
+def undisturbed(long_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage where the trials of that study, with three seeds, were trained one after the other, without a cluster."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    plan = plan_study(parse(StudySource.from_text(long_text, overrides=["seeds=[0, 1, 2]"])))
+    store = Store(folder)
+    for trial in plan.trials:
+        run_trial(trial.spec, trial.identity, TrialDirectory(store, trial.trial_id), test=True)
+    StudyDirectory(store, plan.study.name).write_trials(study_rows(plan, store))
+    return folder
 
 
 def study_of(text: str, seeds: str = "[0]") -> str:
@@ -207,7 +224,7 @@ def study_of(text: str, seeds: str = "[0]") -> str:
     return text.replace("seeds: [0, 1]", f"seeds: {seeds}\nbaselines: []")
 
 
-def on_two_nodes(runs: Runs, run: subprocess.Popen[bytes], storage: str) -> list[int]:
+def on_two_nodes(runs: Runs, run: WarmProcess | subprocess.Popen[bytes], storage: str) -> list[int]:
     """The workers of a trial that has two, once each of two nodes has one."""
     return runs.wait_for(lambda: _one_each(runs), run, storage)  # type: ignore[no-any-return]
 

@@ -31,6 +31,7 @@ from stmodels.rng import initialise
 from stmodels.st_vfm.config import STVFMConfig
 from stmodels.types import Batch, Forecast
 from tests.support.trials import Notice, assert_same_numbers, count_steps, train_until_killed, whole_checkpoints
+from tests.support.warm_processes import run_python
 
 MakeTrial = Callable[..., TrialSpec]
 STEPS = 5  # an epoch: 157 windows in batches of 32
@@ -371,11 +372,8 @@ module.run_trial(trial, {}, TrialDirectory(Store(sys.argv[2]), "a"), test=True, 
 def test_a_validation_that_never_ends_ends_the_process(make_trial: MakeTrial, tmp_path: Path) -> None:
     """After all steps of the first epoch, which are 4 with this model's longer windows."""
     trial = make_trial(model={"name": "lstm", "hidden": 8}, data={"family": "sensors"}, step_timeout=600.0)
-    done = subprocess.run(
-        [sys.executable, "-c", HANGS, trial.model_dump_json(), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=800,
-    )  # fmt: skip
-    assert done.returncode == 70, done.stderr[-4000:]
+    done = run_python(["-c", HANGS, trial.model_dump_json(), str(tmp_path)], tmp_path, timeout=800)
+    assert done.returncode == 70, done.communicate()
     failure = TrialDirectory(Store(tmp_path), "a").read("failed.json") or {}
     assert "in epoch 1, after step 4, none ended for 600 s" in failure["reason"]
     assert any("time.sleep(10_000)" in line or "in forward" in line for line in failure["log_tail"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from stlab.storage import Store, TrialDirectory, TrialStatus
 from stlab.study.spec import TrialSpec
 from stlab.training import run_trial
+from tests.support.warm_processes import start_python
 
 LATE = 12  # seconds until a group is ended, on a cluster that has much to do
 
@@ -74,13 +73,7 @@ except Exception as error:
 def _two_workers(folder: Path, trial: TrialSpec, what: str) -> list[str]:
     """What each of two workers ends with."""
     (folder / "worker.py").write_text(WORKER)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "worker.py", str(rank), str(folder), trial.model_dump_json(), what],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    workers = [start_python(["worker.py", str(rank), str(folder), trial.model_dump_json(), what], folder) for rank in range(2)]
     said = [worker.communicate(timeout=240) for worker in workers]
     assert all(worker.returncode in (0, -9) for worker in workers), said
     return [out.strip() for out, _ in said]
