@@ -18,6 +18,7 @@ from stlab.cli.data import image, inspect
 from stlab.cli.doctor import doctor
 from stlab.cli.models import models
 from stlab.cli.replay import replay
+from stlab.cli.sources import formats, grid, sensors, zones
 from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
 from stlab.cli.tracking import sync, ui
@@ -31,11 +32,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data before anything trains.", no_args_is_help=True)
+data_app = typer.Typer(help="Make data sets of raw records, and look at data before anything trains.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 for command in (run, plan, report, replay, models, submit, status, logs, stop, doctor, ui, sync, image, schema):
     app.command()(command)
-data_app.command()(inspect)
+for data_command in (grid, zones, sensors, formats, inspect):
+    data_app.command()(data_command)
 
 
 def main() -> NoReturn:

@@ -1,4 +1,4 @@
-"""numpy's ``.npz`` with the array ``data`` and optionally ``timestamps`` (T,) datetime64.
+"""numpy's ``.npz`` with the array ``data`` and optionally ``timestamps`` (T,) datetime64 and the names of the ``channels``.
 
 ``data`` is (T, C, H, W) for a grid. For sensors it is (T, N, C) or (T, N), as in the PEMS files, or a grid.
 """
@@ -45,6 +45,7 @@ def read_npz(path: Path, family: str) -> Series:
                 )
             data = _array(archive, "data", path)
             times = _array(archive, "timestamps", path) if "timestamps" in archive.files else None
+            channels = _array(archive, "channels", path) if "channels" in archive.files else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read, it seems damaged ({error}). Fetch it again.") from error
     is_network = family == "sensors" and data.ndim != len(FAMILY_AXES["grid"])
@@ -52,8 +53,15 @@ def read_npz(path: Path, family: str) -> Series:
         data = data[:, :, None]
     values = checked_values(data, "sensors" if is_network else "grid", str(path))
     timestamps = None if times is None else checked_timestamps(times, len(values), str(path))
-    series = Series(values, timestamps, source=str(path), name=path.stem, null=0.0 if is_network else None)
+    names = _channel_names(channels, values.shape[-1 if is_network else 1])
+    series = Series(values, timestamps, source=str(path), name=path.stem, null=0.0 if is_network else None, channel_names=names)
     return flattened(series) if family == "sensors" and not is_network else series
+
+
+def _channel_names(array: NDArray[np.generic] | None, count: int) -> tuple[str, ...] | None:
+    """The names of the channels, where an array of that many texts holds them."""
+    is_named = array is not None and array.dtype.kind == "U" and array.shape == (count,)
+    return tuple(str(name) for name in array) if is_named and array is not None else None
 
 
 def _array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> NDArray[np.generic]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def read_parquet(path: Path, family: str) -> Series:
     """Read readings in any order. The columns beside ``timestamp`` and ``node`` are the channels, (T, N, C).
 
-    Nodes are sorted by id, and numeric ids by value. A pair of time and node without a row is NaN, and so is an empty value.
+    Nodes are sorted by id, and numeric ids by value. A pair of time and node without a row is NaN, and so is an empty value. 0 means no
+    reading, unless the file's metadata say that it is one.
 
     Raises:
         DataError: the file is not Parquet or damaged, a column is missing or of another type, a pair appears twice, or the times fail the
@@ -57,10 +59,19 @@ def read_parquet(path: Path, family: str) -> Series:
         name=path.stem,
         channel_names=tuple(channels),
         node_names=names,
-        null=0.0,
+        null=None if _zero_is_a_reading(table) else 0.0,
         array=array,
         left_out=left_out,
     )
+
+
+def _zero_is_a_reading(table: pa.Table) -> bool:
+    """Whether the file says that it counts, so that 0 is a count: ``stlab data zones`` writes that."""
+    try:
+        said = json.loads((table.schema.metadata or {}).get(b"stlab", b"{}"))
+    except ValueError:
+        return False
+    return isinstance(said, dict) and said.get("zero_is_a_reading") is True
 
 
 def _times(column: pa.ChunkedArray, path: Path) -> NDArray[np.datetime64]:

@@ -26,8 +26,8 @@ _PATIENCE_SECONDS = 6 * 3600  # a worker waits so long for the others: the first
 _NO_LIMIT = -1  # of restarts: the queue counts them, for each trial
 
 
-# Ray's data sets are not used. The cleaner is a process for each group that outlives a killed driver for good: it asks to end in a thread from
-# which Ray lets no actor end. What it would free, if the Tune trial died alone, is free when the study ends.
+# Ray's data sets are not used. The cleaner is a process for each group that outlives a killed driver for good: it asks to end in a thread
+# from which Ray lets no actor end. What it would free, if the Tune trial died alone, is free when the study ends.
 _LEFT_OUT = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 

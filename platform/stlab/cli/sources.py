@@ -1,0 +1,311 @@
+"""Commands that turn raw records into data sets: ``stlab data grid``, ``zones``, ``sensors`` and ``formats``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stlab.cli.options import coloured, console_for_output
+
+if TYPE_CHECKING:
+    from stlab.sources.build import Request
+    from stlab.sources.outcome import Outcome
+    from stlab.sources.records import Progress
+
+Files = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILES", help="CSV (also .gz, .zst, .zip) or Parquet; paths, patterns in quotes, and s3://… alike."
+    ),
+]
+Step = Annotated[str, typer.Option("--step", help="Length of a step: 5min, 30min, 1h. It divides a day.")]
+Tz = Annotated[
+    str | None,
+    typer.Option(
+        "--tz",
+        metavar="ZONE",
+        help="Time zone of the times: America/New_York, UTC, …; of the result where they have offsets.",
+    ),
+]
+ToTz = Annotated[
+    str | None, typer.Option("--to-tz", metavar="ZONE", help="Time zone of the result, where the times are in another.")
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--time-format", help="How times are written, as strptime has it: '%d.%m.%Y %H:%M'; or epoch, epoch_ms."
+    ),
+]
+Delimiter = Annotated[
+    str | None, typer.Option("--delimiter", help="Between the columns of a text file. Default: by its first line.")
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Of a text file: utf-8, latin-1 or utf-16. Default: seen from its bytes."),
+]
+Begin = Annotated[
+    str | None, typer.Option("--from", metavar="TIME", help="First step. Default: the first day with enough records.")
+]
+End = Annotated[
+    str | None, typer.Option("--to", metavar="TIME", help="End, not included. Default: after the last day with enough.")
+]
+MaxBad = Annotated[str, typer.Option("--max-bad", help="Share of malformed rows from which on the files are refused.")]
+Duplicates = Annotated[
+    str, typer.Option("--duplicates", help="Rows that are equal in every column: drop all but one, or keep.")
+]
+Out = Annotated[
+    str, typer.Option("--out", metavar="FILE", help="The data set: .npz for a grid, .parquet for a network.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the data set if it is there.")]
+
+
+def grid(
+    files: Files,
+    out: Out,
+    step: Step = "1h",
+    cells: Annotated[str | None, typer.Option("--cells", metavar="ROWSxCOLUMNS", help="Cut the box so: 16x8.")] = None,
+    cell_metres: Annotated[float | None, typer.Option("--cell-metres", help="Side of square cells.")] = None,
+    h3: Annotated[int | None, typer.Option("--h3", help="Resolution of H3's hexagons; they become a network.")] = None,
+    box: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            "--box", metavar="SOUTH WEST NORTH EAST", help="Degrees. Default: the central 99 % of the coordinates."
+        ),
+    ] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When a trip begins.")] = None,
+    lat: Annotated[str | None, typer.Option("--lat", metavar="COLUMN", help="Latitude where it begins.")] = None,
+    lon: Annotated[str | None, typer.Option("--lon", metavar="COLUMN", help="Longitude where it begins.")] = None,
+    also_end: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option("--also-end", metavar="LAT LON TIME", help="Columns of a trip's end: count inflow, too."),
+    ] = None,
+    starts_only: Annotated[bool, typer.Option("--starts-only", help="Of a known layout, count no inflow.")] = False,
+    tz: Tz = None,
+    to_tz: ToTz = None,
+    time_format: Format = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    begin: Begin = None,
+    end: End = None,
+    max_bad: MaxBad = "1%",
+    duplicates: Duplicates = "drop",
+    force: Force = False,
+) -> None:
+    """Count trips in the cells of a map: outflow where they begin, inflow where they end."""
+    from stlab.sources.build import make_grid
+
+    end_roles = dict(zip(("end_lat", "end_lon", "end_time"), also_end or (), strict=False))
+    columns = _columns(
+        {"time": time, "lat": lat, "lon": lon, **end_roles},
+        dict.fromkeys(("end_lat", "end_lon", "end_time"), "--also-end"),
+    )
+    is_known_layout = not (time or lat or lon)
+    options: dict[str, Any] = {
+        "also_end": bool(also_end) or (is_known_layout and not starts_only),
+        "cells": cells,
+        "cell_metres": cell_metres,
+        "h3": h3,
+        "box": box,
+    }
+    with _progress() as told:
+        request = _request(
+            files, out, step, tz, to_tz, time_format, delimiter, encoding, begin, end, max_bad, duplicates, force, told
+        )
+        outcome = make_grid(request, columns, **options)
+    _print(outcome, out)
+
+
+def zones(
+    files: Files,
+    out: Out,
+    step: Step = "30min",
+    zone: Annotated[str | None, typer.Option("--zone", metavar="COLUMN", help="Zone where a trip begins.")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When it begins.")] = None,
+    also_end: Annotated[
+        str | None, typer.Option("--also-end", metavar="COLUMN", help="Zone where it ends: count the inflow, too.")
+    ] = None,
+    end_time: Annotated[str | None, typer.Option("--end-time", metavar="COLUMN", help="When it ends.")] = None,
+    starts_only: Annotated[bool, typer.Option("--starts-only", help="Of a known layout, count no inflow.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="ZONE", help="A zone to leave out: 264. May be repeated.")
+    ] = None,
+    tz: Tz = None,
+    to_tz: ToTz = None,
+    time_format: Format = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    begin: Begin = None,
+    end: End = None,
+    max_bad: MaxBad = "1%",
+    duplicates: Duplicates = "drop",
+    force: Force = False,
+) -> None:
+    """Count trips by the zones that they name: a network of zones."""
+    from stlab.sources.build import make_zones
+
+    columns = _columns(
+        {"zone": zone, "time": time, "end_zone": also_end, "end_time": end_time},
+        {"end_zone": "--also-end", "end_time": "--end-time"},
+    )
+    with_end = bool(also_end) or (not (zone or time) and not starts_only)
+    with _progress() as told:
+        request = _request(
+            files,
+            out,
+            step,
+            tz,
+            to_tz,
+            time_format,
+            delimiter,
+            encoding,
+            begin,
+            end,
+            max_bad,
+            duplicates,
+            force,
+            told,
+            without or (),
+        )
+        outcome = make_zones(request, columns, also_end=with_end)
+    _print(outcome, out)
+
+
+def sensors(
+    files: Files,
+    out: Out,
+    step: Step = "5min",
+    time: Annotated[str | None, typer.Option("--time", metavar="COLUMN", help="When a reading was taken.")] = None,
+    node: Annotated[str | None, typer.Option("--node", metavar="COLUMN", help="Id of the sensor.")] = None,
+    value: Annotated[
+        list[str] | None, typer.Option("--value", metavar="COLUMN", help="Readings, a channel each. May be repeated.")
+    ] = None,
+    how: Annotated[
+        str, typer.Option("--how", help="How several readings of a step become one: mean, sum, max, min, last.")
+    ] = "mean",
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="NODE", help="A sensor to leave out. May be repeated.")
+    ] = None,
+    decimal: Annotated[
+        str | None, typer.Option("--decimal", help="Decimal sign. Default: a comma where it separates no columns.")
+    ] = None,
+    tz: Tz = None,
+    to_tz: ToTz = None,
+    time_format: Format = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    begin: Begin = None,
+    end: End = None,
+    max_bad: MaxBad = "1%",
+    duplicates: Duplicates = "drop",
+    force: Force = False,
+) -> None:
+    """Bring readings of sensors or counters, one a line, onto even steps."""
+    from dataclasses import replace
+
+    from stlab.errors import UserError
+    from stlab.sources.build import make_sensors
+
+    if how not in ("mean", "sum", "max", "min", "last"):
+        raise UserError(f"--how {how}: give mean, sum, max, min or last.")
+    columns = _columns({"time": time, "node": node}, {})
+    with _progress() as told:
+        request = _request(
+            files,
+            out,
+            step,
+            tz,
+            to_tz,
+            time_format,
+            delimiter,
+            encoding,
+            begin,
+            end,
+            max_bad,
+            duplicates,
+            force,
+            told,
+            without or (),
+        )
+        outcome = make_sensors(replace(request, decimal=decimal), columns, values=value or (), how=how)  # type: ignore[arg-type]
+    _print(outcome, out)
+
+
+def formats() -> None:
+    """List the layouts of raw records that are known, and the columns that they need."""
+    from stlab.sources.layouts import LAYOUTS
+
+    console = console_for_output()
+    for layout in LAYOUTS:
+        console.print(coloured(f"{layout.title}", "bold", f"   stlab data {layout.command}"), soft_wrap=True)
+        for role, names in layout.roles.items():
+            joined = ", ".join(names) if role == "values" else " or ".join(names)
+            console.print(f"  {role:<9} {joined}", highlight=False, soft_wrap=True)
+
+
+def _columns(said: Mapping[str, str | None], options: Mapping[str, str]) -> Any:
+    from stlab.sources.build import Columns
+
+    return Columns(
+        {role: name for role, name in said.items() if name},
+        {**{role: f"--{role.replace('_', '-')}" for role in said}, **options},
+    )
+
+
+def _request(
+    files: list[str], out: str, step: str, tz: str | None, to_tz: str | None, time_format: str | None, delimiter: str | None,
+    encoding: str | None, begin: str | None, end: str | None, max_bad: str, duplicates: str, force: bool, progress: Progress | None,
+    without: tuple[str, ...] | list[str] = (),
+) -> Request:  # fmt: skip
+    from stlab.sources.build import Request
+
+    command = shlex.join(["stlab", *sys.argv[1:]])
+    return Request(
+        files, out, step, command, tz, to_tz, time_format, delimiter, encoding, None, begin, end, max_bad, duplicates, tuple(without),
+        force, progress,
+    )  # fmt: skip
+
+
+@contextmanager
+def _progress() -> Iterator[Progress | None]:
+    """What is done at the moment, as a bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("looking", total=1.0)
+        yield lambda doing, done: bar.update(task, description=doing, completed=done)
+
+
+def _print(outcome: Outcome, out: str) -> None:
+    """What was made and of what, a line each."""
+    from stlab.sources.words import lines
+
+    console = console_for_output()
+    found = [
+        *lines(outcome),
+        ("written", f"{out} ({_size(Path(out).expanduser().stat().st_size)})"),
+        ("look at it", f"stlab data inspect {shlex.quote(out)}"),
+    ]
+    width = max(len(label) for label, _ in found)
+    for label, text in found:
+        console.print(coloured(f"{label:<{width}}", "bold", f" {text}"), soft_wrap=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,188 @@
+"""How a file of records is written: its columns, separator, encoding, decimal sign, and the form of its times, from its first lines."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from stlab.errors import DataError
+from stlab.sources.layouts import headless_layout, pems_columns
+from stlab.sources.raw_files import RawFile
+
+_SEPARATORS = ",;\t|"
+_SAMPLE_LINES = 1000
+_ENCODINGS = ("utf-8", "latin-1")
+_WITH_OFFSET = re.compile(r"\d\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$")
+_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?$")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+$")
+# Day and month first are told apart by a part above twelve; points stand in day-first dates alone.
+_DATES = (
+    (re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}"), ("%d.%m.%Y",)),
+    (re.compile(r"\d{4}/\d{1,2}/\d{1,2}"), ("%Y/%m/%d",)),
+    (re.compile(r"\d{1,2}/\d{1,2}/\d{4}"), ("%m/%d/%Y", "%d/%m/%Y")),
+)
+_CLOCKS = (
+    (re.compile(r"\d{1,2}:\d\d:\d\d\.\d+$"), "%H:%M:%S.%f"),
+    (re.compile(r"\d{1,2}:\d\d:\d\d$"), "%H:%M:%S"),
+    (re.compile(r"\d{1,2}:\d\d$"), "%H:%M"),
+    (re.compile(r"\d{1,2}:\d\d:\d\d [AP]M$", re.IGNORECASE), "%I:%M:%S %p"),
+    (re.compile(r"\d{1,2}:\d\d [AP]M$", re.IGNORECASE), "%I:%M %p"),
+)
+EPOCHS = {"epoch": 1, "epoch_ms": 1000}
+"""Times as a number since 1970-01-01 UTC: the name of the form, and its parts of a second."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Files of one dialect are read together."""
+
+    header: tuple[str, ...]
+    is_parquet: bool = False
+    types: tuple[str, ...] = ()
+    """DuckDB's types of a Parquet file's columns."""
+    separator: str = ","
+    encoding: str = "utf-8"
+    has_header: bool = True
+    skip: int = 0
+
+    def words(self) -> str:
+        """What a reader should know of how the file was read; empty for plain CSV."""
+        if self.is_parquet:
+            return ""
+        found = [] if self.separator == "," else [f"{self.separator!r} between columns"]
+        return ", ".join(found + ([] if self.encoding == "utf-8" else ["Latin-1"]))
+
+
+@contextmanager
+def opened(file: RawFile) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The bytes of a text file, decompressed."""
+    suffix = file.path.suffix.lower()
+    if suffix == ".gz":
+        with gzip.open(file.path) as stream:
+            yield stream
+    elif suffix == ".zst":
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(str(file.path), "zstd") as stream:
+            yield stream
+    else:
+        with file.path.open("rb") as stream:
+            yield stream
+
+
+def text_dialect(file: RawFile, separator: str | None, encoding: str | None) -> tuple[Dialect, list[list[str]]]:
+    """The dialect of a text file, and its first rows of cells.
+
+    Raises:
+        DataError: the file is empty, no text, or its compression is damaged.
+    """
+    try:
+        with opened(file) as stream:
+            head = stream.read(1 << 20)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file.name}: cannot be read ({error}). Fetch it again.") from error
+    if not head.strip():
+        raise DataError(f"{file.name}: an empty file. Fetch it again, or leave it out.")
+    if head[:4] in (b"PAR1", b"PK\x03\x04") or b"\0" in head[:4096]:
+        raise DataError(
+            f"{file.name}: no text, but binary data. Is its name right? Parquet ends in .parquet, archives in .zip."
+        )
+    found = encoding or _encoding(head)
+    text = head.decode(found, "replace").removeprefix("\ufeff")
+    lines = text.splitlines()
+    lines = lines if len(head) < 1 << 20 else lines[:-1]  # the last may be cut
+    layout = headless_layout(file.path.name)
+    sign = separator or ("," if layout else _separator(lines[0]))
+    rows = list(csv.reader(io.StringIO("\n".join(lines[: _SAMPLE_LINES + 1])), delimiter=sign))
+    if layout:
+        return Dialect(pems_columns(len(rows[0])), separator=sign, encoding=found, has_header=False), rows
+    header = tuple(_unique([cell.strip() for cell in rows[0]]))
+    # Some of the TLC's files have an empty line below the header.
+    return Dialect(header, separator=sign, encoding=found), [row for row in rows[1:] if row]
+
+
+def _encoding(head: bytes) -> str:
+    for encoding in _ENCODINGS:
+        try:
+            head[: head.rfind(b"\n") + 1 or len(head)].decode(encoding)
+            return encoding
+        except UnicodeDecodeError:
+            continue
+    raise AssertionError("Latin-1 takes every byte")
+
+
+def _separator(line: str) -> str:
+    return max(_SEPARATORS, key=line.count)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names as DuckDB can hold them: none empty, none twice."""
+    result: list[str] = []
+    for i, name in enumerate(names):
+        plain = name or f"column {i + 1}"
+        taken = {other.lower() for other in result}
+        result.append(plain if plain.lower() not in taken else f"{plain} ({i + 1})")
+    return result
+
+
+def has_decimal_comma(cells: Sequence[str], separator: str) -> bool:
+    """Whether numbers are written as 12,5: at least one is, and the comma does not separate columns."""
+    return separator != "," and any(_DECIMAL_COMMA.match(cell.strip()) for cell in cells)
+
+
+@dataclass(frozen=True)
+class TimeForm:
+    """How times are written."""
+
+    format: str = "iso"
+    """``iso``, ``epoch``, ``epoch_ms``, or strptime's."""
+    has_offset: bool = False
+    """Whether each time says its distance from UTC."""
+
+
+def time_form(cells: Sequence[str], file: RawFile, column: str) -> TimeForm:
+    """The form of the times in a sample.
+
+    Raises:
+        DataError: no known form, or one that leaves open whether the day or the month stands first.
+    """
+    texts = [cell.strip() for cell in cells if cell.strip()]
+    for text in texts[:50]:
+        if _WITH_OFFSET.search(text):
+            return TimeForm(has_offset=True)
+        if _ISO.match(text):
+            return TimeForm()
+        for pattern, dates in _DATES:
+            if found := pattern.match(text):
+                date = dates[0] if len(dates) == 1 else _day_or_month(texts, dates, file, column)
+                rest = text[found.end() :].lstrip()
+                clock = next((form for shape, form in _CLOCKS if shape.match(rest)), None)
+                if clock or not rest:
+                    return TimeForm(f"{date}{text[found.end() : len(text) - len(rest)]}{clock or ''}")
+    first = texts[0] if texts else ""
+    hint = (
+        "They count seconds? --time-format epoch."
+        if re.fullmatch(r"\d{9,11}", first)
+        else "Say how, as strptime does: --time-format '%d.%m.%Y %H:%M'."
+    )
+    shown = ", ".join(repr(text) for text in texts[:3]) or "all empty"
+    raise DataError(f"{file.name}: column '{column}' holds no times in a known form: {shown}. {hint}")
+
+
+def _day_or_month(texts: Sequence[str], dates: Sequence[str], file: RawFile, column: str) -> str:
+    for text in texts:
+        parts = re.match(r"(\d{1,2})/(\d{1,2})/", text)
+        if parts and int(parts[2]) > 12:
+            return dates[0]
+        if parts and int(parts[1]) > 12:
+            return dates[1]
+    raise DataError(
+        f"{file.name}: column '{column}': does {texts[0]} begin with the day or the month? Nothing in the first {len(texts)} rows tells. "
+        f"Say it: --time-format '{dates[0]} %H:%M:%S' or '{dates[1]} %H:%M:%S'."
+    )

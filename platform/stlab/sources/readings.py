@@ -1,0 +1,123 @@
+"""Readings of sensors or counters, one a line, brought onto even steps: a table of time, node and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from stlab.sources.outcome import MALFORMED, Cases, Tally, tallied, why
+from stlab.sources.records import Loaded, Progress, executed, literal, quoted
+from stlab.sources.span import Span, covered
+
+if TYPE_CHECKING:
+    import duckdb
+
+How = Literal["mean", "sum", "max", "min", "last"]
+_AGGREGATES = {"mean": "avg", "sum": "sum", "max": "max", "min": "min", "last": "arg_max"}
+
+
+class ReadingTable:
+    """Readings of the table ``records``, by step and node."""
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        values: Mapping[str, str],
+        how: How,
+        loaded: Loaded,
+        without: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            values: role → the name of the channel.
+            how: how several readings of a step become one.
+            without: nodes that are left out.
+        """
+        self._connection, self._values, self._how, self._loaded, self._without = (
+            connection,
+            values,
+            how,
+            loaded,
+            without,
+        )
+
+    def span(self, begin: datetime | None, end: datetime | None, seconds: int) -> Span:
+        """The steps that are made; see :func:`covered`.
+
+        Raises:
+            DataError: no reading is left, or no step.
+        """
+        tallied(self._connection, "readings", self._cases(None), self._loaded)
+        return covered(
+            self._connection,
+            f"SELECT time AS t FROM records WHERE {why(self._cases(None))} IS NULL",
+            begin,
+            end,
+            seconds,
+        )
+
+    def write(self, span: Span, progress: Progress | None = None) -> list[Tally]:
+        """Write the table ``steps`` (timestamp, node, a column a channel, ``readings``), and tell what became of the records.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        tally = tallied(self._connection, "readings", self._cases(span), self._loaded)
+        values = ", ".join(f"{self._aggregate(role)} AS {quoted(name)}" for role, name in self._values.items())
+        executed(
+            self._connection,
+            f"CREATE TABLE steps AS SELECT {span.first_time(span.step('time'))} AS timestamp, {self._node()} AS node, {values}, "
+            f"count(*) AS readings FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY 1, 2",
+            "aggregating",
+            progress,
+        )
+        return [tally]
+
+    def _node(self) -> str:
+        """SQL of a node; a number where all are numbers, so that they are sorted as such."""
+        odd = self._connection.execute(
+            "SELECT count(*) FROM records WHERE node IS NOT NULL AND NOT regexp_full_match(node, '0|[1-9][0-9]{0,17}')"
+        ).fetchone()
+        return "CAST(node AS BIGINT)" if odd and odd[0] == 0 else "node"
+
+    def _aggregate(self, role: str) -> str:
+        value = quoted(role)
+        return f"arg_max({value}, time)" if self._how == "last" else f"{_AGGREGATES[self._how]}({value})"
+
+    def facts(self, span: Span) -> dict[str, object]:
+        """What to know of the table: its nodes, the share of steps with a reading, and steps that have fewer readings than most."""
+        row = self._connection.execute("SELECT count(DISTINCT node), count(*), mode(readings) FROM steps").fetchone()
+        assert row is not None
+        nodes, cells, usual = int(row[0]), int(row[1]), int(row[2])
+        fewer = self._connection.execute(f"SELECT count(*) FROM steps WHERE readings < {usual}").fetchone()
+        several = self._connection.execute(
+            f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY time, node HAVING count(*) > 1)"
+        ).fetchone()
+        assert fewer is not None
+        assert several is not None
+        return {
+            "nodes": nodes, "missing": span.steps * nodes - cells, "readings_a_step": usual, "steps_with_fewer": int(fewer[0]),
+            "several_readings_of_one_time": int(several[0]),
+        }  # fmt: skip
+
+    def rows_between(self, begin: datetime, end: datetime) -> int:
+        """How many readings lie in a span of local time."""
+        row = self._connection.execute(
+            "SELECT count(*) FROM records WHERE time >= ? AND time < ?", [begin, end]
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def _cases(self, span: Span | None) -> Cases:
+        bad = " OR ".join(quoted(f"bad_{role}") for role in ("time", *self._values))
+        empty = " AND ".join(f"{quoted(role)} IS NULL" for role in self._values)
+        cases = [
+            (bad, MALFORMED),
+            ("time IS NULL", "no time"),
+            ("coalesce(node, '') = ''", "no place"),
+            (empty, "no reading"),
+        ]
+        cases += [("rowid IN (SELECT id FROM surplus)", "duplicate")]
+        if self._without:
+            cases += [(f"node IN ({', '.join(map(literal, self._without))})", "left out")]
+        return cases if span is None else [*cases, (span.outside("time"), "outside the times")]
