@@ -146,13 +146,18 @@ class TimeForm:
     """Whether each time says its distance from UTC."""
 
 
-def time_form(cells: Sequence[str], file: RawFile, column: str) -> TimeForm:
+def time_form(cells: Sequence[str], file: RawFile, column: str, *, month_first: bool = False) -> TimeForm:
     """The form of the times in a sample.
+
+    Args:
+        month_first: whether dates with slashes begin with the month, as those of publishers in the USA do; else the sample has to tell.
 
     Raises:
         DataError: no known form, or one that leaves open whether the day or the month stands first.
     """
     texts = [cell.strip() for cell in cells if cell.strip()]
+    if not texts:  # what the column lacks is counted when it is read
+        return TimeForm()
     for text in texts[:50]:
         if _WITH_OFFSET.search(text):
             return TimeForm(has_offset=True)
@@ -160,18 +165,17 @@ def time_form(cells: Sequence[str], file: RawFile, column: str) -> TimeForm:
             return TimeForm()
         for pattern, dates in _DATES:
             if found := pattern.match(text):
-                date = dates[0] if len(dates) == 1 else _day_or_month(texts, dates, file, column)
+                date = dates[0] if len(dates) == 1 or month_first else _day_or_month(texts, dates, file, column)
                 rest = text[found.end() :].lstrip()
                 clock = next((form for shape, form in _CLOCKS if shape.match(rest)), None)
                 if clock or not rest:
                     return TimeForm(f"{date}{text[found.end() : len(text) - len(rest)]}{clock or ''}")
-    first = texts[0] if texts else ""
     hint = (
         "They count seconds? --time-format epoch."
-        if re.fullmatch(r"\d{9,11}", first)
+        if re.fullmatch(r"\d{9,11}", texts[0])
         else "Say how, as strptime does: --time-format '%d.%m.%Y %H:%M'."
     )
-    shown = ", ".join(repr(text) for text in texts[:3]) or "all empty"
+    shown = ", ".join(repr(text) for text in texts[:3])
     raise DataError(f"{file.name}: column '{column}' holds no times in a known form: {shown}. {hint}")
 
 
