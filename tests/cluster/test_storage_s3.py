@@ -40,7 +40,8 @@ def ran(stlab_on_cluster: Any, s3_server: Any, study_text: str, grid: dict[str, 
     np.savez(stlab.folder / "grid.npz", **grid)
     boto3.client("s3").upload_file(str(stlab.folder / "grid.npz"), "data", "cities/grid.npz")
     (stlab.folder / "grid.npz").unlink()
-    text = study_text.replace("'synthetic:city?weeks=4'", "s3://data/cities/grid.npz").replace("seeds: [0, 1]", "seeds: [0]\nbaselines: [last_value]")
+    text = study_text.replace("'synthetic:city?weeks=4'", "s3://data/cities/grid.npz")
+    text = text.replace("seeds: [0, 1]", "seeds: [0]\nbaselines: [last_value]")
     (stlab.folder / "tiny.yaml").write_text(text)
     answer = stlab("--debug", *RUN, timeout=900)
     assert answer.code == 0, answer

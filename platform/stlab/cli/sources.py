@@ -1,10 +1,10 @@
-"""Commands that turn raw records into data sets: ``stlab data grid``, ``zones``, ``sensors`` and ``formats``."""
+"""Commands that turn raw records into data sets: ``stlab data grid``, ``zones``, ``sensors``, ``convert`` and ``formats``."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,6 @@ from stlab.cli.options import coloured, console_for_output
 
 if TYPE_CHECKING:
     from stlab.sources.build import Request
-    from stlab.sources.outcome import Outcome
     from stlab.sources.records import Progress
 
 Files = Annotated[
@@ -98,6 +97,7 @@ def grid(
     force: Force = False,
 ) -> None:
     """Count trips in the cells of a map: outflow where they begin, inflow where they end."""
+    from stlab.sources import words
     from stlab.sources.build import make_grid
 
     end_roles = dict(zip(("end_lat", "end_lon", "end_time"), also_end or (), strict=False))
@@ -118,7 +118,7 @@ def grid(
             files, out, step, tz, to_tz, time_format, delimiter, encoding, begin, end, max_bad, duplicates, force, told
         )
         outcome = make_grid(request, columns, **options)
-    _print(outcome, out)
+    _print(words.lines(outcome), out)
 
 
 def zones(
@@ -147,6 +147,7 @@ def zones(
     force: Force = False,
 ) -> None:
     """Count trips by the zones that they name: a network of zones."""
+    from stlab.sources import words
     from stlab.sources.build import make_zones
 
     columns = _columns(
@@ -173,7 +174,7 @@ def zones(
             without or (),
         )
         outcome = make_zones(request, columns, also_end=with_end)
-    _print(outcome, out)
+    _print(words.lines(outcome), out)
 
 
 def sensors(
@@ -209,6 +210,7 @@ def sensors(
     from dataclasses import replace
 
     from stlab.errors import UserError
+    from stlab.sources import words
     from stlab.sources.build import make_sensors
 
     if how not in ("mean", "sum", "max", "min", "last"):
@@ -233,11 +235,62 @@ def sensors(
             without or (),
         )
         outcome = make_sensors(replace(request, decimal=decimal), columns, values=value or (), how=how)  # type: ignore[arg-type]
-    _print(outcome, out)
+    _print(words.lines(outcome), out)
+
+
+def convert(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file or folder in a layout that `stlab data formats` lists.")],
+    out: Out,
+    start: Annotated[str | None, typer.Option("--start", metavar="TIME", help="Time of the first step, for files without dates.")] = None,
+    step: Annotated[str | None, typer.Option("--step", help="Length of a step, where the files do not say it.")] = None,
+    distances: Annotated[
+        str | None, typer.Option("--distances", metavar="FILE.csv", help="Write the edges of the network, for data.distances.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Turn a data set of another project into one of stlab's: .npz, or .parquet for a network."""
+    from stlab.sources.convert import convert as converted
+
+    made = converted(path, out, start=start, step=step, distances=distances, force=force, command=_command())
+    found = made.foreign
+    axes = "T, C, H, W" if found.family == "grid" else "T, N, C"
+    lines = [("read", f"{path} ({found.layout})"), ("shape", f"({axes}) = {found.values.shape}, {found.family}")]
+    if found.times is not None:
+        lines.append(("times", f"{found.times[0]} to {found.times[-1]}"))
+    lines.append(("missing", f"{made.missing:,} of {found.values.size:,} values"))
+    lines += [("note", note) for note in found.notes]
+    if made.edges is not None:
+        lines.append(("edges", f"{len(found.edges):,} in {made.edges}: --set data.distances={made.edges}"))
+    _print(lines, out, more=" --set data.family=sensors" if found.family == "sensors" and out.endswith(".npz") else "")
+
+
+def network(
+    path: Annotated[str, typer.Argument(metavar="FILE.csv", help="The nodes' places; with --routed, a list from,to,cost.")],
+    out: Annotated[str, typer.Option("--out", metavar="FILE.csv", help="The edges, for data.distances.")],
+    node: Annotated[str, typer.Option("--node", metavar="COLUMN", help="Id of a node, as the readings have it.")] = "node",
+    lat: Annotated[str, typer.Option("--lat", metavar="COLUMN", help="Its latitude.")] = "lat",
+    lon: Annotated[str, typer.Option("--lon", metavar="COLUMN", help="Its longitude.")] = "lon",
+    routed: Annotated[bool, typer.Option("--routed", help="The file has lengths of routes instead of places.")] = False,
+    neighbours: Annotated[int | None, typer.Option("--neighbours", help="Edges from each node to so many nearest.")] = None,
+    radius_metres: Annotated[float | None, typer.Option("--radius-metres", help="Edges no longer than this.")] = None,
+    force: Force = False,
+) -> None:
+    """Make the edges of a network, with lengths and Gaussian weights, from the places of its nodes or from routes."""
+    from stlab.sources.network import build_network
+
+    made = build_network(path, out, node=node, lat=lat, lon=lon, routed=routed, neighbours=neighbours, metres=radius_metres, force=force)
+    alone = len(made.nodes) - len(set(made.ends.ravel().tolist()))
+    lines = [
+        ("nodes", f"{len(made.nodes):,}, {alone:,} without an edge"),
+        ("edges", f"{len(made.ends):,}, {made.metres.min():.0f} to {made.metres.max():.0f} m, in the direction from, to"),
+        ("weight", f"exp(−(cost / σ)²), σ = {made.sigma:.1f} m, the deviation of all costs"),
+    ]
+    _print(lines, out, next_step=("use it", f"--set data.distances={shlex.quote(out)} --set data.graph=gaussian"))
 
 
 def formats() -> None:
-    """List the layouts of raw records that are known, and the columns that they need."""
+    """List the layouts that are known, and the columns or files that each needs."""
+    from stlab.sources.foreign import LAYOUTS as FOREIGN
     from stlab.sources.layouts import LAYOUTS
 
     console = console_for_output()
@@ -246,6 +299,15 @@ def formats() -> None:
         for role, names in layout.roles.items():
             joined = ", ".join(names) if role == "values" else " or ".join(names)
             console.print(f"  {role:<9} {joined}", highlight=False, soft_wrap=True)
+    for title, needs in FOREIGN:
+        console.print(coloured(title, "bold", "   stlab data convert"), soft_wrap=True)
+        console.print(f"  {needs}", highlight=False, soft_wrap=True)
+    console.print("Other columns are said with the options of stlab data grid, zones and sensors.", highlight=False)
+
+
+def _command() -> str:
+    """The command as it was typed."""
+    return shlex.join(["stlab", *sys.argv[1:]])
 
 
 def _columns(said: Mapping[str, str | None], options: Mapping[str, str]) -> Any:
@@ -264,9 +326,8 @@ def _request(
 ) -> Request:  # fmt: skip
     from stlab.sources.build import Request
 
-    command = shlex.join(["stlab", *sys.argv[1:]])
     return Request(
-        files, out, step, command, tz, to_tz, time_format, delimiter, encoding, None, begin, end, max_bad, duplicates, tuple(without),
+        files, out, step, _command(), tz, to_tz, time_format, delimiter, encoding, None, begin, end, max_bad, duplicates, tuple(without),
         force, progress,
     )  # fmt: skip
 
@@ -292,16 +353,11 @@ def _progress() -> Iterator[Progress | None]:
         yield lambda doing, done: bar.update(task, description=doing, completed=done)
 
 
-def _print(outcome: Outcome, out: str) -> None:
+def _print(lines: Iterable[tuple[str, str]], out: str, more: str = "", next_step: tuple[str, str] | None = None) -> None:
     """What was made and of what, a line each."""
-    from stlab.sources.words import lines
-
     console = console_for_output()
-    found = [
-        *lines(outcome),
-        ("written", f"{out} ({_size(Path(out).expanduser().stat().st_size)})"),
-        ("look at it", f"stlab data inspect {shlex.quote(out)}"),
-    ]
+    found = [*lines, ("written", f"{out} ({_size(Path(out).expanduser().stat().st_size)})")]
+    found.append(next_step or ("look at it", f"stlab data inspect {shlex.quote(out)}{more}"))
     width = max(len(label) for label, _ in found)
     for label, text in found:
         console.print(coloured(f"{label:<{width}}", "bold", f" {text}"), soft_wrap=True)

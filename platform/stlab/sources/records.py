@@ -266,14 +266,18 @@ def _column(role: str, header: Sequence[str], layout: Layout | None, want: Want,
     )
 
 
-def _form(kind: str, sample: Sequence[str], layout: Layout | None, manner: Manner, file: RawFile, column: str) -> TimeForm:
+def _form(
+    kind: str, sample: Sequence[str], layout: Layout | None, manner: Manner, file: RawFile, column: str
+) -> TimeForm:
     """How the times of a column are written, which DuckDB reads as ``kind``."""
     if manner.time_format and (kind == "VARCHAR" or (manner.time_format in EPOCHS and "INT" in kind)):
         form = TimeForm(manner.time_format)
     elif kind.startswith(("TIMESTAMP", "DATE")):
         form = TimeForm(has_offset=kind.endswith("TIME ZONE"))
     elif kind != "VARCHAR":
-        raise DataError(f"{file.name}: column '{column}' holds {kind}, not times. Seconds since 1970? --time-format epoch.")
+        raise DataError(
+            f"{file.name}: column '{column}' holds {kind}, not times. Seconds since 1970? --time-format epoch."
+        )
     elif layout is not None and layout.time_format:
         form = TimeForm(layout.time_format)
     else:

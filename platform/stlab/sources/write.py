@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,13 +60,20 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_grid(
-    path: Path, values: NDArray[np.float32], timestamps: NDArray[np.datetime64], channels: Sequence[str], metadata: str
+    path: Path,
+    values: NDArray[np.float32],
+    timestamps: NDArray[np.datetime64] | None,
+    channels: Sequence[str] | None,
+    metadata: str,
 ) -> None:
-    """Write (T, C, H, W) as the ``.npz`` that ``data.path`` takes."""
+    """Write (T, C, H, W), or (T, N, C) of sensors, as the ``.npz`` that ``data.path`` takes."""
+    arrays: dict[str, Any] = {"data": values, METADATA: np.array(metadata)}
+    if timestamps is not None:
+        arrays["timestamps"] = timestamps
+    if channels is not None:
+        arrays["channels"] = np.array(channels)
     with whole_file(path) as beside, beside.open("wb") as sink:
-        np.savez_compressed(
-            sink, data=values, timestamps=timestamps, channels=np.array(channels), stlab=np.array(metadata)
-        )
+        np.savez_compressed(sink, **arrays)
 
 
 def write_network(connection: duckdb.DuckDBPyConnection, query: str, path: Path, metadata: str) -> None:
