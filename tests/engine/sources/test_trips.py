@@ -220,3 +220,25 @@ def test_square_cells_and_a_box_that_nobody_says(say: Callable[..., Any]) -> Non
     assert north > both.quantile(0.994)
     inside = rows.lat.between(south, north) & rows.lon.between(west, east)
     assert values[:, 0].sum() == inside.sum()
+
+
+def test_records_in_an_object_store_and_zstandard(s3: Any, say: Callable[..., Any]) -> None:
+    """A pattern over a bucket, beside a file here; the same rows in both are one."""
+    import pyarrow as pa
+    import pyarrow.fs as pafs
+
+    bucket, rows = s3.make_bucket("records"), trips(600)
+    system, _ = pafs.FileSystem.from_uri(f"s3://{bucket}/x")
+    for number, part in enumerate((rows[:200], rows[200:400])):
+        with system.open_output_stream(f"{bucket}/raw/2024/{number}.csv") as sink:
+            sink.write(citibike(part).to_csv(index=False).encode())
+    with pa.CompressedOutputStream("rest.csv.zst", "zstd") as sink:
+        sink.write(citibike(rows[300:]).to_csv(index=False).encode())
+    words = ("data", "grid", f"s3://{bucket}/raw/*/*.csv", "rest.csv.zst", "--cells", "4x4", *SAID_BOX, "--out", "grid.npz")
+    answer = say(*words)
+    assert answer.code == 0, answer
+    facts = made("grid.npz")[2]
+    assert facts["tallies"][0]["dropped"]["duplicate"] == 100
+    np.testing.assert_array_equal(made("grid.npz")[0][:, 0], counted(rows, (4, 4), "1h")["outflow"])
+    assert facts["files"][0] == f"s3://{bucket}/raw/2024/0.csv"
+    assert "no file matches" in say(*words[:2], f"s3://{bucket}/raw/*.parquet", *words[4:-1], "other.npz").err
