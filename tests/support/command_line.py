@@ -37,6 +37,16 @@ class CommandLine:
     variables: dict[str, str] = field(default_factory=dict)
     """What the commands have in their environment beside the usual."""
 
+    def start_cold(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+        """Start a command in an interpreter of its own: a child of this process, whose memory is its own alone."""
+        mark = f"{self.folder}/{len(self.marks)}"
+        self.marks.append(mark)
+        with log.open("wb") as target:
+            return subprocess.Popen(
+                [sys.executable, "-m", "stlab", *arguments], cwd=self.folder, env=environment(mark) | self.variables,
+                start_new_session=True, stdout=target, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
     def start(self, *arguments: str, log: Path | None = None) -> WarmProcess:
         """Start a command in a session of its own, as a terminal would."""
         mark = f"{self.folder}/{len(self.marks)}"

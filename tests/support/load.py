@@ -85,7 +85,7 @@ def run(stlab: Any, trials: int) -> Load:
     }
     (stlab.folder / f"{name}.yaml").write_text(yaml.safe_dump(study))
     started = time.monotonic()
-    process = stlab.start("run", f"{name}.yaml", "--storage", name, log=stlab.folder / f"{name}.log")
+    process = stlab.start_cold("run", f"{name}.yaml", "--storage", name, log=stlab.folder / f"{name}.log")
     # Looked at from outside now and then, the peak would be missed that the report makes at the end.
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

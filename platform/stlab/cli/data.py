@@ -29,7 +29,7 @@ def inspect(
     """Show the shape, times, missing values, ranges and split of a data set, and draw its mean and its daily profile."""
     from stlab.data import load_dataset
     from stlab.data.formats.readers import READERS
-    from stlab.inspection.data_summary import summarise
+    from stlab.inspection.data_summary import coverage_of, summarise
     from stlab.report.figures.data_set import data_set_figure
     from stlab.report.figures.style import render
 
@@ -47,7 +47,7 @@ def inspect(
         raise UserError("the data cannot be used as it is, so no picture was drawn.\n" + "\n".join(summary.problems))
     dataset = load_dataset(spec)
     target = _target(dataset, picture, "")
-    target.write_bytes(render(data_set_figure(dataset), "png"))
+    target.write_bytes(render(data_set_figure(dataset, coverage_of(spec)), "png"))
     console.print(coloured(f"{'picture':<{width}}", "bold", f" {target}"), soft_wrap=True)
 
 

@@ -27,6 +27,8 @@ from stlab.data.inputs import further_channels
 from stlab.data.protocol.season import season_count, slot_of_week
 from stlab.data.protocol.split import segments_of, too_short_message, used_steps, window_count
 from stlab.errors import DataError
+from stlab.inspection.findings import findings
+from stlab.report.figures.coverage import Coverage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,6 +100,8 @@ class DataSummary:
     sensors: SensorSummary | None = None
     problems: list[str] = field(default_factory=list)
     """The problems that would stop a study on this data."""
+    findings: list[str] = field(default_factory=list)
+    """What is odd about the readings, with what to do."""
 
     @property
     def by_slot_of_week(self) -> bool:
@@ -133,6 +137,7 @@ class DataSummary:
             else "not possible"
         )
         rows.append(("mean by slot of the week", seen))
+        rows += [("finding", finding) for finding in self.findings]
         return rows + [("problem", problem) for problem in self.problems]
 
 
@@ -146,6 +151,19 @@ def summarise(spec: DataSpec) -> DataSummary:
     """
     content = read_content(spec)
     return _of_windows(content, spec) if isinstance(content, ReadyWindows) else _of_series(content, spec)
+
+
+def coverage_of(spec: DataSpec) -> Coverage | None:
+    """Which readings of the channel that is forecast are missing, and when the segments begin; None for data without times."""
+    content = read_content(spec)
+    if isinstance(content, ReadyWindows) or content.timestamps is None or len(content.timestamps) < 2:
+        return None
+    used = channels_of(content, [spec.channel]) if spec.family == "sensors" else content
+    gone = ~np.isfinite(used.values)
+    if used.null is not None:
+        gone |= used.values == np.float32(used.null)
+    begins = {name: content.timestamps[start] for name, (start, _) in segments_of(len(gone), spec.split, spec.train_ratio).items()}
+    return Coverage(content.timestamps, gone.reshape(len(gone), -1).mean(axis=1), begins)
 
 
 def _of_series(series: Series, spec: DataSpec) -> DataSummary:
@@ -180,6 +198,7 @@ def _of_series(series: Series, spec: DataSpec) -> DataSummary:
         season_count=rarest,
         sensors=_sensors(used, segments["train"][1]) if spec.family == "sensors" else None,
         problems=[problem for problem in (gaps, further, short) if problem],
+        findings=[] if short else findings(used, spec.family, segments),
     )
 
 

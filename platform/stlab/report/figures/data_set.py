@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stlab.report.figures.coverage import HEIGHT, Coverage, calendar
 from stlab.report.figures.style import MUTED, PALETTE, paper_style
 from stlab.report.model_input import without_missing
 
@@ -22,7 +23,7 @@ _WIDTH = 7.2  # inches: a page's two columns
 _DAYS = (("Monday to Friday", PALETTE[0]), ("weekend; bands: 10–90 % of the days", PALETTE[1]))
 
 
-def data_set_figure(dataset: Dataset) -> Figure:
+def data_set_figure(dataset: Dataset, coverage: Coverage | None = None) -> Figure:
     """The first four channels of the train segment, in space and in time.
 
     A grid is shown as a map of its means and as its mean day. A sensor network is shown as the mean reading of each node, the share of
@@ -31,19 +32,22 @@ def data_set_figure(dataset: Dataset) -> Figure:
     The mean day is the mean over cells or nodes by slot of the day, with weekdays and weekends apart and a band from the 10th to the 90th
     percentile of the days. Data without timestamps have the mean by step instead.
 
+    Args:
+        coverage: what all segments lack, drawn as a calendar below.
+
     Returns:
         A figure; its map images hold the means in the data's unit, with row 0 on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with paper_style():
-        figure = _grid(dataset) if dataset.info.family == "grid" else _network(dataset)
+        figure = (_grid if dataset.info.family == "grid" else _network)(dataset, coverage)
         FigureCanvasAgg(figure)
         figure.suptitle(_title(dataset), x=0.01, ha="left", fontsize=10.5)
     return figure
 
 
-def _grid(dataset: Dataset) -> Figure:
+def _grid(dataset: Dataset, coverage: Coverage | None) -> Figure:
     from matplotlib.figure import Figure
 
     names = dataset.channel_names[:_MAX_CHANNELS]
@@ -52,19 +56,23 @@ def _grid(dataset: Dataset) -> Figure:
     height, width = values.shape[2:]
     map_width = min(max(2.0 * width / height, 0.7), 2.9)
     row_height = max(map_width * height / width, 1.4) + 0.65
-    figure = Figure(figsize=(_WIDTH, 0.65 + row_height * len(names)), layout="constrained")
-    panels = figure.subplots(len(names), 2, squeeze=False, width_ratios=(map_width + 0.9, _WIDTH - map_width - 0.9))
-    for row, name in enumerate(names):
+    heights = [row_height] * len(names) + ([HEIGHT] if coverage else [])
+    figure = Figure(figsize=(_WIDTH, 0.65 + sum(heights)), layout="constrained")
+    places = figure.add_gridspec(len(heights), 2, width_ratios=(map_width + 0.9, _WIDTH - map_width - 0.9), height_ratios=heights)
+    days = [figure.add_subplot(places[row, 1]) for row in range(len(names))]
+    for row, (name, day) in enumerate(zip(names, days, strict=True)):
         channel = values[:, row].astype(np.float64)
-        _map(panels[row, 0], channel.mean(axis=0), name, _per_step(dataset))
-        _day(panels[row, 1], channel.mean(axis=(1, 2)), dataset)
-        panels[row, 1].set_title(f"{name}, mean over cells {_per_step(dataset)}", loc="left")
-        panels[row, 1].set_ylim(bottom=min(0.0, panels[row, 1].dataLim.y0))
-    _day_legend(figure, panels[0, 1])
+        _map(figure.add_subplot(places[row, 0]), channel.mean(axis=0), name, _per_step(dataset))
+        _day(day, channel.mean(axis=(1, 2)), dataset)
+        day.set_title(f"{name}, mean over cells {_per_step(dataset)}", loc="left")
+        day.set_ylim(bottom=min(0.0, day.dataLim.y0))
+    if coverage:
+        calendar(figure.add_subplot(places[-1, :]), coverage)
+    _day_legend(figure, days[0])
     return figure
 
 
-def _network(dataset: Dataset) -> Figure:
+def _network(dataset: Dataset, coverage: Coverage | None) -> Figure:
     from matplotlib.figure import Figure
 
     channels = [
@@ -72,7 +80,7 @@ def _network(dataset: Dataset) -> Figure:
         for channel in range(min(dataset.info.shape[1], _MAX_CHANNELS))
     ]
     missing = any(np.isnan(channel).any() for channel in channels)
-    heights = [1.5, *([0.8] if missing else []), 1.9] * len(channels)
+    heights = [1.5, *([0.8] if missing else []), 1.9] * len(channels) + ([HEIGHT] if coverage else [])
     figure = Figure(figsize=(_WIDTH, 0.65 + sum(heights) + 0.35 * len(heights)), layout="constrained")
     panels = iter(figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     days = None
@@ -86,6 +94,8 @@ def _network(dataset: Dataset) -> Figure:
         _day(days, np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0), dataset)
         days.set_title(f"{name}, mean over nodes by {'step' if dataset.train.slots is None else 'time of day'}", loc="left")
         days.set_ylabel("data unit")
+    if coverage:
+        calendar(next(panels), coverage)
     if days is not None:
         _day_legend(figure, days)
     return figure
