@@ -18,7 +18,7 @@ from stlab.cli.data import image, inspect
 from stlab.cli.doctor import doctor
 from stlab.cli.models import models
 from stlab.cli.replay import replay
-from stlab.cli.sources import convert, formats, grid, network, sensors, zones
+from stlab.cli.sources import convert, formats, grid, network, sensors, sources, zones
 from stlab.cli.status import logs, status
 from stlab.cli.study import plan, report, run, schema
 from stlab.cli.tracking import sync, ui
@@ -36,7 +36,7 @@ data_app = typer.Typer(help="Make data sets of raw records, and look at data bef
 app.add_typer(data_app, name="data")
 for command in (run, plan, report, replay, models, submit, status, logs, stop, doctor, ui, sync, image, schema):
     app.command()(command)
-for data_command in (grid, zones, sensors, convert, network, formats, inspect):
+for data_command in (grid, zones, sensors, convert, network, formats, sources, inspect):
     data_app.command()(data_command)
 
 

@@ -288,6 +288,20 @@ def network(
     _print(lines, out, next_step=("use it", f"--set data.distances={shlex.quote(out)} --set data.graph=gaussian"))
 
 
+def sources() -> None:
+    """List public data sets: what they hold, where they are, under which terms, and the commands that make a study of them."""
+    from stlab.sources.published import SOURCES
+
+    console = console_for_output()
+    for one in SOURCES:
+        console.print(coloured(one.name, "bold", f"   {one.about}"), soft_wrap=True)
+        console.print(f"  at     {one.address}", highlight=False, soft_wrap=True)
+        console.print(f"  terms  {one.terms}", highlight=False, soft_wrap=True)
+        for command in one.commands:
+            console.print(f"  $ {command}", highlight=False, soft_wrap=True)
+    console.print("stlab fetches none of them.", highlight=False)
+
+
 def formats() -> None:
     """List the layouts that are known, and the columns or files that each needs."""
     from stlab.sources.foreign import LAYOUTS as FOREIGN
