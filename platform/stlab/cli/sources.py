@@ -147,6 +147,7 @@ def zones(
     force: Force = False,
 ) -> None:
     """Count trips by the zones that they name: a network of zones."""
+    from stlab.errors import UserError
     from stlab.sources import words
     from stlab.sources.build import make_zones
 
@@ -154,6 +155,8 @@ def zones(
         {"zone": zone, "time": time, "end_zone": also_end, "end_time": end_time},
         {"end_zone": "--also-end", "end_time": "--end-time"},
     )
+    if end_time and not also_end:
+        raise UserError(f"--end-time {end_time}: say the zone of the end, too: --also-end COLUMN.")
     with_end = bool(also_end) or (not (zone or time) and not starts_only)
     with _progress() as told:
         request = _request(

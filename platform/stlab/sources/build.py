@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stlab.errors import DataError
 from stlab.sources.cells import Cells, box_of, counted_cells, metric_cells
 from stlab.sources.clock import checked_zone, clock_changes, covered_steps, step_seconds
+from stlab.sources.dialects import checked_encoding, checked_separator
+from stlab.sources.layouts import LAYOUTS
 from stlab.sources.outcome import Outcome, Tally, check_malformed, share
 from stlab.sources.raw_files import RawFile, raw_files
 from stlab.sources.readings import How, ReadingTable
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     import duckdb
 
 Box = tuple[float, float, float, float]
+Between = Callable[[Span, datetime, datetime], int]
+_MOST_BYTES = 8_000_000_000
+_DETECTOR_VALUES = next(layout for layout in LAYOUTS if layout.headless).roles["values"]
 
 
 @dataclass(frozen=True)
@@ -72,26 +77,35 @@ class _Job:
     loaded: Loaded = field(default_factory=Loaded)
 
     def outcome(
-        self, span: Span, tallies: Sequence[Tally], rows_between: object, facts: Mapping[str, object]
+        self, span: Span, lost: Sequence[str], tallies: Sequence[Tally], kept_between: Between, facts: Mapping[str, object]
     ) -> Outcome:
+        """The outcome of this job.
+
+        Args:
+            kept_between: how many records that are kept lie between two local times.
+        """
         request, loaded = self.request, self.loaded
         common: dict[str, object] = {
             "begin": span.start.isoformat(), "end": span.end.isoformat(), "step_seconds": span.seconds, "steps": span.steps,
-            "tz": request.to_tz or request.tz, "layouts": loaded.layouts, "read_as": loaded.dialects,
+            "tz": request.to_tz or request.tz, "layouts": loaded.layouts, "read_as": loaded.dialects, "left_out_days": list(lost),
         }  # fmt: skip
-        zone = request.to_tz or request.tz
-        if zone is not None and zone != "UTC":
-            changes = clock_changes(zone, span.start, span.end)
-            common["clock_changes"] = [change.words(rows_between(change.begin, change.end)) for change in changes]  # type: ignore[operator]
-            common["clock_steps"] = covered_steps(changes, span.start, span.seconds)
-        return Outcome(
-            request.command,
-            [file.name for file in self.files],
-            tallies,
-            loaded.malformed,
-            loaded.examples,
-            {**common, **facts},
-        )
+        common |= _clock_facts(request, span, kept_between)
+        return Outcome(request.command, [file.name for file in self.files], tallies, loaded.malformed, loaded.examples, {**common, **facts})
+
+
+def _clock_facts(request: Request, span: Span, kept_between: Between) -> dict[str, object]:
+    """What changes of the clocks do to the records: of the result's zone, and of the times' own where that is another."""
+    zone, own = request.to_tz or request.tz, request.tz
+    facts: dict[str, object] = {}
+    if zone is not None and zone != "UTC":
+        changes = clock_changes(zone, span.start, span.end)
+        facts["clock_changes"] = [change.words(kept_between(span, change.begin, change.end)) for change in changes]
+        facts["clock_steps"] = covered_steps(changes, span.start, span.seconds)
+    if own is not None and own not in ("UTC", zone):
+        day = timedelta(days=1)
+        said = [change.words_of_source(own) for change in clock_changes(own, span.start - day, span.end + day)]
+        facts["clock_changes"] = [*facts.get("clock_changes", []), *said]  # type: ignore[misc]
+    return facts
 
 
 def make_grid(
@@ -137,11 +151,18 @@ def make_grid(
             span, outcome = _counted(job, counter, facts | {"h3": h3})
             _write_places(connection, job, span, ends, outcome)
             return outcome
+        chosen = said_box or central_box(connection, ends)
+        facts["box_said"] = said_box is not None
         grid = counted_cells(chosen, cells) if cells is not None else metric_cells(chosen, float(cell_metres or 0))
         counter = TripCounter(
             connection, ends, {end.channel: grid.index(*map(quoted, end.place)) for end in ends}, job.loaded
         )
         span, outcome = _counted(job, counter, facts | _cell_facts(grid))
+        if (size := 4 * span.steps * len(ends) * grid.rows * grid.columns) > _MOST_BYTES:
+            raise DataError(
+                f"{span.steps:,} steps of {grid.rows} × {grid.columns} cells are {size / 1e9:.0f} GB. Give larger cells, longer steps, or "
+                "--from and --to."
+            )
         values = counted_grid(connection, span, len(ends), grid.rows * grid.columns).reshape(
             span.steps, len(ends), grid.rows, grid.columns
         )
@@ -178,9 +199,9 @@ def make_zones(request: Request, columns: Columns, *, also_end: bool) -> Outcome
 
 
 def _counted(job: _Job, counter: TripCounter, facts: Mapping[str, object]) -> tuple[Span, Outcome]:
-    span = counter.span(job.begin, job.end, job.seconds)
+    span, lost = counter.span(job.begin, job.end, job.seconds)
     tallies = counter.count(span, job.request.progress)
-    return span, job.outcome(span, tallies, counter.rows_between, facts)
+    return span, job.outcome(span, lost, tallies, counter.rows_between, facts)
 
 
 def _write_places(
@@ -214,26 +235,33 @@ def make_sensors(request: Request, columns: Columns, *, values: Sequence[str], h
     Raises:
         DataError: what is wrong with the files or the options.
     """
-    from stlab.sources.layouts import LAYOUTS
-
-    target = checked_target(request.out, (".parquet",), request.force)
-    known = next(layout for layout in LAYOUTS if layout.headless)
-    names = list(values) or list(known.roles["values"])
+    names = list(values) or list(_DETECTOR_VALUES)
     roles = {f"value{i}": name for i, name in enumerate(names)}
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"--value {twice[0]}: is given twice. Name each column once.")
-    options = {**columns.options, **dict.fromkeys(roles, "--value")}
+    folded_names = [name.casefold() for name in names]
+    for i, name in enumerate(folded_names):
+        if name in folded_names[:i]:
+            raise DataError(f"--value {names[i]}: is given twice, at most in another case. Name each column once.")
+        if name in ("timestamp", "node"):
+            raise DataError(f"--value {names[i]}: the result has a column of that name. Rename it in the file.")
+    option = "--value" if values else "--value, by default those of Caltrans PeMS"
+    options = {**columns.options, **dict.fromkeys(roles, option)}
     want = Want("sensors", ("time",), tuple(roles), ("node",), {**columns.said, **roles}, options)
     with _loaded(request, want, (".parquet",)) as (connection, job):
         table = ReadingTable(connection, roles, how, job.loaded, request.without)
-        span = table.span(job.begin, job.end, job.seconds)
+        span, lost = table.span(job.begin, job.end, job.seconds)
         tallies = table.write(span, request.progress)
-        outcome = job.outcome(span, tallies, table.rows_between, {"how": how, **table.facts(span)})
-        chosen = ", ".join(quoted(name) for name in names)
-        write_network(
-            connection, f"SELECT timestamp, node, {chosen} FROM steps ORDER BY 1, 2", target, outcome.metadata()
-        )
+        outcome = job.outcome(span, lost, tallies, table.rows_between, {"how": how, **table.facts(span)})
+        write_network(connection, _whole_span(names, span), job.target, outcome.metadata())
         return outcome
+
+
+def _whole_span(names: Sequence[str], span: Span) -> str:
+    """SQL of all readings, with a row without a reading where nobody has one in the first or the last step, so that the span is kept."""
+    chosen = ", ".join(map(quoted, names))
+    ends = f"(SELECT {span.first_time('0')} AS timestamp UNION SELECT {span.first_time(str(span.steps - 1))})"
+    nothing = f"(SELECT min(node) FROM steps){', NULL' * len(names)}"
+    empty = f"SELECT timestamp, {nothing} FROM {ends} WHERE timestamp NOT IN (SELECT timestamp FROM steps)"
+    return f"SELECT timestamp, node, {chosen} FROM steps UNION ALL {empty} ORDER BY 1, 2"
 
 
 @contextmanager
@@ -250,11 +278,17 @@ def _loaded(request: Request, want: Want, suffixes: Sequence[str]) -> Iterator[t
         raise DataError(f"--from {request.begin} --to {request.end}: the end has to be later than the beginning.")
     if request.duplicates not in ("drop", "keep"):
         raise DataError(f"--duplicates {request.duplicates}: give drop or keep.")
+    if request.decimal not in (None, ",", "."):
+        raise DataError(f"--decimal {request.decimal}: give , or .")
     job = _Job(request, seconds, begin, end, checked_target(request.out, suffixes, request.force))
-    manner = Manner(tz, to_tz, request.time_format, request.delimiter, request.encoding, request.decimal)
+    delimiter = None if request.delimiter is None else checked_separator(request.delimiter)
+    encoding = None if request.encoding is None else checked_encoding(request.encoding)
+    manner = Manner(tz, to_tz, request.time_format, delimiter, encoding, request.decimal)
     with tempfile.TemporaryDirectory(prefix="stlab-") as folder:
         (archives := Path(folder, "archives")).mkdir()
         job.files = raw_files(request.files, archives)
+        if any(file.path.resolve() == job.target.resolve() for file in job.files):
+            raise DataError(f"--out {request.out}: is one of the files that are read. Name another.")
         with database(Path(folder), request.progress) as connection:
             job.loaded = load(connection, job.files, want, manner, request.progress)
             if not job.loaded.rows:

@@ -44,8 +44,14 @@ class Cells:
     def index(self, lat: str, lon: str) -> str:
         """SQL of the cell of a place, counted row by row; NULL outside the box. An inner edge is the southern or eastern cell's."""
         box = self.box
-        row = f"least(CAST(floor(({box.north!r} - {lat}) / {(box.north - box.south) / self.rows!r}) AS INTEGER), {self.rows - 1})"
-        column = f"least(CAST(floor(({lon} - {box.west!r}) / {(box.east - box.west) / self.columns!r}) AS INTEGER), {self.columns - 1})"
+        height, width = (box.north - box.south) / self.rows, (box.east - box.west) / self.columns
+        row, column = f"floor(({box.north!r} - {lat}) / {height!r})", f"floor(({lon} - {box.west!r}) / {width!r})"
+        # A quotient may be rounded over an edge; the edge itself decides.
+        north, west = repr(box.north), repr(box.west)
+        row = f"{row} + ({lat} <= {north} - ({row} + 1) * {height!r})::INT - ({lat} > {north} - {row} * {height!r})::INT"
+        column = f"{column} + ({lon} >= {west} + ({column} + 1) * {width!r})::INT - ({lon} < {west} + {column} * {width!r})::INT"
+        limits = ((row, self.rows - 1), (column, self.columns - 1))
+        row, column = (f"CAST(least(greatest({number}, 0), {last}) AS INTEGER)" for number, last in limits)
         inside = f"{lat} BETWEEN {box.south!r} AND {box.north!r} AND {lon} BETWEEN {box.west!r} AND {box.east!r}"
         return f"CASE WHEN {inside} THEN {row} * {self.columns} + {column} END"
 

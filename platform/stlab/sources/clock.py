@@ -70,6 +70,14 @@ class ClockChange:
         )
 
 
+    def words_of_source(self, zone: str) -> str:
+        """A sentence on times that are converted from this zone."""
+        span = f"{self.begin:%Y-%m-%d %H:%M} to {self.end:%H:%M} in {zone}"
+        if self.kind == "repeated":
+            return f"{span} exists twice: records of both are taken for the later, in standard time"
+        return f"{span} does not exist: records in it are taken for the hour after"
+
+
 def clock_changes(zone: str, begin: datetime, end: datetime) -> list[ClockChange]:
     """The changes of a zone's clocks that touch a span of local time, in order."""
     info = ZoneInfo(zone)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from stlab.sources.raw_files import RawFile
 
 _SEPARATORS = ",;\t|"
 _SAMPLE_LINES = 1000
-_ENCODINGS = ("utf-8", "latin-1")
+_ENCODINGS = {"utf-8": "UTF-8", "latin-1": "Latin-1", "utf-16": "UTF-16"}
+"""Those that DuckDB reads, and their names."""
 _WITH_OFFSET = re.compile(r"\d\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$")
 _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?$")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+$")
@@ -43,6 +45,9 @@ class Dialect:
     """Files of one dialect are read together."""
 
     header: tuple[str, ...]
+    """The columns as DuckDB holds them: none empty, none twice but for case."""
+    names: tuple[str, ...] = ()
+    """The columns as the file writes them."""
     is_parquet: bool = False
     types: tuple[str, ...] = ()
     """DuckDB's types of a Parquet file's columns."""
@@ -56,7 +61,7 @@ class Dialect:
         if self.is_parquet:
             return ""
         found = [] if self.separator == "," else [f"{self.separator!r} between columns"]
-        return ", ".join(found + ([] if self.encoding == "utf-8" else ["Latin-1"]))
+        return ", ".join(found + ([] if self.encoding == "utf-8" else [_ENCODINGS[self.encoding]]))
 
 
 @contextmanager
@@ -85,30 +90,55 @@ def text_dialect(file: RawFile, separator: str | None, encoding: str | None) -> 
     try:
         with opened(file) as stream:
             head = stream.read(1 << 20)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file.name}: cannot be read ({error}). Fetch it again.") from error
     if not head.strip():
         raise DataError(f"{file.name}: an empty file. Fetch it again, or leave it out.")
-    if head[:4] in (b"PAR1", b"PK\x03\x04") or b"\0" in head[:4096]:
-        raise DataError(
-            f"{file.name}: no text, but binary data. Is its name right? Parquet ends in .parquet, archives in .zip."
-        )
+    if encoding != "utf-16" and (head[:4] in (b"PAR1", b"PK\x03\x04") or b"\0" in head[:4096]):
+        raise DataError(f"{file.name}: no text, but binary data. Is its name right? Parquet ends in .parquet, archives in .zip.")
     found = encoding or _encoding(head)
-    text = head.decode(found, "replace").removeprefix("\ufeff")
-    lines = text.splitlines()
+    lines = head.decode(found, "replace").removeprefix("\ufeff").splitlines()
     lines = lines if len(head) < 1 << 20 else lines[:-1]  # the last may be cut
-    layout = headless_layout(file.path.name)
-    sign = separator or ("," if layout else _separator(lines[0]))
-    rows = list(csv.reader(io.StringIO("\n".join(lines[: _SAMPLE_LINES + 1])), delimiter=sign))
+    skip = next(number for number, line in enumerate(lines) if line.strip())
+    layout = headless_layout(file.base)
+    sign = separator or ("," if layout else _separator(lines[skip]))
+    try:
+        rows = list(csv.reader(io.StringIO("\n".join(lines[skip : skip + _SAMPLE_LINES + 1])), delimiter=sign))
+    except csv.Error as error:
+        raise DataError(f"{file.name}: no table of text ({error}). Is a quotation mark open? Is --delimiter right?") from error
     if layout:
-        return Dialect(pems_columns(len(rows[0])), separator=sign, encoding=found, has_header=False), rows
-    header = tuple(_unique([cell.strip() for cell in rows[0]]))
+        names = pems_columns(len(rows[0]))
+        return Dialect(names, names, separator=sign, encoding=found, has_header=False, skip=skip), rows
+    names = tuple(cell.strip() for cell in rows[0])
     # Some of the TLC's files have an empty line below the header.
-    return Dialect(header, separator=sign, encoding=found), [row for row in rows[1:] if row]
+    return Dialect(tuple(_unique(names)), names, separator=sign, encoding=found, skip=skip), [row for row in rows[1:] if row]
+
+
+def checked_separator(text: str) -> str:
+    """The character between columns.
+
+    Raises:
+        DataError: it is none, or several.
+    """
+    sign = "\t" if text in ("\\t", "tab") else text
+    if len(sign) != 1 or sign in "\"\r\n":
+        raise DataError(f"--delimiter {text}: give one character, for example ';' or '\\t'.")
+    return sign
+
+
+def checked_encoding(text: str) -> str:
+    """The encoding's name.
+
+    Raises:
+        DataError: it is not among those that are read.
+    """
+    if text.lower() not in _ENCODINGS:
+        raise DataError(f"--encoding {text}: give {', '.join(_ENCODINGS)}; others have to be converted first (iconv -t utf-8).")
+    return text.lower()
 
 
 def _encoding(head: bytes) -> str:
-    for encoding in _ENCODINGS:
+    for encoding in ("utf-8", "latin-1"):
         try:
             head[: head.rfind(b"\n") + 1 or len(head)].decode(encoding)
             return encoding
@@ -131,9 +161,17 @@ def _unique(names: Sequence[str]) -> list[str]:
     return result
 
 
-def has_decimal_comma(cells: Sequence[str], separator: str) -> bool:
-    """Whether numbers are written as 12,5: at least one is, and the comma does not separate columns."""
-    return separator != "," and any(_DECIMAL_COMMA.match(cell.strip()) for cell in cells)
+def has_decimal_comma(cells: Sequence[str], separator: str, file: RawFile) -> bool:
+    """Whether numbers are written as 12,5: at least one is, and the comma does not separate columns.
+
+    Raises:
+        DataError: each comma has three digits after it, so that it may stand for thousands.
+    """
+    commas = [cell.strip() for cell in cells if _DECIMAL_COMMA.match(cell.strip())] if separator != "," else []
+    if commas and all(len(cell.partition(",")[2]) == 3 for cell in commas):
+        whole = commas[0].partition(",")[0]
+        raise DataError(f"{file.name}: is {commas[0]} a little more than {whole}, or in thousands? Say it: --decimal , or --decimal .")
+    return bool(commas)
 
 
 @dataclass(frozen=True)
@@ -142,6 +180,8 @@ class TimeForm:
 
     format: str = "iso"
     """``iso``, ``epoch``, ``epoch_ms``, or strptime's."""
+    fractions: bool = False
+    """Whether seconds may have fractions beside the format."""
     has_offset: bool = False
     """Whether each time says its distance from UTC."""
 
@@ -169,7 +209,8 @@ def time_form(cells: Sequence[str], file: RawFile, column: str, *, month_first: 
                 rest = text[found.end() :].lstrip()
                 clock = next((form for shape, form in _CLOCKS if shape.match(rest)), None)
                 if clock or not rest:
-                    return TimeForm(f"{date}{text[found.end() : len(text) - len(rest)]}{clock or ''}")
+                    form = f"{date}{text[found.end() : len(text) - len(rest)]}{(clock or '').removesuffix('.%f')}"
+                    return TimeForm(form, fractions=form.endswith("%S"))
     hint = (
         "They count seconds? --time-format epoch."
         if re.fullmatch(r"\d{9,11}", texts[0])

@@ -7,6 +7,7 @@ specification of the Caltrans PeMS clearinghouse.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -78,7 +79,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 def folded(name: str) -> str:
     """A column's name as it is compared: what differs between years (case, blanks, underscores) is gone."""
-    return re.sub(r"[^0-9a-z%#]", "", name.lower())
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def pems_columns(count: int) -> tuple[str, ...]:

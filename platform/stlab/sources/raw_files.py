@@ -25,8 +25,14 @@ class RawFile:
     """A file of records on this machine."""
 
     path: Path
+    """A link in the scratch folder, whose name holds nothing that DuckDB would take for a pattern."""
     name: str
     """What the user calls it: the path or URI as given, and the member of a zip archive after an exclamation mark."""
+
+    @property
+    def base(self) -> str:
+        """The file's own name, without its folder."""
+        return PurePosixPath(self.name.rpartition("!")[2]).name
 
     @property
     def is_parquet(self) -> bool:
@@ -43,12 +49,22 @@ def raw_files(patterns: Sequence[str], scratch: Path) -> list[RawFile]:
     Raises:
         DataError: a pattern matches nothing, a file is of another kind, or an archive is damaged or holds no records.
     """
-    found: dict[str, RawFile] = {}
+    found: dict[Path, str] = {}
     for pattern in patterns:
         for name in _matches(pattern):
-            for file in _opened(name, scratch):
-                found.setdefault(file.name, file)
-    return list(found.values())
+            for path, shown_name in _opened(name, scratch):
+                found.setdefault(path.resolve(), shown_name)
+    links = scratch / "files"
+    links.mkdir()
+    return [RawFile(_linked(path, links / f"{number:06d}"), name) for number, (path, name) in enumerate(found.items())]
+
+
+def _linked(path: Path, link: Path) -> Path:
+    """A link to a file that ends as its name does."""
+    suffix = next(suffix for suffix in sorted((*TEXT, *PARQUET), key=len, reverse=True) if path.name.lower().endswith(suffix))
+    named = link.with_name(link.name + suffix)
+    named.symlink_to(path)
+    return named
 
 
 def _matches(pattern: str) -> list[str]:
@@ -101,8 +117,8 @@ def _matches_at_uri(pattern: str) -> list[str]:
     return names
 
 
-def _opened(name: str, scratch: Path) -> Iterator[RawFile]:
-    """The file itself, or what a zip archive holds."""
+def _opened(name: str, scratch: Path) -> Iterator[tuple[Path, str]]:
+    """The file itself, or what a zip archive holds: paths, and what the user calls them."""
     if is_uri(name):
         try:
             path = local_copy(name, folders=False)
@@ -120,7 +136,7 @@ def _opened(name: str, scratch: Path) -> Iterator[RawFile]:
     if path.suffix.lower() == ".zip":
         yield from _members(path, name, scratch)
     elif _is_known(path.name):
-        yield RawFile(path, name)
+        yield path, name
     else:
         raise DataError(
             f"{name}: files of this kind are not records; known: {', '.join((*TEXT, *PARQUET))}, and .zip of these."
@@ -131,7 +147,7 @@ def _is_known(name: str) -> bool:
     return name.lower().endswith((*TEXT, *PARQUET))
 
 
-def _members(archive: Path, name: str, scratch: Path) -> Iterator[RawFile]:
+def _members(archive: Path, name: str, scratch: Path) -> Iterator[tuple[Path, str]]:
     """The records in an archive, and in archives inside it, as Citi Bike's yearly files are."""
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -149,7 +165,7 @@ def _members(archive: Path, name: str, scratch: Path) -> Iterator[RawFile]:
                     yield from _members(target, inside, scratch)
                     target.unlink()
                 else:
-                    yield RawFile(target, inside)
+                    yield target, inside
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"{name}: no zip archive, or damaged ({error}). Fetch it again.") from error
 

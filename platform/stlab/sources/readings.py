@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
+from stlab.errors import DataError
 from stlab.sources.outcome import MALFORMED, Cases, Tally, tallied, why
 from stlab.sources.records import Loaded, Progress, executed, literal, quoted
 from stlab.sources.span import Span, covered
@@ -13,6 +14,8 @@ from stlab.sources.span import Span, covered
 if TYPE_CHECKING:
     import duckdb
 
+READINGS = " readings "
+"""The column of the table ``steps`` with the number of readings; no file has a column of this name."""
 How = Literal["mean", "sum", "max", "min", "last"]
 _AGGREGATES = {"mean": "avg", "sum": "sum", "max": "max", "min": "min", "last": "arg_max"}
 
@@ -42,20 +45,25 @@ class ReadingTable:
             without,
         )
 
-    def span(self, begin: datetime | None, end: datetime | None, seconds: int) -> Span:
-        """The steps that are made; see :func:`covered`.
+    def span(self, begin: datetime | None, end: datetime | None, seconds: int) -> tuple[Span, list[str]]:
+        """The steps that are made, and the stretches that are not; see :func:`covered`.
 
         Raises:
-            DataError: no reading is left, or no step.
+            DataError: no reading is left, or no step; or no record names a node that is to be left out.
         """
+        for node in self._without:
+            if not self._connection.execute("SELECT count(*) FROM records WHERE node = ?", [node]).fetchone()[0]:  # type: ignore[index]
+                raise DataError(f"--without {node}: no record names that. Is it written so in the files?")
         tallied(self._connection, "readings", self._cases(None), self._loaded)
-        return covered(
-            self._connection,
-            f"SELECT time AS t FROM records WHERE {why(self._cases(None))} IS NULL",
-            begin,
-            end,
-            seconds,
-        )
+        kept = f"SELECT time AS t FROM records WHERE {why(self._cases(None))} IS NULL"
+        span, lost = covered(self._connection, kept, begin, end, seconds)
+        # A log may begin and end in the middle of a day.
+        row = self._connection.execute(f"SELECT min(t), max(t) FROM ({kept}) WHERE NOT ({span.outside('t')})").fetchone()
+        if row is None or row[0] is None:
+            return span, lost
+        first, last = (int((time - span.start).total_seconds() // seconds) for time in row)
+        first, last = 0 if begin else first, span.steps - 1 if end else last
+        return Span(span.start + timedelta(seconds=first * seconds), last - first + 1, seconds), lost
 
     def write(self, span: Span, progress: Progress | None = None) -> list[Tally]:
         """Write the table ``steps`` (timestamp, node, a column a channel, ``readings``), and tell what became of the records.
@@ -68,11 +76,22 @@ class ReadingTable:
         executed(
             self._connection,
             f"CREATE TABLE steps AS SELECT {span.first_time(span.step('time'))} AS timestamp, {self._node()} AS node, {values}, "
-            f"count(*) AS readings FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY 1, 2",
+            f"count(*) AS {quoted(READINGS)} FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY 1, 2",
             "aggregating",
             progress,
         )
+        self._check_step(span)
         return [tally]
+
+    def _check_step(self, span: Span) -> None:
+        """Refuse steps that are shorter than the time between two readings: most would be empty."""
+        row = self._connection.execute(
+            "SELECT mode(gap) FROM (SELECT epoch(timestamp - lag(timestamp) OVER (ORDER BY timestamp)) AS gap "
+            "FROM (SELECT DISTINCT timestamp FROM steps))"
+        ).fetchone()
+        if row and row[0] and row[0] > span.seconds:
+            gap, step = (f"{seconds / 60:g} min" for seconds in (row[0], span.seconds))
+            raise DataError(f"the readings are {gap} apart, and steps of {step} would mostly be empty. Give --step {gap.replace(' ', '')}.")
 
     def _node(self) -> str:
         """SQL of a node; a number where all are numbers, so that they are sorted as such."""
@@ -87,10 +106,10 @@ class ReadingTable:
 
     def facts(self, span: Span) -> dict[str, object]:
         """What to know of the table: its nodes, the share of steps with a reading, and steps that have fewer readings than most."""
-        row = self._connection.execute("SELECT count(DISTINCT node), count(*), mode(readings) FROM steps").fetchone()
+        row = self._connection.execute(f"SELECT count(DISTINCT node), count(*), mode({quoted(READINGS)}) FROM steps").fetchone()
         assert row is not None
         nodes, cells, usual = int(row[0]), int(row[1]), int(row[2])
-        fewer = self._connection.execute(f"SELECT count(*) FROM steps WHERE readings < {usual}").fetchone()
+        fewer = self._connection.execute(f"SELECT count(*) FROM steps WHERE {quoted(READINGS)} < {usual}").fetchone()
         several = self._connection.execute(
             f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY time, node HAVING count(*) > 1)"
         ).fetchone()
@@ -101,11 +120,10 @@ class ReadingTable:
             "several_readings_of_one_time": int(several[0]),
         }  # fmt: skip
 
-    def rows_between(self, begin: datetime, end: datetime) -> int:
-        """How many readings lie in a span of local time."""
-        row = self._connection.execute(
-            "SELECT count(*) FROM records WHERE time >= ? AND time < ?", [begin, end]
-        ).fetchone()
+    def rows_between(self, span: Span, begin: datetime, end: datetime) -> int:
+        """How many readings that are kept lie between two local times."""
+        kept = f"SELECT count(*) FROM records WHERE {why(self._cases(span))} IS NULL AND time >= ? AND time < ?"
+        row = self._connection.execute(kept, [begin, end]).fetchone()
         return int(row[0]) if row else 0
 
     def _cases(self, span: Span | None) -> Cases:

@@ -204,9 +204,10 @@ def _group(connection: duckdb.DuckDBPyConnection, file: RawFile, want: Want, man
     else:
         dialect, rows = text_dialect(file, manner.separator, manner.encoding)
         sample = {name: [row[i] for row in rows if i < len(row)] for i, name in enumerate(dialect.header)}
-    headless = headless_layout(file.path.name) if not file.is_parquet else None
+    headless = headless_layout(file.base) if not file.is_parquet else None
     layout = headless if headless and headless.command == want.command else recognised(dialect.header, want.command)
-    columns = {role: _column(role, dialect.header, layout, want, file) for role in want.roles}
+    columns = {role: _column(role, dialect, layout, want, file) for role in want.roles}
+    _check_apart(columns, want, file)
     kinds = dict(zip(dialect.header, dialect.types, strict=True)) if file.is_parquet else {}
     times = tuple(
         (
@@ -218,7 +219,7 @@ def _group(connection: duckdb.DuckDBPyConnection, file: RawFile, want: Want, man
         for role in want.times
     )
     numbers = [cell for role in want.numbers for cell in sample.get(columns[role], [])] if not file.is_parquet else []
-    comma = manner.decimal == "," or (manner.decimal is None and has_decimal_comma(numbers, dialect.separator))
+    comma = manner.decimal == "," or (manner.decimal is None and has_decimal_comma(numbers, dialect.separator, file))
     return _Group(dialect, layout.title if layout else "", tuple(columns.items()), times, comma)
 
 
@@ -236,41 +237,50 @@ def _parquet_dialect(connection: duckdb.DuckDBPyConnection, file: RawFile) -> tu
         raise DataError(
             f"{file.name}: no Parquet file, or damaged ({str(error).splitlines()[0]}). Fetch it again."
         ) from error
-    dialect = Dialect(
-        tuple(str(row[0]) for row in described), is_parquet=True, types=tuple(str(row[1]) for row in described)
-    )
+    header = tuple(str(row[0]) for row in described)
+    dialect = Dialect(header, header, is_parquet=True, types=tuple(str(row[1]) for row in described))
     return dialect, {name: [row[i] or "" for row in rows] for i, name in enumerate(texts)}
 
 
-def _column(role: str, header: Sequence[str], layout: Layout | None, want: Want, file: RawFile) -> str:
-    """The file's column that plays a role."""
-    option = want.options.get(role, role)
+def _column(role: str, dialect: Dialect, layout: Layout | None, want: Want, file: RawFile) -> str:
+    """The file's column that plays a role, as DuckDB calls it."""
+    option, names = want.options.get(role, role), dialect.names
     if role in want.columns:
         wanted = want.columns[role]
-        exact = [name for name in header if name == wanted] or [
-            name for name in header if folded(name) == folded(wanted)
-        ]
-        if exact:
-            return exact[0]
-        near = difflib.get_close_matches(folded(wanted), [folded(name) for name in header], n=1, cutoff=0.5)
-        hint = next(f" Did you mean '{name}'?" for name in header if folded(name) == near[0]) if near else ""
-        raise DataError(
-            f"{file.name}: there is no column '{wanted}' ({option}).{hint} Its columns: {', '.join(header)}."
-        )
+        found = [i for i, name in enumerate(names) if name == wanted]
+        found = found or [i for i, name in enumerate(names) if folded(name) == folded(wanted)]
+        if len(found) == 1:
+            return dialect.header[found[0]]
+        if found:
+            several = ", ".join(f"'{names[i]}'" for i in found)
+            raise DataError(f"{file.name}: '{wanted}' ({option}) may be any of the columns {several}. Name one of them.")
+        near = difflib.get_close_matches(folded(wanted), [folded(name) for name in names], n=1, cutoff=0.5)
+        hint = next(f" Did you mean '{name}'?" for name in names if folded(name) == near[0]) if near else ""
+        raise DataError(f"{file.name}: there is no column '{wanted}' ({option}).{hint} Its columns: {', '.join(names)}.")
     if layout is not None and role in layout.roles:
-        names = {folded(name) for name in layout.roles[role]}
-        return next(name for name in header if folded(name) in names)
-    known = ", ".join(layout.title for layout in LAYOUTS if layout.command == want.command)
+        wanted_names = {folded(name) for name in layout.roles[role]}
+        return next(dialect.header[i] for i, name in enumerate(names) if folded(name) in wanted_names)
+    known = ", ".join(known.title for known in LAYOUTS if known.command == want.command)
     raise DataError(
-        f"{file.name}: which column is it? Say it with {option}. Its columns: {', '.join(header)}. (Known without a word: {known}.)"
+        f"{file.name}: which column is it? Say it with {option}. Its columns: {', '.join(names)}. (Known without a word: {known}.)"
     )
+
+
+def _check_apart(columns: Mapping[str, str], want: Want, file: RawFile) -> None:
+    """Refuse two roles in one column, which two spellings of its name may give."""
+    first: dict[str, str] = {}
+    for role in (*want.numbers, *want.texts):
+        if (other := first.setdefault(columns[role], role)) != role and not {role, other} <= {"zone", "end_zone"}:
+            options = " and ".join(want.options.get(one, one) for one in (other, role))
+            raise DataError(f"{file.name}: {options} both name the column '{columns[role]}'.")
 
 
 def _form(
     kind: str, sample: Sequence[str], layout: Layout | None, manner: Manner, file: RawFile, column: str
 ) -> TimeForm:
     """How the times of a column are written, which DuckDB reads as ``kind``."""
-    if manner.time_format and (kind == "VARCHAR" or (manner.time_format in EPOCHS and "INT" in kind)):
+    is_number = any(word in kind for word in ("INT", "DOUBLE", "FLOAT", "DECIMAL"))
+    if manner.time_format and (kind == "VARCHAR" or (manner.time_format in EPOCHS and is_number)):
         form = TimeForm(manner.time_format)
     elif kind.startswith(("TIMESTAMP", "DATE")):
         form = TimeForm(has_offset=kind.endswith("TIME ZONE"))
@@ -297,21 +307,15 @@ def _insert(
 ) -> None:  # fmt: skip
     dialect, column = group.dialect, dict(group.columns)
     parsed = _parsed(group, want, manner)
-    texts = [f"trim(CAST({quoted(column[role])} AS VARCHAR))" for role in want.texts]
-    row_hash = f"hash({', '.join(map(quoted, dialect.header))})"
-    chosen = ", ".join(
-        ["__file", row_hash, *parsed.values(), *texts, *(_is_bad(column[role], sql) for role, sql in parsed.items())]
-    )
-    rejects = (
-        f"store_rejects = true, rejects_limit = 0, rejects_table = 'rejects{number}', rejects_scan = 'scans{number}'"
-    )
+    texts = [_text_of(_raw(column[role], dialect)) for role in want.texts]
+    # The same text is another time where it is read otherwise.
+    row_hash = f"hash({literal(repr(group.times))}, {', '.join(map(quoted, dialect.header))})"
+    bad = [_is_bad(_raw(column[role], dialect), sql) for role, sql in parsed.items()]
+    chosen = ", ".join(["__file", row_hash, *parsed.values(), *texts, *bad])
+    rejects = f"store_rejects = true, rejects_limit = 0, rejects_table = 'rejects{number}', rejects_scan = 'scans{number}'"
     try:
-        executed(
-            connection,
-            f"INSERT INTO records SELECT {chosen} FROM {_source(files, dialect, rejects)}",
-            "reading",
-            progress,
-        )
+        statement = f"INSERT INTO records SELECT {chosen} FROM {_source(files, dialect, rejects)}"
+        executed(connection, statement, "reading", progress)
     except duckdb.Error as error:
         names = ", ".join(file.name for file in files[:3]) + (", …" if len(files) > 3 else "")
         raise DataError(f"{names}: cannot be read. {_first_lines(error)}") from error
@@ -321,25 +325,37 @@ def _source(files: Sequence[RawFile], dialect: Dialect, rejects: str) -> str:
     """The files as SQL reads them, with their paths as ``__file``. ``rejects`` says what becomes of rows that are none."""
     paths = "[" + ", ".join(literal(str(file.path)) for file in files) + "]"
     if dialect.is_parquet:
-        return f"read_parquet({paths}, filename = '__file')"
+        return f"read_parquet({paths}, filename = '__file', hive_partitioning = false)"
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in dialect.header)
     nulls = ", ".join(literal(text) for text in _NULLS)
     return (
         f"read_csv({paths}, columns = {{{columns}}}, auto_detect = false, header = {str(dialect.has_header).lower()}, "
         f"delim = {literal(dialect.separator)}, quote = '\"', escape = '\"', encoding = {literal(dialect.encoding)}, nullstr = [{nulls}], "
-        f"filename = '__file', {rejects})"
+        f"skip = {dialect.skip}, filename = '__file', hive_partitioning = false, {rejects})"
     )
 
 
 def _parsed(group: _Group, want: Want, manner: Manner) -> dict[str, str]:
     """Role → SQL of its value, for the roles whose cells may be unreadable."""
     column = dict(group.columns)
-    times = {role: _time_of(quoted(column[role]), form, group.dialect, manner) for role, form in group.times}
-    return times | {role: _number_of(quoted(column[role]), group) for role in want.numbers}
+    times = {role: _time_of(_raw(column[role], group.dialect), form, group.dialect, manner) for role, form in group.times}
+    return times | {role: _number_of(_raw(column[role], group.dialect), group) for role in want.numbers}
 
 
-def _is_bad(column: str, parsed: str) -> str:
-    return f"{quoted(column)} IS NOT NULL AND ({parsed}) IS NULL"
+def _raw(column: str, dialect: Dialect) -> str:
+    """SQL of a cell, NULL where it is empty; in CSV it is that already."""
+    if dialect.is_parquet and dialect.types[dialect.header.index(column)] == "VARCHAR":
+        return f"(CASE WHEN trim({quoted(column)}) NOT IN ({', '.join(map(literal, _NULLS))}) THEN {quoted(column)} END)"
+    return quoted(column)
+
+
+def _text_of(cell: str) -> str:
+    """SQL of an id: without blanks around it, and a whole number without the .0 that pandas gives it where others are missing."""
+    return f"nullif(regexp_replace(trim(CAST({cell} AS VARCHAR)), '^(\\d+)\\.0$', '\\1'), '')"
+
+
+def _is_bad(cell: str, parsed: str) -> str:
+    return f"{cell} IS NOT NULL AND ({parsed}) IS NULL"
 
 
 def _first_lines(error: Exception) -> str:
@@ -350,7 +366,7 @@ def _time_of(column: str, form: TimeForm, dialect: Dialect, manner: Manner) -> s
     """SQL of a naive local time, in the zone that the output is in; NULL where the cell is no time."""
     zone = literal(manner.to_tz or manner.tz or "UTC")
     if form.format in EPOCHS:
-        return f"timezone({zone}, to_timestamp(try_cast({column} AS DOUBLE) / {EPOCHS[form.format]}))"
+        return f"timezone({zone}, TRY(to_timestamp(try_cast({column} AS DOUBLE) / {EPOCHS[form.format]})))"
     if form.has_offset or "%z" in form.format:
         aware = (
             f"try_strptime({column}, {literal(form.format)})"
@@ -364,7 +380,8 @@ def _time_of(column: str, form: TimeForm, dialect: Dialect, manner: Manner) -> s
         )
         return f"timezone({zone}, {guarded})"
     if form.format != "iso":
-        naive = f"try_strptime({column}, {literal(form.format)})"
+        forms = [form.format, *([f"{form.format}.%f"] if form.fractions else [])]
+        naive = f"try_strptime({column}, [{', '.join(map(literal, forms))}])"
     elif dialect.is_parquet:
         naive = f"try_cast({column} AS TIMESTAMP)"
     else:  # DuckDB would take a time with an offset and forget the offset
@@ -421,7 +438,7 @@ def _located(
     bad: dict[int, set[str]] = {}
     for role, sql in _parsed(group, want, manner).items():
         rows = connection.execute(
-            f"SELECT DISTINCT {quoted(column[role])} FROM {source} WHERE {_is_bad(column[role], sql)} LIMIT {_MOST_CELLS}"
+            f"SELECT DISTINCT {quoted(column[role])} FROM {source} WHERE {_is_bad(quoted(column[role]), sql)} LIMIT {_MOST_CELLS}"
         ).fetchall()
         bad[group.dialect.header.index(column[role])] = {str(cell) for (cell,) in rows}
     kinds = {
@@ -446,6 +463,9 @@ def _lines(file: RawFile, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(
             io.TextIOWrapper(stream, dialect.encoding, errors="replace", newline=""), delimiter=dialect.separator
         )  # type: ignore[arg-type]
-        for cells in reader:
-            if reader.line_num > 1 or not dialect.has_header:
-                yield reader.line_num, cells
+        try:
+            for cells in reader:
+                if reader.line_num > dialect.skip + 1 or not dialect.has_header:
+                    yield reader.line_num, cells
+        except csv.Error:  # a quotation mark that stays open; what came before is told
+            return

@@ -35,8 +35,8 @@ def said_time(text: str, option: str) -> datetime:
     return time
 
 
-def dense_days(days: Sequence[tuple[datetime, int]]) -> tuple[datetime, datetime]:
-    """The first day, and the day after the last, of the stretch that holds the most records.
+def dense_days(days: Sequence[tuple[datetime, int]]) -> tuple[datetime, datetime, list[str]]:
+    """The first day, and the day after the last, of the stretch that holds the most records; and the other stretches, in words.
 
     A stretch ends where a week has none. At its ends, days with less than a hundredth of the median day's records are left out.
 
@@ -50,7 +50,8 @@ def dense_days(days: Sequence[tuple[datetime, int]]) -> tuple[datetime, datetime
     best = max(stretches, key=lambda stretch: int(counts[stretch].sum()))
     enough = best[counts[best] >= _THIN * np.median(counts[best])]
     first, last = days[int(enough[0])][0], days[int(enough[-1])][0]
-    return first, last + timedelta(days=1)
+    lost = [f"{dates[one[0]]} to {dates[one[-1]]} ({int(counts[one].sum()):,} records)" for one in stretches if one is not best]
+    return first, last + timedelta(days=1), lost
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,10 @@ class Span:
 
 def covered(
     connection: duckdb.DuckDBPyConnection, times: str, begin: datetime | None, end: datetime | None, seconds: int
-) -> Span:
+) -> tuple[Span, list[str]]:
     """The steps from ``begin`` to ``end``; where one is not said, that of the days with records (:func:`dense_days`).
+
+    With them come the stretches of days that are left out for that, in words.
 
     Args:
         times: a query whose column ``t`` holds the times of the records that are kept; there is at least one.
@@ -99,7 +102,8 @@ def covered(
     days = connection.execute(
         f"SELECT CAST(date_trunc('day', t) AS TIMESTAMP), count(*) FROM ({times}) GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    first, last = dense_days(days)
+    first, last, lost = dense_days(days)
+    lost = [] if begin or end else lost
     begin, end = begin or first, end or last
     midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
     start = midnight + timedelta(seconds=(begin - midnight).total_seconds() // seconds * seconds)
@@ -108,4 +112,4 @@ def covered(
         raise DataError(
             f"--from {begin} --to {end}: no step lies between them. The records are of {days[0][0]:%Y-%m-%d} to {days[-1][0]:%Y-%m-%d}."
         )
-    return Span(start, steps, seconds)
+    return Span(start, steps, seconds), lost

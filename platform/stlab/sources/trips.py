@@ -67,6 +67,11 @@ def central_box(connection: duckdb.DuckDBPyConnection, ends: Sequence[End]) -> B
         low, high = (values[np.searchsorted(cumulated, share)] for share in ((1 - CENTRAL) / 2, (1 + CENTRAL) / 2))
         edges.append((low / _ROUNDED, (high if high > low else low + 1) / _ROUNDED))
     (south, north), (west, east) = edges
+    if south < -90 or north > 90 or west < -180 or east > 180:
+        raise DataError(
+            f"the latitudes are {south:g} to {north:g} and the longitudes {west:g} to {east:g}: these are no degrees. Are the columns "
+            "right (--lat, --lon)? Metres of a projection have to be converted first."
+        )
     return Box(float(south), float(west), float(north), float(east))
 
 
@@ -101,12 +106,16 @@ class TripCounter:
             without,
         )
 
-    def span(self, begin: datetime | None, end: datetime | None, seconds: int) -> Span:
-        """The steps that are counted; see :func:`covered`.
+    def span(self, begin: datetime | None, end: datetime | None, seconds: int) -> tuple[Span, list[str]]:
+        """The steps that are counted, and the stretches that are not; see :func:`covered`.
 
         Raises:
-            DataError: no record is left, or no step.
+            DataError: no record is left, or no step; or no record names a zone that is to be left out.
         """
+        for place in self._without:
+            named = " OR ".join(f"{quoted(one.place[0])} = {literal(place)}" for one in self._ends)
+            if not self._connection.execute(f"SELECT count(*) FROM records WHERE {named}").fetchone()[0]:  # type: ignore[index]
+                raise DataError(f"--without {place}: no record names that. Is it written so in the files?")
         for end_of_trip in self._ends:
             tallied(self._connection, end_of_trip.channel, self._cases(end_of_trip, None), self._loaded)
         # Trips that begin on the last evening end on a day that has nothing else.
@@ -129,9 +138,9 @@ class TripCounter:
         executed(self._connection, f"CREATE TABLE counts AS {' UNION ALL '.join(parts)}", "counting", progress)
         return tallies
 
-    def rows_between(self, begin: datetime, end: datetime) -> int:
-        """How many ends lie in a span of local time, wherever they are."""
-        inside = [f"SELECT {quoted(e.time)} AS t FROM records" for e in self._ends]
+    def rows_between(self, span: Span, begin: datetime, end: datetime) -> int:
+        """How many ends that are kept lie between two local times."""
+        inside = [f"SELECT {quoted(e.time)} AS t FROM records WHERE {why(self._cases(e, span))} IS NULL" for e in self._ends]
         row = self._connection.execute(
             f"SELECT count(*) FROM ({' UNION ALL '.join(inside)}) WHERE t >= ? AND t < ?", [begin, end]
         ).fetchone()

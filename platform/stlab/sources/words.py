@@ -23,6 +23,8 @@ def lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     for i, example in enumerate(outcome.examples):
         yield "malformed" if i == 0 else "", str(example)
     yield "times", _times(facts)
+    for i, stretch in enumerate(facts["left_out_days"]):
+        yield "left out" if i == 0 else "", f"{stretch}: a week without a record lies between; --from and --to take them in"
     for i, change in enumerate(facts.get("clock_changes", [])):
         yield "clocks" if i == 0 else "", change
     if "cell_metres" in facts:
