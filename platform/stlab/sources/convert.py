@@ -46,10 +46,11 @@ def convert(
     found = _dated(read_foreign(Path(path).expanduser()), path, start, step)
     if edges is not None and not found.edges:
         raise DataError(f"--distances {distances}: {path} has no edges. Leave it out.")
-    facts = {"command": command, "files": [path], "layout": found.layout, "notes": list(found.notes)}
+    facts: dict[str, object] = {"command": command, "files": [path], "layout": found.layout, "notes": list(found.notes)}
+    if found.zero_is_a_reading:
+        facts["zero_is_a_reading"] = True
     if target.suffix == ".npz":
-        times = found.times if found.times is not None else None
-        write_grid(target, found.values, times, found.channels, json.dumps(facts))
+        write_grid(target, found.values, found.times, found.channels, json.dumps(facts))
     else:
         _write_table(target, found, path, json.dumps(facts))
     if edges is not None:
@@ -85,11 +86,19 @@ def _write_table(target: Path, found: Foreign, path: str, facts: str) -> None:
     are_numbers = all(name.isdecimal() and str(int(name)) == name for name in names)
     ids = np.array([int(name) for name in names]) if are_numbers else np.array(names)
     columns = {"timestamp": np.repeat(found.times, nodes), "node": np.tile(ids, steps)}
-    for i, name in enumerate(
-        found.channels or tuple(f"value {i + 1}" if channels > 1 else "value" for i in range(channels))
-    ):
+    for i, name in enumerate(_channel_columns(found, channels)):
         columns[name] = found.values[:, :, i].reshape(-1)
     table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
     table = table.replace_schema_metadata({METADATA: facts})
     with whole_file(target) as beside:
         pq.write_table(table, beside, compression="zstd")
+
+
+def _channel_columns(found: Foreign, count: int) -> list[str]:
+    """A column's name for each channel, none of them that of the time or the node, none twice."""
+    names = found.channels or tuple(f"value {i + 1}" if count > 1 else "value" for i in range(count))
+    result: list[str] = []
+    for i, name in enumerate(names):
+        taken = {"timestamp", "node", *(other.casefold() for other in result)}
+        result.append(f"{name} ({i + 1})" if name.casefold() in taken else name)
+    return result

@@ -79,9 +79,11 @@ def from_routes(table: pd.DataFrame, path: str, neighbours: int | None, metres: 
             f"{path}: columns {', '.join(map(str, table.columns))}; from, to and cost (or distance) are needed."
         )
     lengths = pd.to_numeric(table[cost], errors="coerce")
-    if bad := int((~(lengths >= 0)).sum()):
-        row = int(np.argmax((~(lengths >= 0)).to_numpy()))
-        raise DataError(f"{path}: line {row + 2}: {cost} is '{table[cost].iloc[row]}', no length; {bad} lines are so.")
+    sound = np.isfinite(lengths) & (lengths >= 0) & table["from"].notna() & table["to"].notna()
+    if bad := int((~sound).sum()):
+        row = int(np.argmax((~sound).to_numpy()))
+        words = f"{cost} is '{table[cost].iloc[row]}', from {table['from'].iloc[row]} to {table['to'].iloc[row]}"
+        raise DataError(f"{path}: line {row + 2}: {words}: no edge; {bad} lines are so.")
     routes = pd.DataFrame({"from": table["from"].astype(str), "to": table["to"].astype(str), "cost": lengths})
     routes = routes[routes["from"] != routes["to"]].sort_values(["from", "cost", "to"], kind="stable")
     if metres is not None:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
 from stlab.errors import DataError
+from stlab.sources.clock import DAY_SECONDS
 from stlab.sources.outcome import MALFORMED, Cases, Tally, tallied, why
 from stlab.sources.records import Loaded, Progress, executed, literal, quoted
 from stlab.sources.span import Span, covered
@@ -14,6 +15,7 @@ from stlab.sources.span import Span, covered
 if TYPE_CHECKING:
     import duckdb
 
+_ENOUGH_TIMES = 10  # to see how far apart readings are
 READINGS = " readings "
 """The column of the table ``steps`` with the number of readings; no file has a column of this name."""
 How = Literal["mean", "sum", "max", "min", "last"]
@@ -86,10 +88,10 @@ class ReadingTable:
     def _check_step(self, span: Span) -> None:
         """Refuse steps that are shorter than the time between two readings: most would be empty."""
         row = self._connection.execute(
-            "SELECT mode(gap) FROM (SELECT epoch(timestamp - lag(timestamp) OVER (ORDER BY timestamp)) AS gap "
+            "SELECT mode(gap), count(*) FROM (SELECT epoch(timestamp - lag(timestamp) OVER (ORDER BY timestamp)) AS gap "
             "FROM (SELECT DISTINCT timestamp FROM steps))"
         ).fetchone()
-        if row and row[0] and row[0] > span.seconds:
+        if row and row[1] >= _ENOUGH_TIMES and span.seconds < row[0] <= DAY_SECONDS:
             gap, step = (f"{seconds / 60:g} min" for seconds in (row[0], span.seconds))
             raise DataError(f"the readings are {gap} apart, and steps of {step} would mostly be empty. Give --step {gap.replace(' ', '')}.")
 

@@ -76,7 +76,7 @@ def test_what_makes_no_network(say: Callable[..., Any]) -> None:
         (("stations.csv", *some), "there is no column 'node' (--node). Its columns: station, lat, lon"),
         (("twice.csv", *some), "node a stands there twice"),
         (("nowhere.csv", *some), "line 3: node b has no place: 340, -118"),
-        (("routes.csv", "--routed", *some), "line 2: cost is 'far', no length"),
+        (("routes.csv", "--routed", *some), "line 2: cost is 'far', from a to b: no edge"),
         (("stations.csv", "--node", "station"), "give --neighbours 8, --radius-metres 2000, or both"),
         (("gone.csv", *some), "no such file"),
         (("stations.csv", "--node", "station", "--radius-metres", "1"), "no two nodes are that near"),

@@ -32,6 +32,8 @@ class Foreign:
     edges: tuple[tuple[str, str, float], ...] = ()
     """From, to, cost."""
     notes: tuple[str, ...] = ()
+    zero_is_a_reading: bool = False
+    """Whether the file says that its zeros are counts, which no network's are otherwise."""
 
 
 LAYOUTS: tuple[tuple[str, str], ...] = (

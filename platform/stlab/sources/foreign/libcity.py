@@ -43,8 +43,15 @@ def read_atomic(folder: Path) -> Foreign:
         row = int(np.argmax(index.duplicated()))
         raise DataError(f"{file}: line {row + 2} has the time and place of a line before. Keep one.")
     values = table[channels].apply(pd.to_numeric, errors="coerce").set_axis(index)
-    full = values.reindex(pd.MultiIndex.from_product([np.unique(key) for key in keys])).to_numpy(np.float64)
-    sizes = [len(np.unique(key)) for key in keys]
+    if (odd := (values.isna().to_numpy() & table[channels].notna().to_numpy()).any(axis=1)).any():
+        row = int(np.argmax(odd))
+        cells = ", ".join(map(str, table[channels].iloc[row]))
+        raise DataError(f"{file}: line {row + 2}: {cells}: not all are numbers. Leave a cell empty where there is no reading.")
+    axes = [np.unique(key) for key in keys]
+    if file.suffix == ".grid":  # rows and columns that nobody writes are cells all the same
+        axes[1:] = [np.arange(int(axis.max()) + 1) for axis in axes[1:]]
+    sizes = [len(axis) for axis in axes]
+    full = values.reindex(pd.MultiIndex.from_product(axes)).to_numpy(np.float64)
     stamps, even, left_out = on_even_grid(
         np.unique(keys[0]).astype("datetime64[s]"), full.reshape(*sizes, len(channels)), f"{file}: `time`"
     )
