@@ -106,6 +106,16 @@ def test_odd_tables_are_still_tables() -> None:
     assert "interval" not in relative_sentence(once)
 
 
+def test_a_reference_without_an_error_is_no_divisor(tmp_path: Path) -> None:
+    """Readings that repeat each week leave the mean by slot of the week an error of 0."""
+    rows = table_of({"full": 1.0, "small": 1.2}, ["bikes", "taxis"], seeds=2)
+    perfect = [one | {"test_rmse": 0.0, "test_mae": 0.0} if one["baseline"] and one["dataset"] == "bikes" else one for one in rows]
+    store = Store(tmp_path)
+    write_table(store, perfect)
+    page = Path(write_report(store, "whole")).read_text()
+    assert "vs week" in page
+
+
 def test_a_reason_is_that_of_its_own_point() -> None:
     lost = {"status": "failed", "test_rmse": None, "test_mae": None, "val_rmse": None, "val_mae": None}
     rows = [row("x", "full", 0, 1.0, 1.0) | {"trial_id": f"x{lam}", "param.model.flow_weight": lam} for lam in (0, 1)]

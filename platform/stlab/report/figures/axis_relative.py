@@ -27,6 +27,8 @@ def relative_axis_figure(path: str, panels: Sequence[AxisPanel]) -> Figure:
         curves = [(panel, curve) for panel in panels for curve in panel.curves]
         for index, (panel, curve) in enumerate(curves):
             lowest = min(point.rmse.mean for point in curve.points)
+            if not lowest:  # a perfect forecast: nothing is relative to it
+                continue
             values = [point.value for point in curve.points]
             means = [point.rmse.mean / lowest for point in curve.points]
             halves = [(point.rmse.half_width or 0.0) / lowest for point in curve.points]

@@ -94,8 +94,8 @@ def against_title(lines: Sequence[Summary]) -> str:
 
 
 def against_anchor(line: Summary, lines: Sequence[Summary]) -> str:
-    """Test RMSE relative to the anchor (``statistics.summary.anchor``), in percent; below zero is better."""
+    """Test RMSE relative to the anchor (``statistics.summary.anchor``), in percent; below zero is better. Nothing is relative to 0."""
     held = anchor(lines, line)
-    if line.test_rmse is None or held is None or held.test_rmse is None or line.label == held.label:
+    if line.test_rmse is None or held is None or held.test_rmse is None or line.label == held.label or not held.test_rmse.mean:
         return "–"
     return f"{100 * (line.test_rmse.mean / held.test_rmse.mean - 1):+.1f} %".replace("-", "−")
