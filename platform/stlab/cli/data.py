@@ -28,7 +28,7 @@ def inspect(
 ) -> None:
     """Show the shape, times, missing values, ranges and split of a data set, and draw its mean and its daily profile."""
     from stlab.data import load_dataset
-    from stlab.data.formats.readers import READERS
+    from stlab.data.formats.readers import READERS, read_content
     from stlab.inspection.data_summary import coverage_of, summarise
     from stlab.report.figures.data_set import data_set_figure
     from stlab.report.figures.style import render
@@ -38,7 +38,8 @@ def inspect(
     # If only networks are stored in this kind of file, the family is known.
     is_network = suffix in READERS["sensors"] and suffix not in READERS["grid"]
     spec = data_spec(path, overrides or [], **({"family": "sensors"} if is_network else {}))
-    summary = summarise(spec)
+    content = read_content(spec)
+    summary = summarise(spec, content)
     lines = [(label, text) for label, text in summary.lines() if label != "problem"]  # the error below lists the problems
     width = max(len(label) for label, _ in lines)
     for label, text in lines:
@@ -47,7 +48,7 @@ def inspect(
         raise UserError("the data cannot be used as it is, so no picture was drawn.\n" + "\n".join(summary.problems))
     dataset = load_dataset(spec)
     target = _target(dataset, picture, "")
-    target.write_bytes(render(data_set_figure(dataset, coverage_of(spec)), "png"))
+    target.write_bytes(render(data_set_figure(dataset, coverage_of(content, spec)), "png"))
     console.print(coloured(f"{'picture':<{width}}", "bold", f" {target}"), soft_wrap=True)
 
 

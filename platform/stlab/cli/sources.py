@@ -15,7 +15,7 @@ from stlab.cli.options import coloured, console_for_output
 
 if TYPE_CHECKING:
     from stlab.sources.build import Request
-    from stlab.sources.records import Progress
+    from stlab.sources.sql import Progress
 
 Files = Annotated[
     list[str],

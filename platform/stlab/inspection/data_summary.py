@@ -141,21 +141,23 @@ class DataSummary:
         return rows + [("problem", problem) for problem in self.problems]
 
 
-def summarise(spec: DataSpec) -> DataSummary:
+def summarise(spec: DataSpec, content: Series | ReadyWindows | None = None) -> DataSummary:
     """Summarise the data, and the segments into which the specification splits them.
+
+    Args:
+        content: what :func:`read_content` gives for the specification, where that is there already.
 
     Missing values and a series too short for the windows are listed as problems.
 
     Raises:
         DataError: the data cannot be read at all.
     """
-    content = read_content(spec)
+    content = read_content(spec) if content is None else content
     return _of_windows(content, spec) if isinstance(content, ReadyWindows) else _of_series(content, spec)
 
 
-def coverage_of(spec: DataSpec) -> Coverage | None:
+def coverage_of(content: Series | ReadyWindows, spec: DataSpec) -> Coverage | None:
     """Which readings of the channel that is forecast are missing, and when the segments begin; None for data without times."""
-    content = read_content(spec)
     if isinstance(content, ReadyWindows) or content.timestamps is None or len(content.timestamps) < 2:
         return None
     used = channels_of(content, [spec.channel]) if spec.family == "sensors" else content

@@ -18,8 +18,9 @@ from stlab.sources.layouts import LAYOUTS
 from stlab.sources.outcome import Outcome, Tally, check_malformed, share
 from stlab.sources.raw_files import RawFile, raw_files
 from stlab.sources.readings import How, ReadingTable
-from stlab.sources.records import Loaded, Manner, Progress, Want, database, executed, load, quoted
+from stlab.sources.records import Loaded, Manner, Want, load
 from stlab.sources.span import Span, said_time
+from stlab.sources.sql import Progress, database, executed, id_of, number, quoted
 from stlab.sources.trips import End, TripCounter, central_box, counted_grid, mark_duplicates
 from stlab.sources.write import checked_target, write_grid, write_network
 
@@ -208,18 +209,16 @@ def _write_places(
     connection: duckdb.DuckDBPyConnection, job: _Job, span: Span, ends: Sequence[End], outcome: Outcome
 ) -> None:
     """Write every place at every step; without a trip there, 0."""
-    odd = connection.execute(
-        "SELECT count(*) FROM counts WHERE NOT regexp_full_match(place, '0|[1-9][0-9]{0,17}')"
-    ).fetchone()
-    node = "CAST(place AS BIGINT)" if odd and odd[0] == 0 else "place"
+    node = id_of(connection, "counts", "place")
     sums = ", ".join(f"sum(trips) FILTER (channel = {i}) AS {quoted(end.channel)}" for i, end in enumerate(ends))
     filled = ", ".join(f"CAST(coalesce({quoted(end.channel)}, 0) AS DOUBLE) AS {quoted(end.channel)}" for end in ends)
-    nodes = connection.execute("SELECT count(DISTINCT place) FROM counts").fetchone()
-    outcome.facts |= {"nodes": nodes[0] if nodes else 0, "zero_is_a_reading": True}
+    nodes = number(connection, "SELECT count(DISTINCT place) FROM counts")
+    outcome.facts |= {"nodes": nodes, "zero_is_a_reading": True}
     query = (
         f"WITH c AS (SELECT step, place, {sums} FROM counts GROUP BY step, place), "
-        f"places AS (SELECT DISTINCT place FROM counts), s AS (SELECT CAST(range AS BIGINT) AS step FROM range({span.steps})) "
-        f"SELECT {span.first_time('s.step')} AS timestamp, {node.replace('place', 'places.place')} AS node, {filled} "
+        f"places AS (SELECT DISTINCT place, {node} AS node FROM counts), "
+        f"s AS (SELECT CAST(range AS BIGINT) AS step FROM range({span.steps})) "
+        f"SELECT {span.first_time('s.step')} AS timestamp, places.node AS node, {filled} "
         "FROM s CROSS JOIN places LEFT JOIN c ON c.step = s.step AND c.place = places.place ORDER BY 1, 2"
     )
     write_network(connection, query, job.target, outcome.metadata())

@@ -29,8 +29,9 @@ class Box:
         middle = math.radians((self.south + self.north) / 2)
         return (self.north - self.south) * _DEGREE, (self.east - self.west) * _DEGREE * math.cos(middle)
 
-    def words(self) -> str:
-        return f"{self.south:.6g} {self.west:.7g} {self.north:.6g} {self.east:.7g}"
+    def holds(self, lat: str, lon: str) -> str:
+        """SQL: a place lies in the box."""
+        return f"{lat} BETWEEN {self.south!r} AND {self.north!r} AND {lon} BETWEEN {self.west!r} AND {self.east!r}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class Cells:
         column = f"{column} + ({lon} >= {west} + ({column} + 1) * {width!r})::INT - ({lon} < {west} + {column} * {width!r})::INT"
         limits = ((row, self.rows - 1), (column, self.columns - 1))
         row, column = (f"CAST(least(greatest({number}, 0), {last}) AS INTEGER)" for number, last in limits)
-        inside = f"{lat} BETWEEN {box.south!r} AND {box.north!r} AND {lon} BETWEEN {box.west!r} AND {box.east!r}"
-        return f"CASE WHEN {inside} THEN {row} * {self.columns} + {column} END"
+        return f"CASE WHEN {box.holds(lat, lon)} THEN {row} * {self.columns} + {column} END"
 
 
 def box_of(values: tuple[float, float, float, float]) -> Box:

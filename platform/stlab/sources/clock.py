@@ -11,7 +11,7 @@ import pandas as pd
 
 from stlab.errors import DataError
 
-DAY_SECONDS = 86_400
+DAY_SECONDS = 86_400  # that of stlab.data would import torch
 _EXAMPLES = "5min, 30min, 1h"
 
 
@@ -68,7 +68,6 @@ class ClockChange:
         return f"{span} does not exist: " + (
             "no record" if not rows else f"{rows} records, kept as they stand. Are the times UTC or standard time?"
         )
-
 
     def words_of_source(self, zone: str) -> str:
         """A sentence on times that are converted from this zone."""

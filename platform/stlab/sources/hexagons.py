@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stlab.errors import DataError
 from stlab.sources.cells import Box
-from stlab.sources.records import quoted
+from stlab.sources.sql import quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -38,11 +38,7 @@ def mark_hexagons(
     for end in ends:
         lat, lon = (f"round(records.{quoted(role)}, {_DECIMALS})" for role in end.place)
         column = quoted(f"hexagon {end.channel}")
-        inside = (
-            "TRUE"
-            if box is None
-            else f"h.lat BETWEEN {box.south!r} AND {box.north!r} AND h.lon BETWEEN {box.west!r} AND {box.east!r}"
-        )
+        inside = "TRUE" if box is None else box.holds("h.lat", "h.lon")
         reader = connection.cursor()
         reader.execute(
             f"SELECT DISTINCT {lat} AS lat, {lon} AS lon FROM records WHERE abs({lat}) <= 90 AND abs({lon}) <= 180"

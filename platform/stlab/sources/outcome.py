@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stlab.errors import DataError
-from stlab.sources.records import Loaded, Malformed, literal
+from stlab.sources.records import Loaded, Malformed
+from stlab.sources.sql import literal
 
 if TYPE_CHECKING:
     import duckdb

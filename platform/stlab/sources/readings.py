@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from stlab.errors import DataError
 from stlab.sources.clock import DAY_SECONDS
 from stlab.sources.outcome import MALFORMED, Cases, Tally, tallied, why
-from stlab.sources.records import Loaded, Progress, executed, literal, quoted
+from stlab.sources.records import Loaded, check_named
 from stlab.sources.span import Span, covered
+from stlab.sources.sql import Progress, executed, id_of, literal, number, quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,7 +20,7 @@ _ENOUGH_TIMES = 10  # to see how far apart readings are
 READINGS = " readings "
 """The column of the table ``steps`` with the number of readings; no file has a column of this name."""
 How = Literal["mean", "sum", "max", "min", "last"]
-_AGGREGATES = {"mean": "avg", "sum": "sum", "max": "max", "min": "min", "last": "arg_max"}
+_AGGREGATES = {"mean": "avg", "sum": "sum", "max": "max", "min": "min"}
 
 
 class ReadingTable:
@@ -53,9 +54,7 @@ class ReadingTable:
         Raises:
             DataError: no reading is left, or no step; or no record names a node that is to be left out.
         """
-        for node in self._without:
-            if not self._connection.execute("SELECT count(*) FROM records WHERE node = ?", [node]).fetchone()[0]:  # type: ignore[index]
-                raise DataError(f"--without {node}: no record names that. Is it written so in the files?")
+        check_named(self._connection, self._without, ["node"])
         tallied(self._connection, "readings", self._cases(None), self._loaded)
         kept = f"SELECT time AS t FROM records WHERE {why(self._cases(None))} IS NULL"
         span, lost = covered(self._connection, kept, begin, end, seconds)
@@ -75,9 +74,10 @@ class ReadingTable:
         """
         tally = tallied(self._connection, "readings", self._cases(span), self._loaded)
         values = ", ".join(f"{self._aggregate(role)} AS {quoted(name)}" for role, name in self._values.items())
+        node = id_of(self._connection, "records", "node")
         executed(
             self._connection,
-            f"CREATE TABLE steps AS SELECT {span.first_time(span.step('time'))} AS timestamp, {self._node()} AS node, {values}, "
+            f"CREATE TABLE steps AS SELECT {span.first_time(span.step('time'))} AS timestamp, {node} AS node, {values}, "
             f"count(*) AS {quoted(READINGS)} FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY 1, 2",
             "aggregating",
             progress,
@@ -95,13 +95,6 @@ class ReadingTable:
             gap, step = (f"{seconds / 60:g} min" for seconds in (row[0], span.seconds))
             raise DataError(f"the readings are {gap} apart, and steps of {step} would mostly be empty. Give --step {gap.replace(' ', '')}.")
 
-    def _node(self) -> str:
-        """SQL of a node; a number where all are numbers, so that they are sorted as such."""
-        odd = self._connection.execute(
-            "SELECT count(*) FROM records WHERE node IS NOT NULL AND NOT regexp_full_match(node, '0|[1-9][0-9]{0,17}')"
-        ).fetchone()
-        return "CAST(node AS BIGINT)" if odd and odd[0] == 0 else "node"
-
     def _aggregate(self, role: str) -> str:
         value = quoted(role)
         return f"arg_max({value}, time)" if self._how == "last" else f"{_AGGREGATES[self._how]}({value})"
@@ -111,15 +104,12 @@ class ReadingTable:
         row = self._connection.execute(f"SELECT count(DISTINCT node), count(*), mode({quoted(READINGS)}) FROM steps").fetchone()
         assert row is not None
         nodes, cells, usual = int(row[0]), int(row[1]), int(row[2])
-        fewer = self._connection.execute(f"SELECT count(*) FROM steps WHERE {quoted(READINGS)} < {usual}").fetchone()
-        several = self._connection.execute(
-            f"SELECT count(*) FROM (SELECT 1 FROM records WHERE {why(self._cases(span))} IS NULL GROUP BY time, node HAVING count(*) > 1)"
-        ).fetchone()
-        assert fewer is not None
-        assert several is not None
+        fewer = number(self._connection, f"SELECT count(*) FROM steps WHERE {quoted(READINGS)} < {usual}")
+        kept = f"SELECT 1 FROM records WHERE {why(self._cases(span))} IS NULL"
+        several = number(self._connection, f"SELECT count(*) FROM ({kept} GROUP BY time, node HAVING count(*) > 1)")
         return {
-            "nodes": nodes, "missing": span.steps * nodes - cells, "readings_a_step": usual, "steps_with_fewer": int(fewer[0]),
-            "several_readings_of_one_time": int(several[0]),
+            "nodes": nodes, "missing": span.steps * nodes - cells, "readings_a_step": usual, "steps_with_fewer": fewer,
+            "several_readings_of_one_time": several,
         }  # fmt: skip
 
     def rows_between(self, span: Span, begin: datetime, end: datetime) -> int:

@@ -1,7 +1,6 @@
 """Raw records in a DuckDB table: files of different years and dialects, read together, with nothing dropped in silence.
 
-A cell that is there but cannot be read is marked ``bad``, so that what is malformed can be counted and named. The table lies in a scratch
-folder, and DuckDB keeps to a limit of memory: the records may be many times larger.
+A cell that is there but cannot be read is marked ``bad``, so that what is malformed can be counted and named.
 """
 
 from __future__ import annotations
@@ -9,12 +8,9 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import duckdb
 
@@ -22,14 +18,11 @@ from stlab.errors import DataError
 from stlab.sources.dialects import EPOCHS, Dialect, TimeForm, has_decimal_comma, opened, text_dialect, time_form
 from stlab.sources.layouts import LAYOUTS, Layout, folded, headless_layout, recognised
 from stlab.sources.raw_files import RawFile
+from stlab.sources.sql import Progress, executed, literal, number, quoted
 
-MEMORY = "1GB"
-"""What DuckDB may hold at once; beyond it uses the scratch folder."""
 _NULLS = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N")
 EXAMPLES = 3
 _MOST_CELLS = 100_000  # unreadable cells that are looked for in a file
-Progress = Callable[[str, float], None]
-"""Hears what is done at the moment, and how much of it: 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -98,54 +91,16 @@ class _Group:
     decimal_comma: bool
 
 
-@contextmanager
-def database(scratch: Path, progress: Progress | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB database in a folder, which reports how far its statements are."""
-    connection = duckdb.connect(str(scratch / "records.duckdb"))
-    try:
-        connection.execute(f"SET memory_limit = '{MEMORY}'")
-        connection.execute(f"SET temp_directory = {literal(str(scratch / 'spilled'))}")
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute("SET TimeZone = 'UTC'")
-        if progress is not None:
-            connection.execute("SET enable_progress_bar = true")
-            connection.execute("SET enable_progress_bar_print = false")
-            connection.execute("SET progress_bar_time = 0")
-        yield connection
-    finally:
-        connection.close()
+def check_named(connection: duckdb.DuckDBPyConnection, left_out: Sequence[str], roles: Sequence[str]) -> None:
+    """Refuse to leave out what no record names.
 
-
-def literal(text: str) -> str:
-    """A text as SQL has it."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """A column's name as SQL has it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def executed(
-    connection: duckdb.DuckDBPyConnection, statement: str, doing: str = "", progress: Progress | None = None
-) -> duckdb.DuckDBPyConnection:
-    """The result of a statement, whose progress is told while it runs."""
-    if progress is None:
-        return connection.execute(statement)
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.2):
-            progress(doing, max(connection.query_progress(), 0.0) / 100)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        return connection.execute(statement)
-    finally:
-        ended.set()
-        watcher.join()
-        progress(doing, 1.0)
+    Raises:
+        DataError: an id of ``--without`` stands in none of the roles.
+    """
+    for place in left_out:
+        named = " OR ".join(f"{quoted(role)} = {literal(place)}" for role in roles)
+        if not number(connection, f"SELECT count(*) FROM records WHERE {named}"):
+            raise DataError(f"--without {place}: no record names that. Is it written so in the files?")
 
 
 def load(
@@ -167,15 +122,15 @@ def load(
         groups[_group(connection, file, want, manner)].append(file)
     loaded = Loaded()
     connection.execute(f"CREATE TABLE records ({', '.join(_table_columns(want))})")
-    for number, (group, members) in enumerate(groups.items()):
-        _insert(connection, number, group, members, want, manner, progress)
+    for at, (group, members) in enumerate(groups.items()):
+        _insert(connection, at, group, members, want, manner, progress)
         if not group.dialect.is_parquet:
-            _rejected(connection, number, members, loaded)
+            _rejected(connection, at, members, loaded)
         loaded.dialects += [words for words in [group.dialect.words()] if words and words not in loaded.dialects]
         if group.decimal_comma and "decimal comma" not in loaded.dialects:
             loaded.dialects.append("decimal comma")
         loaded.layouts += [title for title in [group.layout] if title and title not in loaded.layouts]
-    loaded.rows = _number(connection, "SELECT count(*) FROM records") + loaded.malformed
+    loaded.rows = number(connection, "SELECT count(*) FROM records") + loaded.malformed
     _unreadable_cells(connection, groups, want, manner, loaded)
     order = [file.name for file in files]
     loaded.examples.sort(key=lambda example: (order.index(example.file), example.line))
@@ -191,11 +146,6 @@ def _table_columns(want: Want) -> list[str]:
         *columns,
         *(f"{quoted(f'bad_{role}')} BOOLEAN" for role in (*want.times, *want.numbers)),
     ]
-
-
-def _number(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = connection.execute(query).fetchone()
-    return int(row[0]) if row and row[0] is not None else 0
 
 
 def _group(connection: duckdb.DuckDBPyConnection, file: RawFile, want: Want, manner: Manner) -> _Group:
@@ -224,7 +174,7 @@ def _group(connection: duckdb.DuckDBPyConnection, file: RawFile, want: Want, man
 
 
 def _parquet_dialect(connection: duckdb.DuckDBPyConnection, file: RawFile) -> tuple[Dialect, dict[str, list[str]]]:
-    source = f"read_parquet({literal(str(file.path))})"
+    source = _source([file], Dialect((), is_parquet=True), "")
     try:
         described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
         texts = [name for name, kind, *_ in described if kind == "VARCHAR"]
@@ -302,7 +252,7 @@ def _form(
 
 
 def _insert(
-    connection: duckdb.DuckDBPyConnection, number: int, group: _Group, files: Sequence[RawFile], want: Want, manner: Manner,
+    connection: duckdb.DuckDBPyConnection, at: int, group: _Group, files: Sequence[RawFile], want: Want, manner: Manner,
     progress: Progress | None,
 ) -> None:  # fmt: skip
     dialect, column = group.dialect, dict(group.columns)
@@ -312,7 +262,7 @@ def _insert(
     row_hash = f"hash({literal(repr(group.times))}, {', '.join(map(quoted, dialect.header))})"
     bad = [_is_bad(_raw(column[role], dialect), sql) for role, sql in parsed.items()]
     chosen = ", ".join(["__file", row_hash, *parsed.values(), *texts, *bad])
-    rejects = f"store_rejects = true, rejects_limit = 0, rejects_table = 'rejects{number}', rejects_scan = 'scans{number}'"
+    rejects = f"store_rejects = true, rejects_limit = 0, rejects_table = 'rejects{at}', rejects_scan = 'scans{at}'"
     try:
         statement = f"INSERT INTO records SELECT {chosen} FROM {_source(files, dialect, rejects)}"
         executed(connection, statement, "reading", progress)
@@ -396,15 +346,13 @@ def _number_of(column: str, group: _Group) -> str:
     return f"CASE WHEN isfinite(try_cast({text} AS DOUBLE)) THEN try_cast({text} AS DOUBLE) END"
 
 
-def _rejected(connection: duckdb.DuckDBPyConnection, number: int, files: Sequence[RawFile], loaded: Loaded) -> None:
+def _rejected(connection: duckdb.DuckDBPyConnection, group: int, files: Sequence[RawFile], loaded: Loaded) -> None:
     """Add the rows whose cells are not those of the header."""
-    loaded.malformed += _number(
-        connection, f"SELECT count(*) FROM (SELECT DISTINCT file_id, line FROM rejects{number})"
-    )
+    loaded.malformed += number(connection, f"SELECT count(*) FROM (SELECT DISTINCT file_id, line FROM rejects{group})")
     names = {str(file.path): file.name for file in files}
     wanted = EXAMPLES - len(loaded.examples)
     rows = connection.execute(
-        f"SELECT s.file_path, r.line, any_value(r.error_message) FROM rejects{number} r JOIN scans{number} s USING (scan_id, file_id) "
+        f"SELECT s.file_path, r.line, any_value(r.error_message) FROM rejects{group} r JOIN scans{group} s USING (scan_id, file_id) "
         f"GROUP BY ALL ORDER BY 1, 2 LIMIT {max(wanted, 0)}"
     ).fetchall()
     loaded.examples += [

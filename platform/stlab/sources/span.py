@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stlab.errors import DataError
-from stlab.sources.records import literal
+from stlab.sources.sql import literal
 
 if TYPE_CHECKING:
     import duckdb

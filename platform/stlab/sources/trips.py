@@ -12,8 +12,9 @@ import numpy as np
 from stlab.errors import DataError
 from stlab.sources.cells import Box
 from stlab.sources.outcome import MALFORMED, Cases, Tally, tallied, why
-from stlab.sources.records import Loaded, Progress, executed, literal, quoted
+from stlab.sources.records import Loaded, check_named
 from stlab.sources.span import Span, covered
+from stlab.sources.sql import Progress, executed, literal, quoted
 
 if TYPE_CHECKING:
     import duckdb
@@ -112,14 +113,10 @@ class TripCounter:
         Raises:
             DataError: no record is left, or no step; or no record names a zone that is to be left out.
         """
-        for place in self._without:
-            named = " OR ".join(f"{quoted(one.place[0])} = {literal(place)}" for one in self._ends)
-            if not self._connection.execute(f"SELECT count(*) FROM records WHERE {named}").fetchone()[0]:  # type: ignore[index]
-                raise DataError(f"--without {place}: no record names that. Is it written so in the files?")
-        for end_of_trip in self._ends:
-            tallied(self._connection, end_of_trip.channel, self._cases(end_of_trip, None), self._loaded)
+        check_named(self._connection, self._without, [end_of_trip.place[0] for end_of_trip in self._ends])
         # Trips that begin on the last evening end on a day that has nothing else.
         first = self._ends[0]
+        tallied(self._connection, first.channel, self._cases(first, None), self._loaded)  # says why, if none is left
         kept = f"SELECT {quoted(first.time)} AS t FROM records WHERE {why(self._cases(first, None))} IS NULL"
         return covered(self._connection, kept, begin, end, seconds)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from stlab.errors import DataError
 from stlab.files import is_uri, told
+from stlab.sources.sql import literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -80,12 +81,9 @@ def write_network(connection: duckdb.DuckDBPyConnection, query: str, path: Path,
     """Write the rows of a query (timestamp, node, values) as the Parquet that ``data.path`` takes."""
     import duckdb
 
-    escaped = metadata.replace("'", "''")
     with whole_file(path) as beside:
-        target = str(beside).replace("'", "''")
+        options = f"FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{METADATA}: {literal(metadata)}}}"
         try:
-            connection.execute(
-                f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{METADATA}: '{escaped}'}})"
-            )
+            connection.execute(f"COPY ({query}) TO {literal(str(beside))} ({options})")
         except duckdb.IOException as error:
             raise DataError(f"{path}: cannot be written. {str(error).splitlines()[0]}") from error

@@ -11,6 +11,7 @@ import pytest
 
 from stlab.data import load_dataset
 from stlab.data.formats.content import Series
+from stlab.data.formats.readers import read_content
 from stlab.data.protocol.split import segments_of
 from stlab.inspection.data_summary import coverage_of
 from stlab.inspection.findings import findings
@@ -112,7 +113,7 @@ def test_findings_stand_on_the_terminal_and_missing_readings_in_the_picture(say:
     assert "finding" in answer.out
     assert "10 steps have no reading anywhere, in 1 gaps" in answer.out
     spec = DataSpec(path="net.npz", family="sensors", missing="zero")
-    coverage = coverage_of(spec)
+    coverage = coverage_of(read_content(spec), spec)
     assert coverage is not None
     np.testing.assert_array_equal(coverage.missing, np.isnan(values).all(axis=1))
     figure = data_set_figure(load_dataset(spec), coverage)
